@@ -1,0 +1,39 @@
+//! KeyDB's rules, without any I/O.
+//!
+//! - A key is its [`Fingerprint`]: the top 96 bits of a seeded XXH3-128.
+//! - It lives until an [`Expiry`], which a [`Ttl`] gives it.
+//! - It belongs to one [`HashRange`], the unit of ownership.
+//! - The [`ClusterMap`] says which node owns which range.
+//! - A [`KeySet`] holds the keys of one range and answers for them.
+//!
+//! Nothing here reads a file, a socket or the wall clock: time comes in as an argument, and what must be random comes from
+//! [`random`].
+
+mod bitmap;
+mod claim;
+mod clock;
+mod cluster_map;
+mod fingerprint;
+mod hash_range;
+mod ids;
+mod keyset;
+mod placement;
+pub mod random;
+mod ttl;
+
+pub use bitmap::Bitmap;
+pub use claim::Claim;
+pub use clock::{Clock, ManualClock};
+pub use cluster_map::{
+    ClusterMap, Durability, Follower, FollowerRole, FollowerState, HashSpec, MapError, NewCluster,
+    NodeEntry, NodeState, RangeEntry, Target,
+};
+pub use fingerprint::{
+    FINGERPRINT_BYTES, Fingerprint, HashSeed, KEY_BYTES_MAX, KeyError, PackedFingerprints,
+    PackedLengthError,
+};
+pub use hash_range::{HASH_RANGES_MAX, HashRange, RangeCountError, RangeId};
+pub use ids::{ClusterId, IdError, Incarnation, NodeId, OperationId};
+pub use keyset::{Arena, Entry, InsertError, KeySet, Provisioner, Sweep, Times};
+pub use placement::{PlacementError, place};
+pub use ttl::{Expiry, ExpiryError, TTL_MAX, Ttl, TtlError, UnixMillis, UnixSeconds};
