@@ -1,13 +1,46 @@
 //! Object storage behind one small trait, and the cluster map in it.
+//!
+//! - [`ObjectStorage`] is the trait: read, write if absent, write if unchanged, and the storage's own time. Both writes are
+//!   exclusive: of any number of writers with the same condition, at most one wins.
+//! - [`LocalStorage`] keeps objects in a directory that processes of one machine share; [`MemoryStorage`] in this process.
+//!   [`StorageUrl`] is how settings name one.
+//! - [`MapStore`] keeps the cluster map in object storage: it creates the map once, and changes it by compare-and-swap only.
+//!
+//! ```
+//! use bytes::Bytes;
+//! use keydb_storage::{LocalStorage, ObjectStorage, Put};
+//!
+//! # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+//! # let dir = tempfile::tempdir()?;
+//! # let dir = dir.path();
+//! # runtime.block_on(async {
+//! let storage = LocalStorage::open(dir)?;
+//! let Put::Done(version) = storage.put_if_absent("greeting", Bytes::from("hello")).await? else {
+//!     panic!("somebody else wrote it first");
+//! };
+//! storage.put_if_match("greeting", Bytes::from("hello again"), &version).await?;
+//! // The version was used up by the write before.
+//! assert_eq!(storage.put_if_match("greeting", Bytes::new(), &version).await?, Put::Conflict);
+//! # Ok::<(), keydb_storage::StorageError>(())
+//! # })?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
+#[cfg(test)]
+mod conformance;
 mod error;
+mod exclusivity;
+mod key;
 mod local;
 mod map_store;
 mod memory;
+mod object;
 mod url;
 
-use std::{fmt::Debug, sync::Arc};
-
-use async_trait::async_trait;
-use bytes::Bytes;
-use keydb_core::UnixMillis;
+pub use error::{StorageError, StorageErrorKind};
+pub use key::{KEY_BYTES_MAX, check_key};
+pub use local::LocalStorage;
+pub use map_store::{Init, InitError, MAP_KEY, MapStore, MapStoreError, UpdateError};
+pub use memory::MemoryStorage;
+pub use object::{Object, ObjectStorage, Put, Version};
+pub use url::{StorageUrl, StorageUrlError};

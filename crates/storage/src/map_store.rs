@@ -1,0 +1,326 @@
+//! The cluster map in object storage: created once, changed by compare-and-swap only.
+//!
+//! **After a write whose outcome is unknown** the map is read again. Each write carries a nonce of its own, so a writer that finds
+//! its nonce knows that it succeeded. A map with another nonce proves nothing: the write may have been applied and overwritten,
+//! or, while the object has the version that the write is conditional on, may yet be applied. So the change is decided anew, by
+//! the map that is there, and written under the version that is there: of that write and one still under way at most one is
+//! applied. A call that fails after a write in doubt always says that the outcome is unknown.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use keydb_core::{ClusterMap, MapError, NewCluster, OperationId, random};
+use tokio::time::{Instant, sleep};
+
+use crate::{ObjectStorage, Put, StorageError, StorageErrorKind, Version, exclusivity};
+
+/// The key of the object that is the cluster map.
+pub const MAP_KEY: &str = "cluster-map.json";
+
+const ATTEMPTS_MAX: u32 = 32;
+/// No new attempt starts later than this after the first.
+const ATTEMPTS_DEADLINE: Duration = Duration::from_secs(30);
+const BACKOFF_MIN: Duration = Duration::from_millis(5);
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// The cluster map in object storage.
+#[derive(Debug, Clone)]
+pub struct MapStore {
+    storage: Arc<dyn ObjectStorage>,
+}
+
+/// How [`MapStore::init`] ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Init {
+    /// This call created the cluster.
+    Created(ClusterMap),
+    /// There was one already; nothing was changed.
+    Existing(ClusterMap),
+}
+
+/// The cluster map could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MapStoreError {
+    /// The storage failed.
+    #[error("cannot read the cluster map: {0}")]
+    Storage(#[from] StorageError),
+    /// What is stored is not a map that this build can use. Trying again does not help.
+    #[error("object {MAP_KEY:?} in the storage cannot be used: {0}")]
+    Map(#[from] MapError),
+}
+
+/// The cluster map was not changed, or perhaps was.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UpdateError<E> {
+    /// The current map could not be read; nothing was changed.
+    #[error(transparent)]
+    Load(#[from] MapStoreError),
+    /// There is no map to change.
+    #[error(
+        "there is no cluster map in the storage (no object {MAP_KEY:?}); `keydb init` creates one"
+    )]
+    NoMap,
+    /// The caller's own error, for the map that was current then; nothing was changed.
+    #[error("{0}")]
+    Change(E),
+    /// The next map does not come after the current one; nothing was changed.
+    #[error(
+        "the next cluster map (lineage {}, epoch {}) is not newer than the current one (lineage {}, epoch {})",
+        next.0, next.1, current.0, current.1
+    )]
+    NotNewer {
+        /// The current map's lineage and epoch.
+        current: (u64, u64),
+        /// The refused map's lineage and epoch.
+        next: (u64, u64),
+    },
+    /// The next map is not one that could be read again; nothing was changed.
+    #[error("the next cluster map is refused: {0}")]
+    Invalid(MapError),
+    /// Others changed the map each time in between; nothing was changed. Trying again later helps.
+    #[error("the cluster map was not changed: others were faster {attempts} times in a row")]
+    Contended {
+        /// How many writes met a conflict.
+        attempts: u32,
+    },
+    /// The storage did not take the map; nothing was changed.
+    #[error("the cluster map was not changed: {0}")]
+    NotWritten(StorageError),
+    /// The map may have been changed, or may yet be.
+    #[error("it is not known whether the cluster map was changed: {0}")]
+    OutcomeUnknown(StorageError),
+}
+
+/// The cluster was not created, or perhaps was. Running it again is harmless.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InitError {
+    /// There cannot be such a cluster; nothing was written.
+    #[error(transparent)]
+    Invalid(#[from] MapError),
+    /// It could not be found out whether there is a map already.
+    #[error(transparent)]
+    Load(#[from] MapStoreError),
+    /// The storage cannot keep two writers apart; no map was written.
+    #[error(
+        "conditional writes of this object storage are not exclusive: {found}. Two nodes could own the same keys, so no cluster was created"
+    )]
+    NotExclusive {
+        /// What was seen.
+        found: String,
+    },
+    /// The storage failed; no map was written.
+    #[error("the cluster was not created: {0}")]
+    Storage(#[from] StorageError),
+    /// The map may have been written, or may yet be.
+    #[error("it is not known whether the cluster was created: {0}; run it again to find out")]
+    OutcomeUnknown(StorageError),
+}
+
+impl MapStore {
+    /// The map in this storage.
+    pub fn new(storage: Arc<dyn ObjectStorage>) -> Self {
+        Self { storage }
+    }
+
+    /// Reads the map; `None` when the cluster has not been created.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not a map that this build can use.
+    pub async fn load(&self) -> Result<Option<ClusterMap>, MapStoreError> {
+        Ok(self.read().await?.map(|(map, _)| map))
+    }
+
+    /// Changes the map: `change` gets the current map and returns the next one, usually its
+    /// [`successor`](ClusterMap::successor) edited, or `None` when there is nothing to do. Returns the map that is in force
+    /// afterwards.
+    ///
+    /// `change` is called again, with the map of then, when another writer was faster or the storage did not answer; so it must
+    /// decide by the map alone whether the change is still wanted. The next map's `write_nonce` is set here.
+    ///
+    /// # Errors
+    /// All kinds but [`OutcomeUnknown`](UpdateError::OutcomeUnknown) mean that nothing was changed by this call.
+    pub async fn update<E>(
+        &self,
+        mut change: impl FnMut(&ClusterMap) -> Result<Option<ClusterMap>, E>,
+    ) -> Result<ClusterMap, UpdateError<E>> {
+        let mut attempts = Attempts::new();
+        let mut own_nonces: Vec<OperationId> = Vec::new();
+        // The last write of unknown outcome, with the version that it was to replace.
+        let mut in_doubt: Option<(Version, StorageError)> = None;
+        loop {
+            let (map, version) = match self.read().await {
+                Ok(Some(read)) => read,
+                Ok(None) => return Err(or_in_doubt(in_doubt, UpdateError::NoMap)),
+                Err(MapStoreError::Storage(error))
+                    if error.kind() != StorageErrorKind::Refused && attempts.again().await =>
+                {
+                    tracing::debug!(%error, "reading the cluster map again");
+                    continue;
+                }
+                Err(error) => return Err(or_in_doubt(in_doubt, error.into())),
+            };
+            if own_nonces.contains(&map.write_nonce) {
+                return Ok(map);
+            }
+            let mut next = match change(&map) {
+                Ok(Some(next)) => next,
+                Ok(None) => {
+                    return match in_doubt {
+                        Some((replaced, doubt)) if replaced == version => {
+                            Err(UpdateError::OutcomeUnknown(doubt))
+                        }
+                        _ => Ok(map),
+                    };
+                }
+                Err(error) => return Err(or_in_doubt(in_doubt, UpdateError::Change(error))),
+            };
+            next.write_nonce = OperationId::random();
+            let json = match check_next(&map, &next) {
+                Ok(json) => json,
+                Err(error) => return Err(or_in_doubt(in_doubt, error)),
+            };
+            let failure = match self.storage.put_if_match(MAP_KEY, json, &version).await {
+                Ok(Put::Done(_)) => return Ok(next),
+                Ok(Put::Conflict) => UpdateError::Contended {
+                    attempts: attempts.made,
+                },
+                Err(error) => {
+                    if error.kind() == StorageErrorKind::OutcomeUnknown {
+                        tracing::warn!(%error, epoch = next.epoch, "reading the cluster map again to see whether it was changed");
+                        own_nonces.push(next.write_nonce);
+                        in_doubt = Some((version, error.clone()));
+                    }
+                    if error.kind() == StorageErrorKind::Refused {
+                        return Err(or_in_doubt(in_doubt, UpdateError::NotWritten(error)));
+                    }
+                    UpdateError::NotWritten(error)
+                }
+            };
+            if !attempts.again().await {
+                return Err(or_in_doubt(in_doubt, failure));
+            }
+        }
+    }
+
+    /// Creates the cluster's first map, after proving with racing writers that the storage's conditional writes are exclusive.
+    /// Where there is a map already, nothing is done; so running it again, or several times at once, is harmless.
+    ///
+    /// The proof leaves a few small objects under `init-probe/`, which may be deleted.
+    ///
+    /// # Errors
+    /// All kinds but [`OutcomeUnknown`](InitError::OutcomeUnknown) mean that this call wrote no map.
+    pub async fn init(&self, new: &NewCluster) -> Result<Init, InitError> {
+        let map = ClusterMap::create(new)?;
+        if let Some(existing) = self.load().await? {
+            return Ok(Init::Existing(existing));
+        }
+        exclusivity::prove(&self.storage).await?;
+        let json = Bytes::from(map.to_json());
+        let mut attempts = Attempts::new();
+        let mut in_doubt = None;
+        loop {
+            let failure = match self.storage.put_if_absent(MAP_KEY, json.clone()).await {
+                Ok(Put::Done(_)) => return Ok(Init::Created(map)),
+                Ok(Put::Conflict) => InitError::NotExclusive {
+                    found: format!("creating object {MAP_KEY:?} met a conflict, yet there is none"),
+                },
+                Err(error) => {
+                    match error.kind() {
+                        StorageErrorKind::Refused => {
+                            return Err(init_failed(in_doubt, error.into()));
+                        }
+                        StorageErrorKind::OutcomeUnknown => in_doubt = Some(error.clone()),
+                        StorageErrorKind::Unavailable => {}
+                    }
+                    InitError::Storage(error)
+                }
+            };
+            match self.load().await {
+                // A node may already have changed it; the id, drawn above, is still this call's own.
+                Ok(Some(found)) if found.cluster_id == map.cluster_id => {
+                    return Ok(Init::Created(found));
+                }
+                Ok(Some(found)) => return Ok(Init::Existing(found)),
+                Ok(None) => {}
+                Err(MapStoreError::Storage(error)) if error.kind() != StorageErrorKind::Refused => {
+                }
+                Err(error) => return Err(init_failed(in_doubt, error.into())),
+            }
+            if !attempts.again().await {
+                return Err(init_failed(in_doubt, failure));
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<Option<(ClusterMap, Version)>, MapStoreError> {
+        let Some(object) = self.storage.get(MAP_KEY).await? else {
+            return Ok(None);
+        };
+        Ok(Some((
+            ClusterMap::from_json(&object.bytes)?,
+            object.version,
+        )))
+    }
+}
+
+/// The next map's JSON, when it may follow the current one.
+fn check_next<E>(current: &ClusterMap, next: &ClusterMap) -> Result<Bytes, UpdateError<E>> {
+    if next.version() <= current.version() {
+        return Err(UpdateError::NotNewer {
+            current: current.version(),
+            next: next.version(),
+        });
+    }
+    if next.cluster_id != current.cluster_id {
+        return Err(UpdateError::Invalid(MapError::Inconsistent(format!(
+            "it is of cluster {}, the current one of cluster {}",
+            next.cluster_id, current.cluster_id
+        ))));
+    }
+    let json = next.to_json();
+    // What cannot be read again would end the cluster.
+    ClusterMap::from_json(&json).map_err(UpdateError::Invalid)?;
+    Ok(json.into())
+}
+
+/// How an update ends that fails with `error`, where an earlier write of it may have been applied or may yet be.
+fn or_in_doubt<E>(
+    in_doubt: Option<(Version, StorageError)>,
+    error: UpdateError<E>,
+) -> UpdateError<E> {
+    in_doubt.map_or(error, |(_, doubt)| UpdateError::OutcomeUnknown(doubt))
+}
+
+fn init_failed(in_doubt: Option<StorageError>, error: InitError) -> InitError {
+    in_doubt.map_or(error, InitError::OutcomeUnknown)
+}
+
+/// Bounds and paces the attempts of one call.
+struct Attempts {
+    started: Instant,
+    made: u32,
+    backoff: Duration,
+}
+
+impl Attempts {
+    fn new() -> Self {
+        Self {
+            started: Instant::now(),
+            made: 1,
+            backoff: BACKOFF_MIN,
+        }
+    }
+
+    /// Waits until the next attempt is due; false when there is to be none.
+    async fn again(&mut self) -> bool {
+        if self.made >= ATTEMPTS_MAX || self.started.elapsed() >= ATTEMPTS_DEADLINE {
+            return false;
+        }
+        self.made += 1;
+        // Anything up to the backoff, so that writers that met once do not meet again.
+        let wait_us = random::u64() % self.backoff.as_micros().try_into().unwrap_or(u64::MAX);
+        sleep(Duration::from_micros(wait_us)).await;
+        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+        true
+    }
+}
