@@ -1,0 +1,329 @@
+//! One segment: a table of slots in 0 to 8 extents.
+
+use super::{
+    Arena, EXTENT_SLOTS, Extent, InsertError, SEGMENT_EXTENTS_MAX, Slot, layout::Place,
+    memory::prefetch, slot::Needle,
+};
+
+/// Entries an extent takes before its segment grows: a load of 0.89. Higher saves memory and costs time: how many entries an
+/// insert shifts grows with 1 / (1 - load)^2.
+const EXTENT_ENTRIES_MAX: usize = 911;
+
+/// Slots at a segment's end that are nobody's home, so that the last entries have room to be shifted to.
+const TAIL_SLOTS: usize = 32;
+
+/// A table of slots; see the [module](super) for its shape and invariants.
+#[derive(Debug, Default)]
+pub(super) struct Segment {
+    extents: [Option<Extent>; SEGMENT_EXTENTS_MAX],
+    extent_count: u32,
+    entries: u32,
+    /// Slots that can be a home.
+    home_slots: u32,
+    /// How many of the phase's fraction bits pick this segment.
+    depth: u32,
+}
+
+/// Where a slot is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Position {
+    extent: usize,
+    slot: usize,
+}
+
+/// What a probe found.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Probe {
+    /// The fingerprint's entry.
+    Found(Position, Slot),
+    /// Where the entry would have to go.
+    Vacant(Position),
+}
+
+/// How many extents so many entries take; with room for at least one more, unless there are none.
+pub(super) const fn extents_for(entries: usize) -> usize {
+    if entries == 0 {
+        0
+    } else {
+        entries / EXTENT_ENTRIES_MAX + 1
+    }
+}
+
+impl Segment {
+    /// An empty segment, which takes no memory.
+    pub(super) fn new(depth: u32) -> Self {
+        Self {
+            depth,
+            ..Self::default()
+        }
+    }
+
+    #[inline]
+    pub(super) const fn depth(&self) -> u32 {
+        self.depth
+    }
+
+    pub(super) const fn entries(&self) -> usize {
+        self.entries as usize
+    }
+
+    pub(super) const fn extent_count(&self) -> usize {
+        self.extent_count as usize
+    }
+
+    /// Whether one more entry needs more room first.
+    #[inline]
+    pub(super) const fn is_full(&self) -> bool {
+        self.entries() >= self.extent_count() * EXTENT_ENTRIES_MAX
+    }
+
+    #[inline]
+    fn home(&self, place: Place) -> Position {
+        let home = place.home(self.depth, self.home_slots as usize);
+        Position {
+            extent: home / EXTENT_SLOTS,
+            slot: home % EXTENT_SLOTS,
+        }
+    }
+
+    /// Starts fetching the slots that a probe will look at.
+    #[inline]
+    pub(super) fn prefetch(&self, place: Place) {
+        let home = self.home(place);
+        if let Some(Some(extent)) = self.extents.get(home.extent) {
+            prefetch(&extent[home.slot]);
+        }
+    }
+
+    /// Looks `needle` up from its home on.
+    #[inline]
+    pub(super) fn probe(&self, needle: Needle, place: Place) -> Probe {
+        let home = self.home(place);
+        let mut first = home.slot;
+        for (index, extent) in self.extents.iter().enumerate().skip(home.extent) {
+            let Some(extent) = extent else {
+                return Probe::Vacant(Position {
+                    extent: index,
+                    slot: first,
+                });
+            };
+            for (offset, slot) in extent[first..].iter().enumerate() {
+                if needle.stops_at(*slot) {
+                    let position = Position {
+                        extent: index,
+                        slot: first + offset,
+                    };
+                    return if needle.is_in(*slot) {
+                        Probe::Found(position, *slot)
+                    } else {
+                        Probe::Vacant(position)
+                    };
+                }
+            }
+            first = 0;
+        }
+        Probe::Vacant(Position {
+            extent: SEGMENT_EXTENTS_MAX,
+            slot: 0,
+        })
+    }
+
+    /// Overwrites the entry at `position` with one of the same fingerprint.
+    #[inline]
+    pub(super) fn replace(&mut self, position: Position, slot: Slot) {
+        if let Some(extent) = &mut self.extents[position.extent] {
+            debug_assert_eq!(extent[position.slot].fingerprint(), slot.fingerprint());
+            extent[position.slot] = slot;
+        }
+    }
+
+    /// Puts an entry at a vacant position and shifts those behind it. False, and nothing changed, when no slot is empty from
+    /// there to the end.
+    #[inline]
+    pub(super) fn insert(&mut self, at: Position, slot: Slot) -> bool {
+        let Some(Some(extent)) = self.extents.get_mut(at.extent) else {
+            return false;
+        };
+        if let Some(run) = first_empty(&extent[at.slot..]) {
+            extent.copy_within(at.slot..at.slot + run, at.slot + 1);
+            extent[at.slot] = slot;
+        } else if !self.insert_across_extents(at, slot) {
+            return false;
+        }
+        self.entries += 1;
+        true
+    }
+
+    /// As `insert`, where the run of entries reaches into the next extents.
+    #[cold]
+    fn insert_across_extents(&mut self, at: Position, slot: Slot) -> bool {
+        let behind = self.extents[at.extent + 1..]
+            .iter()
+            .map_while(Option::as_ref)
+            .enumerate();
+        let end = behind.filter_map(|(index, extent)| {
+            first_empty(&extent[..]).map(|run| Position {
+                extent: at.extent + 1 + index,
+                slot: run,
+            })
+        });
+        let Some(end) = end.into_iter().next() else {
+            return false;
+        };
+        let mut carried = slot;
+        let mut first = at.slot;
+        let shifted = self.extents[at.extent..=end.extent]
+            .iter_mut()
+            .map_while(Option::as_mut);
+        for (index, extent) in shifted.enumerate() {
+            let last = if at.extent + index == end.extent {
+                end.slot
+            } else {
+                EXTENT_SLOTS - 1
+            };
+            let pushed_out = extent[last];
+            extent.copy_within(first..last, first + 1);
+            extent[first] = carried;
+            carried = pushed_out;
+            first = 0;
+        }
+        debug_assert!(carried.is_empty());
+        true
+    }
+
+    /// The entries in fingerprint order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = Slot> + '_ {
+        let extents = self.extents.iter().map_while(Option::as_ref);
+        extents
+            .flat_map(|extent| extent.iter().copied())
+            .filter(|slot| !slot.is_empty())
+    }
+
+    /// Gives all extents back; the segment is empty then.
+    pub(super) fn clear(&mut self, arena: &Arena) {
+        arena.give_back(self.extents.iter_mut().filter_map(Option::take));
+        *self = Self::new(self.depth);
+    }
+}
+
+/// A segment in the making: entries are laid out one after the other, in order, into fresh extents.
+///
+/// A rebuild never works in place: until it has succeeded, the old segment stays as it was.
+pub(super) struct Builder<'a> {
+    segment: Segment,
+    /// The extent that is being written, and the next slot in it.
+    current: Position,
+    arena: &'a Arena,
+}
+
+impl<'a> Builder<'a> {
+    /// A segment with `extent_count` extents.
+    ///
+    /// # Errors
+    /// When there is no memory for them.
+    pub(super) fn new(
+        depth: u32,
+        extent_count: usize,
+        arena: &'a Arena,
+    ) -> Result<Self, InsertError> {
+        let mut builder = Self {
+            segment: Segment::new(depth),
+            current: Position { extent: 0, slot: 0 },
+            arena,
+        };
+        for extent in &mut builder.segment.extents[..extent_count] {
+            // On an error the drop gives back what was taken so far.
+            *extent = Some(arena.take()?);
+        }
+        builder.segment.extent_count = extent_count as u32;
+        builder.segment.home_slots =
+            (extent_count * EXTENT_SLOTS).saturating_sub(TAIL_SLOTS) as u32;
+        Ok(builder)
+    }
+
+    /// Lays out one more entry. False when it would have to lie behind the end: the segment needs more extents.
+    #[inline]
+    pub(super) fn push(&mut self, slot: Slot, place: Place) -> bool {
+        let home = self.segment.home(place);
+        while let Some(Some(extent)) = self.segment.extents.get_mut(self.current.extent) {
+            let next = self.current.slot;
+            let at = match home.extent > self.current.extent {
+                true => EXTENT_SLOTS,
+                false if home.extent == self.current.extent => home.slot.max(next),
+                false => next,
+            };
+            // Extents come with old content: what is skipped must be emptied.
+            extent[next..at].fill(Slot::EMPTY);
+            if at < EXTENT_SLOTS {
+                extent[at] = slot;
+                self.current.slot = at + 1;
+                self.segment.entries += 1;
+                return true;
+            }
+            self.current = Position {
+                extent: self.current.extent + 1,
+                slot: 0,
+            };
+        }
+        false
+    }
+
+    /// The segment with what was laid out.
+    pub(super) fn finish(mut self) -> Segment {
+        for extent in self.segment.extents[self.current.extent.min(SEGMENT_EXTENTS_MAX)..]
+            .iter_mut()
+            .map_while(Option::as_mut)
+        {
+            extent[self.current.slot..].fill(Slot::EMPTY);
+            self.current.slot = 0;
+        }
+        std::mem::take(&mut self.segment)
+    }
+}
+
+impl Drop for Builder<'_> {
+    fn drop(&mut self) {
+        self.segment.clear(self.arena);
+    }
+}
+
+/// The index of the first empty slot.
+#[inline]
+fn first_empty(slots: &[Slot]) -> Option<usize> {
+    slots.iter().position(|slot| slot.is_empty())
+}
+
+#[cfg(test)]
+impl Segment {
+    /// Asserts what must hold between calls.
+    pub(super) fn check(&self, place: impl Fn(Slot) -> Place) {
+        let slots: Vec<Slot> = self
+            .extents
+            .iter()
+            .flatten()
+            .flat_map(|extent| extent.iter().copied())
+            .collect();
+        assert_eq!(slots.len(), self.extent_count() * EXTENT_SLOTS);
+        assert_eq!(
+            slots.iter().filter(|slot| !slot.is_empty()).count(),
+            self.entries()
+        );
+        assert!(
+            self.iter()
+                .is_sorted_by(|a, b| a.fingerprint() < b.fingerprint()),
+            "entries ascend"
+        );
+        for (index, slot) in slots
+            .iter()
+            .enumerate()
+            .filter(|(_, slot)| !slot.is_empty())
+        {
+            let home = place(*slot).home(self.depth, self.home_slots as usize);
+            assert!(home <= index, "no entry lies before its home");
+            assert!(
+                slots[home..index].iter().all(|slot| !slot.is_empty()),
+                "no gap behind a home"
+            );
+        }
+    }
+}
