@@ -1,1 +1,334 @@
-//! placeholder
+//! What every backend must do. Each backend runs all of it with [`conformance_tests!`].
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::{sync::Barrier, task::JoinSet};
+
+use crate::{Object, ObjectStorage, Put, StorageErrorKind, Version};
+
+pub(crate) const WRITERS: usize = 16;
+const RACES: usize = 40;
+
+/// A storage under test: several handles on the same objects, and whatever must outlive them.
+pub(crate) struct Handles {
+    pub(crate) handles: Vec<Arc<dyn ObjectStorage>>,
+    pub(crate) _dir: Option<tempfile::TempDir>,
+}
+
+/// Handles that are all the same storage.
+pub(crate) fn handles_of(storage: Arc<dyn ObjectStorage>) -> Handles {
+    Handles {
+        handles: vec![storage; WRITERS],
+        _dir: None,
+    }
+}
+
+impl Handles {
+    pub(crate) fn one(&self) -> &dyn ObjectStorage {
+        &*self.handles[0]
+    }
+}
+
+/// One test for each function of this module, run with `$open`, an expression that opens a new, empty storage's [`Handles`].
+macro_rules! conformance_tests {
+    ($open:expr) => {
+        $crate::conformance::conformance_tests!($open;
+            what_was_written_is_read_back
+            an_object_that_was_never_written_is_none
+            creating_an_object_that_exists_is_a_conflict
+            replacing_an_outdated_version_is_a_conflict
+            replacing_an_object_that_does_not_exist_is_a_conflict
+            the_same_bytes_written_again_are_another_version
+            an_object_may_be_empty
+            an_object_may_have_a_mebibyte
+            keys_that_share_a_beginning_are_different_objects
+            of_racing_creators_exactly_one_wins
+            of_racing_replacers_exactly_one_wins
+            no_increment_by_compare_and_swap_is_lost
+            a_reader_sees_only_whole_writes
+            invalid_keys_are_refused
+            time_does_not_go_back
+        );
+    };
+    ($open:expr; $($name:ident)+) => {
+        mod conforms {
+            use super::*;
+
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+                async fn $name() {
+                    $crate::conformance::$name($open).await;
+                }
+            )+
+        }
+    };
+}
+pub(crate) use conformance_tests;
+
+fn done(put: Put) -> Version {
+    match put {
+        Put::Done(version) => version,
+        Put::Conflict => panic!("a conflict where the condition held"),
+    }
+}
+
+async fn create(storage: &dyn ObjectStorage, key: &str, bytes: impl Into<Bytes>) -> Version {
+    done(storage.put_if_absent(key, bytes.into()).await.unwrap())
+}
+
+async fn read(storage: &dyn ObjectStorage, key: &str) -> Object {
+    storage.get(key).await.unwrap().expect("the object exists")
+}
+
+pub(crate) async fn what_was_written_is_read_back(storage: Handles) {
+    let storage = storage.one();
+    let all_bytes: Bytes = (0..=255).collect();
+    let first = create(storage, "a/b-c_d.json", all_bytes.clone()).await;
+    let object = read(storage, "a/b-c_d.json").await;
+    assert_eq!((object.bytes, &object.version), (all_bytes, &first));
+
+    let put = storage.put_if_match("a/b-c_d.json", "two".into(), &first);
+    let second = done(put.await.unwrap());
+    assert_ne!(first, second);
+    let object = read(storage, "a/b-c_d.json").await;
+    assert_eq!((&object.bytes[..], object.version), (&b"two"[..], second));
+}
+
+pub(crate) async fn an_object_that_was_never_written_is_none(storage: Handles) {
+    let storage = storage.one();
+    assert_eq!(storage.get("nothing").await, Ok(None));
+    create(storage, "something", "x").await;
+    assert_eq!(storage.get("nothing").await, Ok(None));
+}
+
+pub(crate) async fn creating_an_object_that_exists_is_a_conflict(storage: Handles) {
+    let storage = storage.one();
+    let version = create(storage, "key", "first").await;
+    for bytes in ["first", "second"] {
+        let put = storage.put_if_absent("key", bytes.into()).await;
+        assert_eq!(put, Ok(Put::Conflict));
+    }
+    let object = read(storage, "key").await;
+    assert_eq!(
+        (&object.bytes[..], object.version),
+        (&b"first"[..], version)
+    );
+}
+
+pub(crate) async fn replacing_an_outdated_version_is_a_conflict(storage: Handles) {
+    let storage = storage.one();
+    let old = create(storage, "key", "first").await;
+    let new = done(
+        storage
+            .put_if_match("key", "second".into(), &old)
+            .await
+            .unwrap(),
+    );
+    let put = storage.put_if_match("key", "third".into(), &old).await;
+    assert_eq!(put, Ok(Put::Conflict));
+    let object = read(storage, "key").await;
+    assert_eq!((&object.bytes[..], object.version), (&b"second"[..], new));
+}
+
+pub(crate) async fn replacing_an_object_that_does_not_exist_is_a_conflict(storage: Handles) {
+    let storage = storage.one();
+    let version = create(storage, "other", "x").await;
+    let put = storage.put_if_match("key", "y".into(), &version).await;
+    assert_eq!(put, Ok(Put::Conflict));
+    assert_eq!(storage.get("key").await, Ok(None));
+}
+
+pub(crate) async fn the_same_bytes_written_again_are_another_version(storage: Handles) {
+    let storage = storage.one();
+    let mut versions = vec![create(storage, "key", "A").await];
+    for bytes in ["A", "B", "A", "A", "B"] {
+        let last = versions.last().unwrap();
+        let version = done(
+            storage
+                .put_if_match("key", bytes.into(), last)
+                .await
+                .unwrap(),
+        );
+        assert!(!versions.contains(&version), "{version:?} came back");
+        assert_eq!(read(storage, "key").await.version, version);
+        versions.push(version);
+    }
+    for outdated in &versions[..versions.len() - 1] {
+        let put = storage.put_if_match("key", "C".into(), outdated).await;
+        assert_eq!(put, Ok(Put::Conflict));
+    }
+}
+
+pub(crate) async fn an_object_may_be_empty(storage: Handles) {
+    let storage = storage.one();
+    let version = create(storage, "key", "").await;
+    let object = read(storage, "key").await;
+    assert_eq!((object.bytes.len(), &object.version), (0, &version));
+    assert_eq!(
+        storage.put_if_absent("key", "x".into()).await,
+        Ok(Put::Conflict)
+    );
+    done(
+        storage
+            .put_if_match("key", "x".into(), &version)
+            .await
+            .unwrap(),
+    );
+    assert_eq!(read(storage, "key").await.bytes, "x");
+}
+
+pub(crate) async fn an_object_may_have_a_mebibyte(storage: Handles) {
+    let storage = storage.one();
+    let bytes: Bytes = (0..1_u32 << 20)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8)
+        .collect();
+    create(storage, "key", bytes.clone()).await;
+    assert!(read(storage, "key").await.bytes == bytes);
+}
+
+pub(crate) async fn keys_that_share_a_beginning_are_different_objects(storage: Handles) {
+    let storage = storage.one();
+    let keys = ["a", "a/b", "a/b/c", "a-b", "a.b", "ab", "a_b", ".a", "-a"];
+    for key in keys {
+        create(storage, key, key).await;
+    }
+    for key in keys {
+        assert_eq!(read(storage, key).await.bytes, key);
+    }
+}
+
+/// Lets one writer a handle race for `key`; what the winners wrote.
+async fn race(storage: &Handles, key: &str, version: Option<&Version>) -> Vec<Object> {
+    let start = Arc::new(Barrier::new(storage.handles.len()));
+    let mut writers = JoinSet::new();
+    for (writer, handle) in storage.handles.iter().enumerate() {
+        let (handle, start) = (handle.clone(), start.clone());
+        let (key, version) = (key.to_owned(), version.cloned());
+        writers.spawn(async move {
+            let bytes = Bytes::from(format!("writer {writer}"));
+            start.wait().await;
+            let put = match &version {
+                None => handle.put_if_absent(&key, bytes.clone()).await,
+                Some(version) => handle.put_if_match(&key, bytes.clone(), version).await,
+            };
+            match put.unwrap() {
+                Put::Done(version) => Some(Object { bytes, version }),
+                Put::Conflict => None,
+            }
+        });
+    }
+    writers.join_all().await.into_iter().flatten().collect()
+}
+
+pub(crate) async fn of_racing_creators_exactly_one_wins(storage: Handles) {
+    for round in 0..RACES {
+        let key = format!("race-{round}");
+        let winners = race(&storage, &key, None).await;
+        assert_eq!(winners.len(), 1, "{winners:?}");
+        assert_eq!(read(storage.one(), &key).await, winners[0]);
+    }
+}
+
+pub(crate) async fn of_racing_replacers_exactly_one_wins(storage: Handles) {
+    let mut version = create(storage.one(), "key", "first").await;
+    for _ in 0..RACES {
+        let winners = race(&storage, "key", Some(&version)).await;
+        assert_eq!(winners.len(), 1, "{winners:?}");
+        assert_eq!(read(storage.one(), "key").await, winners[0]);
+        version = winners[0].version.clone();
+    }
+}
+
+/// Adds 1 to the decimal number in `key`, as often as `times` says, against others who do the same.
+pub(crate) async fn increment(storage: &dyn ObjectStorage, key: &str, times: usize) {
+    for _ in 0..times {
+        loop {
+            let object = read(storage, key).await;
+            let count: usize = std::str::from_utf8(&object.bytes).unwrap().parse().unwrap();
+            let next = Bytes::from((count + 1).to_string());
+            let put = storage.put_if_match(key, next, &object.version).await;
+            if put.unwrap() != Put::Conflict {
+                break;
+            }
+        }
+    }
+}
+
+pub(crate) async fn no_increment_by_compare_and_swap_is_lost(storage: Handles) {
+    const TIMES: usize = 8;
+    create(storage.one(), "count", "0").await;
+    let mut writers = JoinSet::new();
+    for handle in storage.handles.iter().cloned() {
+        writers.spawn(async move { increment(&*handle, "count", TIMES).await });
+    }
+    writers.join_all().await;
+    let count = read(storage.one(), "count").await.bytes;
+    assert_eq!(count, (storage.handles.len() * TIMES).to_string());
+}
+
+pub(crate) async fn a_reader_sees_only_whole_writes(storage: Handles) {
+    const BYTES: usize = 200_000;
+    let mut version = create(storage.one(), "key", vec![0; BYTES]).await;
+    let reader = storage.handles[1].clone();
+    let reader = tokio::spawn(async move {
+        let mut seen: Vec<u8> = Vec::new();
+        while seen.last() != Some(&20) {
+            let bytes = read(&*reader, "key").await.bytes;
+            assert_eq!(bytes.len(), BYTES);
+            assert!(bytes.iter().all(|byte| *byte == bytes[0]));
+            seen.push(bytes[0]);
+        }
+        assert!(seen.is_sorted(), "{seen:?}");
+    });
+    for write in 1..=20 {
+        let put = storage
+            .one()
+            .put_if_match("key", vec![write; BYTES].into(), &version);
+        version = done(put.await.unwrap());
+    }
+    reader.await.unwrap();
+}
+
+pub(crate) async fn invalid_keys_are_refused(storage: Handles) {
+    let storage = storage.one();
+    let version = create(storage, "key", "x").await;
+    for key in [
+        "",
+        "/key",
+        "key/",
+        "a//b",
+        "../key",
+        "a/./b",
+        "a b",
+        "~lock",
+        "ключ",
+        &"k".repeat(201),
+    ] {
+        let errors = [
+            storage.get(key).await.unwrap_err(),
+            storage.put_if_absent(key, "x".into()).await.unwrap_err(),
+            storage
+                .put_if_match(key, "x".into(), &version)
+                .await
+                .unwrap_err(),
+        ];
+        for error in errors {
+            assert_eq!(error.kind(), StorageErrorKind::Refused, "{error}");
+            assert!(error.to_string().contains("is not allowed"), "{error}");
+        }
+    }
+}
+
+pub(crate) async fn time_does_not_go_back(storage: Handles) {
+    let mut last = storage.one().now().await.unwrap();
+    assert!(
+        last.0 > 1_600_000_000_000,
+        "{last:?} is not a time of today"
+    );
+    for handle in storage.handles.iter().cycle().take(100) {
+        let now = handle.now().await.unwrap();
+        assert!(now >= last, "{now:?} came after {last:?}");
+        last = now;
+    }
+}
