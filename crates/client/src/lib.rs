@@ -1,1 +1,62 @@
-//! .
+//! KeyDB's routing client: has this key been seen in the last N days?
+//!
+//! KeyDB is a *key-existence store*: keys with a time to live, no values. A [`Client`] hashes keys, sends each to the node that
+//! owns its hash range, and returns the answers in the order of the keys.
+//!
+//! | call | meaning | per key |
+//! | --- | --- | --- |
+//! | [`get`](Client::get) | does it exist now? | `bool` |
+//! | [`put`](Client::put) | exists until at least now + TTL | |
+//! | [`claim`](Client::claim) | atomically: insert if absent | [`Claim`] |
+//!
+//! ```
+//! # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
+//! # doc(async |client: keydb_client::Client| {
+//! # let address = client.cluster_map().nodes[0].address.clone();
+//! use keydb_client::{Claim, Client, ClientConfig};
+//!
+//! let client = Client::connect(ClientConfig::new([address])).await.unwrap();
+//! let month = "30d".parse().unwrap();
+//! for event in ["signup-17", "signup-18", "signup-17"] {
+//!     match client.claim_one(event, month).await.unwrap() {
+//!         Claim::First => println!("{event}: handle it"),
+//!         Claim::Duplicate => println!("{event}: seen before"),
+//!         Claim::Unknown => println!("{event}: seen, but perhaps only by this very call"),
+//!     }
+//! }
+//! client.close().await;
+//! # });
+//! ```
+//!
+//! # Errors and retries
+//! A call retries by itself within its deadline ([`ClientConfig::call_timeout`]), follows the cluster map when ranges move, and
+//! goes on when a node is back. When a write fails all the same, its error says whether nothing was applied for certain
+//! ([`WriteError::NotApplied`]) or something may have been ([`WriteError::MaybeApplied`]). A claim of the second kind can be
+//! repeated as the same [`Operation`]: a lost reply does not turn a `First` into a `Duplicate`.
+//!
+//! # Exactly-once work
+//! `claim(keys, 5 min)`, do the work, `put(keys, 30 days)`: a worker that dies in between loses its claim after five minutes.
+
+mod backoff;
+mod call;
+mod client;
+mod coalesce;
+mod config;
+mod connect;
+mod error;
+mod node;
+mod operation;
+mod part;
+mod routing;
+mod split;
+mod status;
+
+pub use client::Client;
+pub use config::{ClientConfig, Coalescing};
+pub use error::{ConnectError, GetError, MaybeApplied, NotApplied, WriteError};
+pub use keydb_core::{
+    Claim, ClusterMap, Durability, IdError, Incarnation, KEY_BYTES_MAX, KeyError, MapError,
+    NodeEntry, NodeId, OperationId, RangeEntry, RangeId, Ttl, TtlError, UnixMillis,
+};
+pub use operation::Operation;
+pub use status::{NodeStatus, RangeStatus};

@@ -1,0 +1,418 @@
+//! The public surface: what a program calls.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use keydb_core::{Claim, ClusterMap, Fingerprint, HashSeed, NodeEntry, Ttl};
+use keydb_proto::shard::NodeStatusRequest;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    ClientConfig, ConnectError, GetError, NodeStatus, NotApplied, Operation, WriteError,
+    call::{Kind, run},
+    coalesce::Coalescer,
+    connect::connect,
+    node::describe,
+    routing::{Router, Routing},
+};
+
+/// A connection to a KeyDB cluster.
+///
+/// It hashes keys, sends each to the node that owns its hash range, and puts the answers back into the order of the keys. Clones
+/// are cheap and share everything; one client serves any number of tasks. Nodes are connected to when they are first needed, and
+/// again after a break.
+///
+/// **Batches** may have any number of keys, repeats included. A key is 1 to 65,536 bytes, any bytes.
+///
+/// **Cancellation:** a call's future can be dropped at any time, and nothing is leaked. Requests that had been sent by then may
+/// still be applied: of a dropped `claim`, each key may be stored or not, and nobody was told `First` for it. To be able to ask
+/// again, hold the [`Operation`] and use [`claim_as`](Self::claim_as).
+///
+/// ```
+/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
+/// # doc(async |client: keydb_client::Client| {
+/// use keydb_client::Claim;
+///
+/// let month = "30d".parse().unwrap();
+/// let claims = client.claim(["order-1", "order-2", "order-1"], month).await.unwrap();
+/// assert_eq!(claims, [Claim::First, Claim::First, Claim::Duplicate]);
+/// assert_eq!(client.get(["order-1", "order-3"]).await.unwrap(), [true, false]);
+/// # });
+/// ```
+#[derive(Debug, Clone)]
+pub struct Client {
+    owner: Arc<Owner>,
+}
+
+/// What all clones own together: the end of the last one stops the background tasks.
+#[derive(Debug)]
+struct Owner {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.closed.cancel();
+    }
+}
+
+/// What calls and background tasks work with.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: ClientConfig,
+    pub(crate) seed: HashSeed,
+    pub(crate) router: Router,
+    gets: Coalescer<bool>,
+    puts: Coalescer<()>,
+    claims: Coalescer<Claim>,
+    /// Cancelled when the client is closed or its last clone dropped.
+    pub(crate) closed: CancellationToken,
+    /// Every task that outlives the call that started it.
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Shared {
+    /// Waits for `work` unless the client is closed first.
+    pub(crate) async fn unless_closed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        self.closed.run_until_cancelled(work).await
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.config.call_timeout
+    }
+}
+
+impl Client {
+    /// Asks the configured addresses for the cluster map and returns a client that goes by it.
+    ///
+    /// # Errors
+    /// When a setting cannot be, when no address answers with a map within [`ClientConfig::call_timeout`], or when the cluster is
+    /// not what was expected. See [`ConnectError`].
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
+    /// # doc(async |client: keydb_client::Client| {
+    /// # let address = client.cluster_map().nodes[0].address.clone();
+    /// use keydb_client::{Client, ClientConfig};
+    ///
+    /// let client = Client::connect(ClientConfig::new([address])).await.unwrap();
+    /// # drop(client);
+    /// # });
+    /// ```
+    pub async fn connect(config: ClientConfig) -> Result<Self, ConnectError> {
+        let routing = connect(&config).await?;
+        let shared = Arc::new(Shared {
+            seed: routing.map.hash.seed,
+            router: Router::new(
+                routing,
+                config.addresses.clone(),
+                config.requests_in_flight_max,
+            ),
+            gets: Coalescer::default(),
+            puts: Coalescer::default(),
+            claims: Coalescer::default(),
+            config,
+            closed: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        let background = Arc::clone(&shared);
+        shared.tasks.spawn(async move {
+            background.unless_closed(background.router.run()).await;
+        });
+        Ok(Self {
+            owner: Arc::new(Owner { shared }),
+        })
+    }
+
+    /// Whether each key exists now, in the order of the keys.
+    ///
+    /// # Errors
+    /// See [`GetError`]. There are no partial answers.
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
+    /// # doc(async |client: keydb_client::Client| {
+    /// client.put(["a"], "1h".parse().unwrap()).await.unwrap();
+    /// assert_eq!(client.get(["a", "b"]).await.unwrap(), [true, false]);
+    /// # });
+    /// ```
+    pub async fn get<K: AsRef<[u8]>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Result<Vec<bool>, GetError> {
+        let keys = self.fingerprints(keys)?;
+        Ok(run(self.shared(), Kind::Get, keys, self.shared().deadline()).await?)
+    }
+
+    /// Makes the keys exist until at least now + `ttl`. A key that lives longer already is left as it is.
+    ///
+    /// # Errors
+    /// See [`WriteError`]. Making the same call again is always safe.
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
+    /// # doc(async |client: keydb_client::Client| {
+    /// client.put(["a", "b"], "30d".parse().unwrap()).await.unwrap();
+    /// # });
+    /// ```
+    pub async fn put<K: AsRef<[u8]>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+        ttl: Ttl,
+    ) -> Result<(), WriteError> {
+        let keys = self.fingerprints(keys)?;
+        run::<()>(
+            self.shared(),
+            Kind::Put { ttl },
+            keys,
+            self.shared().deadline(),
+        )
+        .await
+        .map(|_| ())
+        .map_err(|failure| failure.of_write(None))
+    }
+
+    /// Atomically stores the keys that are absent, and says which those were, in the order of the keys. Of equal keys in one call
+    /// the first is the one that can be `First`. A key that is present keeps its time to live.
+    ///
+    /// # Errors
+    /// See [`WriteError`]. A call that may have been applied can be repeated with the operation that the error names.
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
+    /// # doc(async |client: keydb_client::Client| {
+    /// use keydb_client::Claim;
+    ///
+    /// let claims = client.claim(["a", "b", "a"], "30d".parse().unwrap()).await.unwrap();
+    /// assert_eq!(claims, [Claim::First, Claim::First, Claim::Duplicate]);
+    /// # });
+    /// ```
+    pub async fn claim<K: AsRef<[u8]>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+        ttl: Ttl,
+    ) -> Result<Vec<Claim>, WriteError> {
+        let keys = self.fingerprints(keys)?;
+        self.claim_fingerprints(Operation::new(), keys, ttl).await
+    }
+
+    /// [`claim`](Self::claim) under an identity that the caller holds, so that it can be repeated: see [`Operation`].
+    ///
+    /// # Errors
+    /// See [`WriteError`]. For a repeat, "not applied" tells of this call only, not of the earlier one.
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
+    /// # doc(async |client: keydb_client::Client| {
+    /// use keydb_client::{Claim, Operation};
+    ///
+    /// let (operation, ttl) = (Operation::new(), "30d".parse().unwrap());
+    /// let claims = client.claim_as(operation, ["a"], ttl).await.unwrap();
+    /// assert_eq!(client.claim_as(operation.again(), ["a"], ttl).await.unwrap(), claims);
+    /// # });
+    /// ```
+    pub async fn claim_as<K: AsRef<[u8]>>(
+        &self,
+        operation: Operation,
+        keys: impl IntoIterator<Item = K>,
+        ttl: Ttl,
+    ) -> Result<Vec<Claim>, WriteError> {
+        let keys = self.fingerprints(keys)?;
+        self.claim_fingerprints(operation, keys, ttl).await
+    }
+
+    /// [`get`](Self::get) of a single key. Calls of many tasks travel together, see [`Coalescing`](crate::Coalescing).
+    ///
+    /// # Errors
+    /// See [`GetError`].
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
+    /// # doc(async |client: keydb_client::Client| {
+    /// assert!(!client.get_one("a").await.unwrap());
+    /// # });
+    /// ```
+    pub async fn get_one(&self, key: impl AsRef<[u8]>) -> Result<bool, GetError> {
+        let fingerprint = self.fingerprint(key.as_ref())?;
+        let shared = self.shared();
+        Ok(shared.gets.one(shared, None, fingerprint).await?)
+    }
+
+    /// [`put`](Self::put) of a single key. Calls of many tasks with the same `ttl` travel together, see
+    /// [`Coalescing`](crate::Coalescing).
+    ///
+    /// # Errors
+    /// See [`WriteError`].
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
+    /// # doc(async |client: keydb_client::Client| {
+    /// client.put_one("a", "1h".parse().unwrap()).await.unwrap();
+    /// assert!(client.get_one("a").await.unwrap());
+    /// # });
+    /// ```
+    pub async fn put_one(&self, key: impl AsRef<[u8]>, ttl: Ttl) -> Result<(), WriteError> {
+        let fingerprint = self.fingerprint(key.as_ref())?;
+        let shared = self.shared();
+        let put = shared.puts.one(shared, Some(ttl), fingerprint).await;
+        put.map_err(|failure| failure.of_write(None))
+    }
+
+    /// [`claim`](Self::claim) of a single key. Calls of many tasks with the same `ttl` travel together, see
+    /// [`Coalescing`](crate::Coalescing), under an operation of the library's own.
+    ///
+    /// # Errors
+    /// See [`WriteError`]. To be able to repeat a single claim, use [`claim_as`](Self::claim_as).
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
+    /// # doc(async |client: keydb_client::Client| {
+    /// use keydb_client::Claim;
+    ///
+    /// let ttl = "30d".parse().unwrap();
+    /// assert_eq!(client.claim_one("a", ttl).await.unwrap(), Claim::First);
+    /// assert_eq!(client.claim_one("a", ttl).await.unwrap(), Claim::Duplicate);
+    /// # });
+    /// ```
+    pub async fn claim_one(&self, key: impl AsRef<[u8]>, ttl: Ttl) -> Result<Claim, WriteError> {
+        let fingerprint = self.fingerprint(key.as_ref())?;
+        let shared = self.shared();
+        let claim = shared.claims.one(shared, Some(ttl), fingerprint).await;
+        claim.map_err(|failure| failure.of_write(None))
+    }
+
+    /// The cluster map that the client goes by: the newest that it has heard of.
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
+    /// # doc(async |client: keydb_client::Client| {
+    /// let map = client.cluster_map();
+    /// println!("{} nodes, {} hash ranges, epoch {}", map.nodes.len(), map.ranges.len(), map.epoch);
+    /// # });
+    /// ```
+    pub fn cluster_map(&self) -> Arc<ClusterMap> {
+        Arc::clone(&self.shared().router.current().map)
+    }
+
+    /// What each member of the cluster says of itself, in the order of the map. All are asked at once, each one time.
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
+    /// # doc(async |client: keydb_client::Client| {
+    /// for (member, status) in client.node_statuses().await {
+    ///     match status {
+    ///         Ok(status) => println!("{}: {} keys", member.address, status.keys),
+    ///         Err(error) => println!("{}: {error}", member.address),
+    ///     }
+    /// }
+    /// # });
+    /// ```
+    pub async fn node_statuses(&self) -> Vec<(NodeEntry, Result<NodeStatus, GetError>)> {
+        let shared = self.shared();
+        let routing = shared.router.current();
+        let deadline = shared.deadline();
+        let asked = routing.map.nodes.iter().map(async |entry| {
+            let status = self.node_status(&routing, entry, deadline);
+            let status = shared.unless_closed(status).await;
+            (entry.clone(), status.unwrap_or(Err(GetError::Closed)))
+        });
+        join_all(asked).await
+    }
+
+    async fn node_status(
+        &self,
+        routing: &Routing,
+        entry: &NodeEntry,
+        deadline: Instant,
+    ) -> Result<NodeStatus, GetError> {
+        let node = routing.node(entry.id);
+        let request = NodeStatusRequest {
+            cluster_id: routing.map.cluster_id.to_bytes().to_vec().into(),
+        };
+        match timeout_at(deadline, node.connection().node_status(request)).await {
+            Ok(Ok(reply)) => {
+                let reply = reply.into_inner();
+                if let Some(header) = &reply.header {
+                    node.heard(header, routing.map.durability);
+                }
+                NodeStatus::from_reply(reply).map_err(|error| GetError::Refused {
+                    message: format!("{node} answered with a status that cannot be read: {error}")
+                        .into(),
+                })
+            }
+            Ok(Err(status)) => Err(GetError::Unavailable {
+                attempts: 1,
+                last_error: format!("{node}: {}", describe(&status)).into(),
+            }),
+            Err(_) => Err(GetError::DeadlineExceeded {
+                timeout: self.shared().config.call_timeout,
+                waiting_for: format!("no answer from {node}").into(),
+            }),
+        }
+    }
+
+    /// Stops the client: background tasks are ended and waited for. Calls in progress on other clones, and later ones, end with
+    /// an error that says so.
+    ///
+    /// Dropping the last clone stops the background tasks as well, without waiting for them.
+    ///
+    /// ```
+    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
+    /// # doc(async |client: keydb_client::Client| {
+    /// use keydb_client::GetError;
+    ///
+    /// let clone = client.clone();
+    /// client.close().await;
+    /// assert!(matches!(clone.get(["a"]).await, Err(GetError::Closed)));
+    /// # });
+    /// ```
+    pub async fn close(self) {
+        let shared = self.shared();
+        shared.closed.cancel();
+        shared.tasks.close();
+        shared.tasks.wait().await;
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.owner.shared
+    }
+
+    async fn claim_fingerprints(
+        &self,
+        operation: Operation,
+        keys: Vec<Fingerprint>,
+        ttl: Ttl,
+    ) -> Result<Vec<Claim>, WriteError> {
+        let kind = Kind::Claim {
+            ttl,
+            id: operation.id(),
+            attempts_before: operation.attempts_before(),
+        };
+        run(self.shared(), kind, keys, self.shared().deadline())
+            .await
+            .map_err(|failure| failure.of_write(Some(operation.id())))
+    }
+
+    /// Hashes all keys, or refuses the first that cannot be one, before anything is sent.
+    fn fingerprints<K: AsRef<[u8]>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Result<Vec<Fingerprint>, NotApplied> {
+        let seed = self.shared().seed;
+        let keys = keys.into_iter();
+        let mut out = Vec::with_capacity(keys.size_hint().0);
+        for (index, key) in keys.enumerate() {
+            match Fingerprint::of(key.as_ref(), seed) {
+                Ok(fingerprint) => out.push(fingerprint),
+                Err(source) => return Err(NotApplied::InvalidKey { index, source }),
+            }
+        }
+        Ok(out)
+    }
+
+    fn fingerprint(&self, key: &[u8]) -> Result<Fingerprint, NotApplied> {
+        Fingerprint::of(key, self.shared().seed)
+            .map_err(|source| NotApplied::InvalidKey { index: 0, source })
+    }
+}

@@ -1,0 +1,120 @@
+//! The client's settings.
+
+use std::time::Duration;
+
+/// What a [`Client`](crate::Client) goes by.
+///
+/// ```
+/// use std::time::Duration;
+/// use keydb_client::ClientConfig;
+///
+/// let mut config = ClientConfig::new(["keydb-0:50051", "keydb-1:50051"]);
+/// config.call_timeout = Duration::from_secs(3);
+/// assert_eq!(config.retry_count, 3);
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientConfig {
+    /// `host:port` of any nodes of the cluster. The others are learned from the cluster map, so one that answers is enough.
+    pub addresses: Vec<String>,
+    /// How many hash ranges the cluster is expected to have; [`connect`](crate::Client::connect) fails when its map has another
+    /// number. `None`: whatever the map says.
+    pub total_hash_ranges: Option<u32>,
+    /// How often keys that got no answer are sent again before the call fails. Following a newer cluster map does not count.
+    pub retry_count: u32,
+    /// The pause before the first retry. It doubles with each further one, up to 2 s, and is shortened at random by up to half.
+    pub retry_delay: Duration,
+    /// How long a call may take, retries included.
+    pub call_timeout: Duration,
+    /// How calls for a single key are put together into batches; `None` sends each by itself.
+    pub coalescing: Option<Coalescing>,
+    /// A call's keys are sent in parts of this many, counted in input order. It is part of a claim's identity: an
+    /// [`Operation`](crate::Operation) must be repeated with the same value. A node takes 65,536 keys in a request by default.
+    pub keys_per_request_max: usize,
+    /// How many requests may be on their way to one node at a time; further ones wait.
+    pub requests_in_flight_max: usize,
+}
+
+impl ClientConfig {
+    /// The defaults: 3 retries from 100 ms on, 10 s a call, coalescing on, 8,192 keys a request, 16 requests in flight a node.
+    ///
+    /// ```
+    /// let config = keydb_client::ClientConfig::new(["localhost:50051"]);
+    /// assert_eq!(config.addresses, ["localhost:50051"]);
+    /// ```
+    pub fn new(addresses: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        Self {
+            addresses: addresses.into_iter().map(Into::into).collect(),
+            total_hash_ranges: None,
+            retry_count: 3,
+            retry_delay: Duration::from_millis(100),
+            call_timeout: Duration::from_secs(10),
+            coalescing: Some(Coalescing::default()),
+            keys_per_request_max: 8192,
+            requests_in_flight_max: 16,
+        }
+    }
+
+    /// The first setting that cannot be: its name, its value and what would be right.
+    pub(crate) fn check(&self) -> Result<(), (&'static str, String, &'static str)> {
+        let positive = "it must be more than 0";
+        if self.call_timeout.is_zero() {
+            return Err(("call_timeout", "0 s".to_owned(), positive));
+        }
+        if self.call_timeout > CALL_TIMEOUT_MAX {
+            let value = format!("{:?}", self.call_timeout);
+            return Err(("call_timeout", value, "it must be at most 1 day"));
+        }
+        if self.keys_per_request_max == 0 || self.keys_per_request_max > KEYS_PER_REQUEST_LIMIT {
+            let value = self.keys_per_request_max.to_string();
+            return Err(("keys_per_request_max", value, "it must be 1 to 1,000,000"));
+        }
+        if self.requests_in_flight_max == 0
+            || self.requests_in_flight_max > REQUESTS_IN_FLIGHT_LIMIT
+        {
+            let value = self.requests_in_flight_max.to_string();
+            return Err(("requests_in_flight_max", value, "it must be 1 to 65,536"));
+        }
+        match &self.coalescing {
+            Some(coalescing) if coalescing.keys_max == 0 => {
+                Err(("coalescing.keys_max", "0".to_owned(), positive))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// More than any request can have under a node's message limit.
+const KEYS_PER_REQUEST_LIMIT: usize = 1_000_000;
+const REQUESTS_IN_FLIGHT_LIMIT: usize = 65_536;
+/// Keeps deadlines far from the end of what clocks can hold.
+const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
+
+/// How single-key calls of many tasks become one batch.
+///
+/// A batch goes as soon as the one before it has been answered, so a lone caller never waits for company. While one is on its
+/// way, keys gather for the next, until there are `keys_max` of them or the first has waited for `wait_max`.
+///
+/// ```
+/// use std::time::Duration;
+/// use keydb_client::{ClientConfig, Coalescing};
+///
+/// let mut config = ClientConfig::new(["localhost:50051"]);
+/// config.coalescing = Some(Coalescing { wait_max: Duration::from_micros(200), ..Coalescing::default() });
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Coalescing {
+    /// How long a key waits for others while an earlier batch is on its way.
+    pub wait_max: Duration,
+    /// How many keys a batch has at most.
+    pub keys_max: usize,
+}
+
+impl Default for Coalescing {
+    /// 1 ms, 1,024 keys.
+    fn default() -> Self {
+        Self {
+            wait_max: Duration::from_millis(1),
+            keys_max: 1024,
+        }
+    }
+}

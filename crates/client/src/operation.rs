@@ -1,0 +1,94 @@
+//! The identity of a claim.
+
+use keydb_core::OperationId;
+
+/// A claim's identity, held by the caller, so that a claim whose outcome it does not know can be repeated.
+///
+/// Nodes remember the answers of recent operations, bounded in number and age. A repeat with the same id and the same keys in
+/// the same order gets the same answers: what was `First` is `First` again. Where nobody remembers it any more, and for keys
+/// that the first call did not have, each key that is present is `Unknown`, never `Duplicate`.
+///
+/// The repeat must come from a client with the same [`keys_per_request_max`](crate::ClientConfig::keys_per_request_max): each
+/// part of a call has an id derived from the operation's and the part's number.
+///
+/// ```
+/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
+/// # doc(async |client: keydb_client::Client| {
+/// use keydb_client::{Claim, Operation};
+///
+/// let ttl = "30d".parse().unwrap();
+/// let operation = Operation::new();
+/// assert_eq!(client.claim_as(operation, ["a"], ttl).await.unwrap(), [Claim::First]);
+/// // The program was interrupted here, and starts again with the id that it had noted down.
+/// let repeat = Operation::with_id(operation.id()).again();
+/// assert_eq!(client.claim_as(repeat, ["a"], ttl).await.unwrap(), [Claim::First]);
+/// assert_eq!(client.claim(["a"], ttl).await.unwrap(), [Claim::Duplicate]);
+/// # });
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operation {
+    id: OperationId,
+    repeat: bool,
+}
+
+impl Operation {
+    /// A new operation with a random id.
+    ///
+    /// ```
+    /// use keydb_client::Operation;
+    ///
+    /// assert_ne!(Operation::new().id(), Operation::new().id());
+    /// ```
+    #[expect(
+        clippy::new_without_default,
+        reason = "a default that differs each time would surprise"
+    )]
+    pub fn new() -> Self {
+        Self::with_id(OperationId::random())
+    }
+
+    /// The operation with an id that the caller keeps.
+    ///
+    /// ```
+    /// use keydb_client::{Operation, OperationId};
+    ///
+    /// let operation = Operation::with_id(OperationId::from_name("import-7").part(42));
+    /// # let _ = operation;
+    /// ```
+    pub const fn with_id(id: OperationId) -> Self {
+        Self { id, repeat: false }
+    }
+
+    /// The same operation, marked as the repeat of a call that may have been applied.
+    ///
+    /// ```
+    /// use keydb_client::Operation;
+    ///
+    /// let operation = Operation::new();
+    /// assert_eq!(operation.again().id(), operation.id());
+    /// ```
+    #[must_use]
+    pub const fn again(self) -> Self {
+        Self {
+            repeat: true,
+            ..self
+        }
+    }
+
+    /// The operation's id.
+    ///
+    /// ```
+    /// use keydb_client::{Operation, OperationId};
+    ///
+    /// let id = OperationId::random();
+    /// assert_eq!(Operation::with_id(id).id(), id);
+    /// ```
+    pub const fn id(self) -> OperationId {
+        self.id
+    }
+
+    /// How many earlier sendings may have been applied, as far as the caller says.
+    pub(crate) const fn attempts_before(self) -> u32 {
+        self.repeat as u32
+    }
+}

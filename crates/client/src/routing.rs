@@ -1,0 +1,270 @@
+//! Which map the client goes by, and how it gets a newer one.
+//!
+//! Whoever learns that the map is out of date asks for a *round*: one background task asks nodes for a newer map, once for all
+//! who are waiting. A round that starts after the request serves it. A map of a lower (lineage, epoch) or of another cluster is
+//! never taken over.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use keydb_core::{ClusterId, ClusterMap, NodeId};
+use keydb_proto::shard::{GetMapReply, GetMapRequest, shard_service_client::ShardServiceClient};
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
+use tonic::transport::Channel;
+
+use crate::{
+    error::MapRejected,
+    node::{ClockSample, Node, connection, describe},
+    split::SlotTable,
+};
+
+/// How long one node may take to answer with its map.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A map's `(lineage, epoch)`.
+pub(crate) type MapVersion = (u64, u64);
+
+/// One cluster map, ready for use.
+#[derive(Debug)]
+pub(crate) struct Routing {
+    pub(crate) map: Arc<ClusterMap>,
+    pub(crate) table: SlotTable,
+    /// Ordered by id.
+    nodes: Vec<Arc<Node>>,
+}
+
+impl Routing {
+    pub(crate) fn new(
+        map: ClusterMap,
+        before: &[Arc<Node>],
+        requests_in_flight_max: usize,
+        clock: ClockSample,
+    ) -> Result<Self, MapRejected> {
+        let mut nodes = Vec::with_capacity(map.nodes.len());
+        for entry in &map.nodes {
+            let node = match before.iter().find(|node| node.is(entry)) {
+                Some(known) => Arc::clone(known),
+                None => Arc::new(Node::new(entry, requests_in_flight_max, clock).map_err(
+                    |reason| MapRejected::Address {
+                        address: entry.address.clone(),
+                        reason,
+                    },
+                )?),
+            };
+            nodes.push(node);
+        }
+        nodes.sort_by_key(|node| node.id());
+        Ok(Self {
+            table: SlotTable::new(&map),
+            map: Arc::new(map),
+            nodes,
+        })
+    }
+
+    pub(crate) fn node(&self, id: NodeId) -> &Arc<Node> {
+        let index = self
+            .nodes
+            .binary_search_by_key(&id, |node| node.id())
+            .expect("a checked map lists every owner as a member");
+        &self.nodes[index]
+    }
+
+    pub(crate) fn nodes(&self) -> &[Arc<Node>] {
+        &self.nodes
+    }
+}
+
+/// Holds the newest map.
+#[derive(Debug)]
+pub(crate) struct Router {
+    cluster_id: ClusterId,
+    /// Asked when no member of the map has a newer one: the cluster may have moved away from all of them.
+    addresses: Vec<String>,
+    requests_in_flight_max: usize,
+    current: RwLock<Arc<Routing>>,
+    requests: Mutex<Requests>,
+    wake: Notify,
+    rounds_done: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Requests {
+    rounds_started: u64,
+    /// A node that is known to have a newer map.
+    ask_first: Option<Arc<Node>>,
+}
+
+impl Router {
+    pub(crate) fn new(
+        routing: Routing,
+        addresses: Vec<String>,
+        requests_in_flight_max: usize,
+    ) -> Self {
+        Self {
+            cluster_id: routing.map.cluster_id,
+            addresses,
+            requests_in_flight_max,
+            current: RwLock::new(Arc::new(routing)),
+            requests: Mutex::default(),
+            wake: Notify::new(),
+            rounds_done: watch::Sender::new(0),
+        }
+    }
+
+    pub(crate) fn current(&self) -> Arc<Routing> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn version(&self) -> MapVersion {
+        self.current
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .map
+            .version()
+    }
+
+    /// Asks for a round and returns its number. `ask_first` is a node that is known to have a newer map.
+    pub(crate) fn request(&self, ask_first: Option<&Arc<Node>>) -> u64 {
+        let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(node) = ask_first {
+            requests.ask_first = Some(Arc::clone(node));
+        }
+        self.wake.notify_one();
+        requests.rounds_started + 1
+    }
+
+    /// Waits until that round is over. The caller's deadline bounds it.
+    pub(crate) async fn finished(&self, round: u64) {
+        // An error means that the sender is gone, and it lives as long as `self`.
+        let _ = self
+            .rounds_done
+            .subscribe()
+            .wait_for(|done| *done >= round)
+            .await;
+    }
+
+    /// Serves rounds for ever; the background task.
+    pub(crate) async fn run(&self) {
+        loop {
+            self.wake.notified().await;
+            let (round, ask_first) = {
+                let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+                requests.rounds_started += 1;
+                (requests.rounds_started, requests.ask_first.take())
+            };
+            self.look_for_newer(ask_first).await;
+            self.rounds_done.send_replace(round);
+        }
+    }
+
+    async fn look_for_newer(&self, ask_first: Option<Arc<Node>>) {
+        let known = self.current();
+        if let Some(node) = ask_first
+            && self
+                .ask(node.connection(), node.address(), Some(&node), &known)
+                .await
+        {
+            return;
+        }
+        let members = known
+            .nodes()
+            .iter()
+            .map(|node| (node.connection(), node.address(), Some(node)));
+        let others = self
+            .addresses
+            .iter()
+            .filter(|address| known.nodes().iter().all(|node| node.address() != *address))
+            .filter_map(|address| Some((connection(address).ok()?, address.as_str(), None)));
+        let mut asked: FuturesUnordered<_> = members
+            .chain(others)
+            .map(|(connection, address, node)| self.ask(connection, address, node, &known))
+            .collect();
+        while let Some(newer) = asked.next().await {
+            if newer {
+                return;
+            }
+        }
+    }
+
+    /// Asks one node for a map newer than `known`; whether it had one that was taken over.
+    async fn ask(
+        &self,
+        mut connection: ShardServiceClient<Channel>,
+        address: &str,
+        node: Option<&Arc<Node>>,
+        known: &Routing,
+    ) -> bool {
+        let request = GetMapRequest {
+            cluster_id: self.cluster_id.to_bytes().to_vec().into(),
+            lineage: known.map.lineage,
+            epoch: known.map.epoch,
+        };
+        let reply = match timeout(FETCH_TIMEOUT, connection.get_map(request)).await {
+            Ok(Ok(reply)) => reply.into_inner(),
+            Ok(Err(status)) => {
+                tracing::debug!(address, error = describe(&status), "no map from this node");
+                return false;
+            }
+            Err(_) => {
+                tracing::debug!(address, "no map from this node within {FETCH_TIMEOUT:?}");
+                return false;
+            }
+        };
+        if let (Some(node), Some(header)) = (node, &reply.header) {
+            node.heard(header, known.map.durability);
+        }
+        match self.take_over(&reply) {
+            Ok(newer) => newer,
+            Err(error) => {
+                tracing::warn!(address, %error, "the cluster map of this node is not taken over");
+                false
+            }
+        }
+    }
+
+    /// Takes the reply's map over if it is newer.
+    fn take_over(&self, reply: &GetMapReply) -> Result<bool, MapRejected> {
+        let Some((map, clock)) = read_map(reply)? else {
+            return Ok(false);
+        };
+        if map.cluster_id != self.cluster_id {
+            return Err(MapRejected::OtherCluster {
+                ours: self.cluster_id,
+                theirs: map.cluster_id,
+            });
+        }
+        let before = self.current();
+        if map.version() <= before.map.version() {
+            return Ok(false);
+        }
+        let next = Routing::new(map, before.nodes(), self.requests_in_flight_max, clock)?;
+        tracing::debug!(
+            lineage = next.map.lineage,
+            epoch = next.map.epoch,
+            "going by a newer cluster map"
+        );
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        if next.map.version() <= current.map.version() {
+            return Ok(false);
+        }
+        *current = Arc::new(next);
+        Ok(true)
+    }
+}
+
+/// The map in a reply, if it has one, and what the node's clock showed.
+pub(crate) fn read_map(
+    reply: &GetMapReply,
+) -> Result<Option<(ClusterMap, ClockSample)>, MapRejected> {
+    let Some(header) = reply.header.as_ref().filter(|_| !reply.map_json.is_empty()) else {
+        return Ok(None);
+    };
+    let clock = ClockSample::of(header);
+    Ok(Some((ClusterMap::from_json(&reply.map_json)?, clock)))
+}

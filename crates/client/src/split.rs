@@ -1,0 +1,167 @@
+//! Sorts a batch by node and hash range, without touching a key more often than needed.
+//!
+//! A *slot* is a range's place in the order (node, range). Fingerprints are counting-sorted by slot, which keeps the caller's
+//! order within a range, into one buffer; each node's share of it is a contiguous slice.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use keydb_core::{ClusterMap, FINGERPRINT_BYTES, Fingerprint, NodeId, RangeId};
+use keydb_proto::shard::RangeKeys;
+
+/// Where fingerprints go by one cluster map.
+#[derive(Debug)]
+pub(crate) struct SlotTable {
+    /// The ranges' first top-64-bits values, ascending.
+    starts: Vec<u64>,
+    /// `cells[c]` is the index of the range that the first value with the top bits `c` belongs to; one more for the end.
+    cells: Vec<u32>,
+    cell_shift: u32,
+    /// By range index.
+    slots: Vec<u32>,
+    /// By slot: what a request says of the range.
+    ranges: Vec<(RangeId, u64)>,
+    /// By node, in slot order.
+    nodes: Vec<(NodeId, Range<u32>)>,
+}
+
+impl SlotTable {
+    pub(crate) fn new(map: &ClusterMap) -> Self {
+        let starts: Vec<u64> = map.ranges.iter().map(|range| range.start).collect();
+        // At least as many cells as ranges, so that a cell rarely holds more than two.
+        let cell_bits = usize::BITS - starts.len().leading_zeros();
+        let cell_shift = 64 - cell_bits;
+        let index_of = |top: u64| starts.partition_point(|start| *start <= top) - 1;
+        let mut cells: Vec<u32> = (0..1_u64 << cell_bits)
+            .map(|cell| index_of(cell << cell_shift) as u32)
+            .collect();
+        cells.push(starts.len() as u32 - 1);
+
+        let mut order: Vec<usize> = (0..starts.len()).collect();
+        order.sort_by_key(|index| (map.ranges[*index].owner, *index));
+        let mut slots = vec![0; starts.len()];
+        let mut ranges = Vec::with_capacity(starts.len());
+        let mut nodes: Vec<(NodeId, Range<u32>)> = Vec::new();
+        for (slot, index) in (0..).zip(order) {
+            let range = &map.ranges[index];
+            slots[index] = slot;
+            ranges.push((range.id, range.generation));
+            match nodes.last_mut() {
+                Some((node, of_node)) if *node == range.owner => of_node.end = slot + 1,
+                _ => nodes.push((range.owner, slot..slot + 1)),
+            }
+        }
+        Self {
+            starts,
+            cells,
+            cell_shift,
+            slots,
+            ranges,
+            nodes,
+        }
+    }
+
+    #[inline]
+    fn slot_of(&self, top: u64) -> u32 {
+        let cell = (top >> self.cell_shift) as usize;
+        let (first, last) = (self.cells[cell] as usize, self.cells[cell + 1] as usize);
+        let index = if first == last {
+            first
+        } else {
+            first + self.starts[first + 1..=last].partition_point(|start| *start <= top)
+        };
+        self.slots[index]
+    }
+}
+
+/// One node's share of a batch.
+#[derive(Debug)]
+pub(crate) struct Share {
+    pub(crate) node: NodeId,
+    /// What the request says of each range, in order; attempts are still 0.
+    pub(crate) ranges: Vec<RangeKeys>,
+    /// The fingerprints, packed.
+    pub(crate) fingerprints: Bytes,
+    /// Which position of the batch each of them came from.
+    pub(crate) positions: Vec<u32>,
+}
+
+/// Splits the fingerprints at `selected` positions of a batch (ascending), or all of them, by node.
+pub(crate) fn split(
+    table: &SlotTable,
+    batch: &[Fingerprint],
+    selected: Option<&[u32]>,
+) -> Vec<Share> {
+    match selected {
+        None => sorted(table, (0..).zip(batch.iter().copied()), batch.len()),
+        Some(positions) => {
+            let picked = positions
+                .iter()
+                .map(|position| (*position, batch[*position as usize]));
+            sorted(table, picked, positions.len())
+        }
+    }
+}
+
+fn sorted(
+    table: &SlotTable,
+    keys: impl Iterator<Item = (u32, Fingerprint)> + Clone,
+    len: usize,
+) -> Vec<Share> {
+    // Counts per slot, then each slot's next place.
+    let mut places = vec![0_u32; table.ranges.len()];
+    let slots: Vec<u32> = keys
+        .clone()
+        .map(|(_, fingerprint)| {
+            let slot = table.slot_of(fingerprint.top());
+            places[slot as usize] += 1;
+            slot
+        })
+        .collect();
+    let mut shares = Vec::with_capacity(table.nodes.len());
+    let mut total = 0;
+    let mut bounds = Vec::with_capacity(table.nodes.len());
+    for (node, of_node) in &table.nodes {
+        let start = total;
+        let mut ranges = Vec::new();
+        for slot in of_node.start as usize..of_node.end as usize {
+            let count = std::mem::replace(&mut places[slot], total);
+            if count > 0 {
+                total += count;
+                let (id, generation) = table.ranges[slot];
+                ranges.push(RangeKeys {
+                    range_id: id.0,
+                    generation,
+                    key_count: count,
+                    attempt: 0,
+                });
+            }
+        }
+        if total > start {
+            shares.push((*node, ranges));
+            bounds.push(start as usize..total as usize);
+        }
+    }
+
+    let mut packed = vec![[0; FINGERPRINT_BYTES]; len];
+    let mut positions = vec![0_u32; len];
+    for ((position, fingerprint), slot) in keys.zip(slots) {
+        let place = &mut places[slot as usize];
+        packed[*place as usize] = fingerprint.to_bytes();
+        positions[*place as usize] = position;
+        *place += 1;
+    }
+
+    let packed = Bytes::from(packed.into_flattened());
+    shares
+        .into_iter()
+        .zip(bounds)
+        .map(|((node, ranges), bounds)| Share {
+            node,
+            ranges,
+            fingerprints: packed
+                .slice(bounds.start * FINGERPRINT_BYTES..bounds.end * FINGERPRINT_BYTES),
+            positions: positions[bounds].to_vec(),
+        })
+        .collect()
+}
