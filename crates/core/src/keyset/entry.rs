@@ -1,6 +1,5 @@
 //! What a key set is told and what it tells.
 
-use super::Slot;
 use crate::{Expiry, Fingerprint, UnixMillis, UnixSeconds};
 
 /// How long an entry stays after its expiry, in seconds: a clock that was wrong and is set right finds it still there.
@@ -47,9 +46,10 @@ impl Times {
         }
     }
 
+    /// Whether an entry with this expiry may be reclaimed.
     #[inline]
-    pub(super) const fn may_purge(self, slot: Slot) -> bool {
-        slot.expiry_seconds() <= self.purge_before.0
+    pub(super) const fn purges(self, expiry_seconds: u32) -> bool {
+        expiry_seconds <= self.purge_before.0
     }
 }
 

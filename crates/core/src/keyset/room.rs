@@ -12,6 +12,9 @@ use super::{
 /// split does not follow soon.
 const MERGED_EXTENTS_MAX: usize = SEGMENT_EXTENTS_MAX / 2;
 
+/// Entries that a half of a split segment has room for beyond its even share, so that it is not full at once.
+const HALF_HEADROOM: usize = 300;
+
 impl KeySet {
     /// Inserts an absent entry whose segment has no room: makes room first.
     #[cold]
@@ -33,11 +36,7 @@ impl KeySet {
     /// Rewrites a segment so that it has more room, or splits it.
     fn make_room(&mut self, place: Place, number: usize, times: Times) -> Result<(), InsertError> {
         let segment = &self.segments[number];
-        let kept = segment
-            .iter()
-            .filter(|slot| !times.may_purge(*slot))
-            .count();
-        let needed = extents_for(kept).max(1);
+        let needed = extents_for(segment.kept(times)).max(1);
         // A segment that has no room without being full has entries up to its end: whatever their number, it needs more slots.
         let least = if segment.is_full() {
             needed
@@ -45,9 +44,7 @@ impl KeySet {
             needed.max(segment.extent_count() + 1)
         };
         for extents in least..=SEGMENT_EXTENTS_MAX {
-            if let Some(roomier) =
-                self.build(&[number], segment.depth(), extents, |_| true, times)?
-            {
+            if let Some(roomier) = self.build(&[number], segment.depth(), extents, times)? {
                 self.install(number, roomier);
                 return Ok(());
             }
@@ -55,24 +52,21 @@ impl KeySet {
         self.split(place, number, times)
     }
 
-    /// A new segment from the entries of old ones, in order, that `take` picks and that may not be purged. `None` when they do
-    /// not fit.
+    /// A new segment from those entries of old ones, in order, that may not be purged. `None` when they do not fit.
     fn build(
         &self,
         from: &[usize],
         depth: u32,
         extents: usize,
-        take: impl Fn(Place) -> bool,
         times: Times,
     ) -> Result<Option<Segment>, InsertError> {
         let mut builder = Builder::new(depth, extents, &self.arena)?;
-        let fits = from
-            .iter()
-            .flat_map(|number| self.segments[*number].iter())
-            .all(|slot| {
-                let place = self.layout.place(slot.top());
-                times.may_purge(slot) || !take(place) || builder.push(slot, place)
-            });
+        let fits = from.iter().all(|number| {
+            self.segments[*number].visit(|slot| {
+                times.purges(slot.expiry_seconds())
+                    || builder.push(slot, self.layout.place(slot.top()))
+            })
+        });
         Ok(fits.then(|| builder.finish()))
     }
 
@@ -88,17 +82,9 @@ impl KeySet {
     fn split(&mut self, place: Place, number: usize, times: Times) -> Result<(), InsertError> {
         let depth = self.segments[number].depth();
         self.directories[place.phase].make_room_for_split(depth)?;
-        let lower = self.build_half(number, false, times)?;
-        let upper = match self.build_half(number, true, times) {
-            Ok(upper) => upper,
-            Err(error) => {
-                let mut lower = lower;
-                lower.clear(&self.arena);
-                return Err(error);
-            }
-        };
+        let [lower, upper] = self.build_halves(number, times)?;
         let new = self.unused.pop().unwrap_or_else(|| {
-            self.segments.push(Segment::new(depth + 1));
+            self.segments.push(Segment::new(0));
             self.segments.len() - 1
         });
         self.install(number, lower);
@@ -109,20 +95,31 @@ impl KeySet {
         Ok(())
     }
 
-    fn build_half(&self, number: usize, upper: bool, times: Times) -> Result<Segment, InsertError> {
+    fn build_halves(&self, number: usize, times: Times) -> Result<[Segment; 2], InsertError> {
         let segment = &self.segments[number];
         let depth = segment.depth();
-        let in_half = |place: Place| place.is_upper_half(depth) == upper;
-        let kept = segment.iter().filter(|slot| !times.may_purge(*slot));
-        let entries = kept
-            .filter(|slot| in_half(self.layout.place(slot.top())))
-            .count();
-        for extents in extents_for(entries).min(SEGMENT_EXTENTS_MAX)..=SEGMENT_EXTENTS_MAX {
-            if let Some(half) = self.build(&[number], depth + 1, extents, in_half, times)? {
-                return Ok(half);
+        // Hashes fall into both halves nearly evenly. With too little for one it is done once more with more.
+        let expected =
+            extents_for(segment.kept(times) / 2 + HALF_HEADROOM).min(SEGMENT_EXTENTS_MAX);
+        let mut extents = [expected; 2];
+        loop {
+            let [lower, upper] =
+                extents.map(|extents| Builder::new(depth + 1, extents, &self.arena));
+            let mut builders = [lower?, upper?];
+            let mut half = 0;
+            let fits = segment.visit(|slot| {
+                let place = self.layout.place(slot.top());
+                half = usize::from(place.is_upper_half(depth));
+                times.purges(slot.expiry_seconds()) || builders[half].push(slot, place)
+            });
+            if fits {
+                return Ok(builders.map(Builder::finish));
             }
+            if extents[half] == SEGMENT_EXTENTS_MAX {
+                return Err(InsertError::Skewed);
+            }
+            extents[half] += 1;
         }
-        Err(InsertError::Skewed)
     }
 
     /// Reclaims what may be reclaimed in one segment (tens of microseconds) and returns where to go on; `None` at the end.
@@ -142,10 +139,7 @@ impl KeySet {
             phase: from.phase,
             index: directory.span(from.index, segment.depth()).end,
         };
-        let kept = segment
-            .iter()
-            .filter(|slot| !times.may_purge(*slot))
-            .count();
+        let kept = segment.kept(times);
         if kept < segment.entries() {
             self.shrink(number, kept, times);
             self.merge_halves(from, number, times);
@@ -156,7 +150,7 @@ impl KeySet {
     fn shrink(&mut self, number: usize, kept: usize, times: Times) {
         let depth = self.segments[number].depth();
         for extents in extents_for(kept)..=self.segments[number].extent_count() {
-            match self.build(&[number], depth, extents, |_| true, times) {
+            match self.build(&[number], depth, extents, times) {
                 Ok(Some(smaller)) => return self.install(number, smaller),
                 Ok(None) => {}
                 Err(_) => return,
@@ -178,7 +172,7 @@ impl KeySet {
         if !same_depth || extents > MERGED_EXTENTS_MAX {
             return;
         }
-        if let Ok(Some(merged)) = self.build(&[lower, upper], depth, extents, |_| true, times) {
+        if let Ok(Some(merged)) = self.build(&[lower, upper], depth, extents, times) {
             self.install(lower, merged);
             self.install(upper, Segment::new(0));
             self.directories[at.phase].merge(span, lower);

@@ -1,7 +1,7 @@
 //! One segment: a table of slots in 0 to 8 extents.
 
 use super::{
-    Arena, EXTENT_SLOTS, Extent, InsertError, SEGMENT_EXTENTS_MAX, Slot, layout::Place,
+    Arena, EXTENT_SLOTS, Extent, InsertError, SEGMENT_EXTENTS_MAX, Slot, Times, layout::Place,
     memory::prefetch, slot::Needle,
 };
 
@@ -12,8 +12,11 @@ const EXTENT_ENTRIES_MAX: usize = 911;
 /// Slots at a segment's end that are nobody's home, so that the last entries have room to be shifted to.
 const TAIL_SLOTS: usize = 32;
 
+/// Slots in a cache line.
+const LINE_SLOTS: usize = 64 / size_of::<Slot>();
+
 /// A table of slots; see the [module](super) for its shape and invariants.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Segment {
     extents: [Option<Extent>; SEGMENT_EXTENTS_MAX],
     extent_count: u32,
@@ -22,6 +25,8 @@ pub(super) struct Segment {
     home_slots: u32,
     /// How many of the phase's fraction bits pick this segment.
     depth: u32,
+    /// No entry expires before this second. A lower bound: an entry that lives longer now may have set it.
+    soonest_expiry: u32,
 }
 
 /// Where a slot is.
@@ -53,8 +58,12 @@ impl Segment {
     /// An empty segment, which takes no memory.
     pub(super) fn new(depth: u32) -> Self {
         Self {
+            extents: Default::default(),
+            extent_count: 0,
+            entries: 0,
+            home_slots: 0,
             depth,
-            ..Self::default()
+            soonest_expiry: u32::MAX,
         }
     }
 
@@ -86,12 +95,15 @@ impl Segment {
         }
     }
 
-    /// Starts fetching the slots that a probe will look at.
+    /// Starts fetching `lines` cache lines from the key's home on.
     #[inline]
-    pub(super) fn prefetch(&self, place: Place) {
+    pub(super) fn prefetch(&self, place: Place, lines: usize) {
         let home = self.home(place);
         if let Some(Some(extent)) = self.extents.get(home.extent) {
-            prefetch(&extent[home.slot]);
+            for line in 0..lines {
+                // Behind the extent's end: its last line once more, which costs nothing.
+                prefetch(&extent[(home.slot + line * LINE_SLOTS).min(EXTENT_SLOTS - 1)]);
+            }
         }
     }
 
@@ -151,6 +163,7 @@ impl Segment {
             return false;
         }
         self.entries += 1;
+        self.soonest_expiry = self.soonest_expiry.min(slot.expiry_seconds());
         true
     }
 
@@ -191,6 +204,26 @@ impl Segment {
         true
     }
 
+    /// How many entries there are that may not be purged.
+    pub(super) fn kept(&self, times: Times) -> usize {
+        if times.purges(self.soonest_expiry) {
+            self.iter()
+                .filter(|slot| !times.purges(slot.expiry_seconds()))
+                .count()
+        } else {
+            self.entries()
+        }
+    }
+
+    /// Calls `visit` with each entry, in order, until it returns false. False if it did.
+    #[inline]
+    pub(super) fn visit(&self, mut visit: impl FnMut(Slot) -> bool) -> bool {
+        self.extents
+            .iter()
+            .map_while(Option::as_ref)
+            .all(|extent| extent.iter().all(|slot| slot.is_empty() || visit(*slot)))
+    }
+
     /// The entries in fingerprint order.
     pub(super) fn iter(&self) -> impl Iterator<Item = Slot> + '_ {
         let extents = self.extents.iter().map_while(Option::as_ref);
@@ -211,8 +244,8 @@ impl Segment {
 /// A rebuild never works in place: until it has succeeded, the old segment stays as it was.
 pub(super) struct Builder<'a> {
     segment: Segment,
-    /// The extent that is being written, and the next slot in it.
-    current: Position,
+    /// The first slot behind the last entry, counted over all extents.
+    end: usize,
     arena: &'a Arena,
 }
 
@@ -228,12 +261,14 @@ impl<'a> Builder<'a> {
     ) -> Result<Self, InsertError> {
         let mut builder = Self {
             segment: Segment::new(depth),
-            current: Position { extent: 0, slot: 0 },
+            end: 0,
             arena,
         };
         for extent in &mut builder.segment.extents[..extent_count] {
             // On an error the drop gives back what was taken so far.
-            *extent = Some(arena.take()?);
+            let taken = arena.take()?;
+            taken.fill(Slot::EMPTY);
+            *extent = Some(taken);
         }
         builder.segment.extent_count = extent_count as u32;
         builder.segment.home_slots =
@@ -244,40 +279,21 @@ impl<'a> Builder<'a> {
     /// Lays out one more entry. False when it would have to lie behind the end: the segment needs more extents.
     #[inline]
     pub(super) fn push(&mut self, slot: Slot, place: Place) -> bool {
-        let home = self.segment.home(place);
-        while let Some(Some(extent)) = self.segment.extents.get_mut(self.current.extent) {
-            let next = self.current.slot;
-            let at = match home.extent > self.current.extent {
-                true => EXTENT_SLOTS,
-                false if home.extent == self.current.extent => home.slot.max(next),
-                false => next,
-            };
-            // Extents come with old content: what is skipped must be emptied.
-            extent[next..at].fill(Slot::EMPTY);
-            if at < EXTENT_SLOTS {
-                extent[at] = slot;
-                self.current.slot = at + 1;
-                self.segment.entries += 1;
-                return true;
-            }
-            self.current = Position {
-                extent: self.current.extent + 1,
-                slot: 0,
-            };
-        }
-        false
+        let home = place.home(self.segment.depth, self.segment.home_slots as usize);
+        let at = home.max(self.end);
+        let Some(Some(extent)) = self.segment.extents.get_mut(at / EXTENT_SLOTS) else {
+            return false;
+        };
+        extent[at % EXTENT_SLOTS] = slot;
+        self.end = at + 1;
+        self.segment.entries += 1;
+        self.segment.soonest_expiry = self.segment.soonest_expiry.min(slot.expiry_seconds());
+        true
     }
 
     /// The segment with what was laid out.
     pub(super) fn finish(mut self) -> Segment {
-        for extent in self.segment.extents[self.current.extent.min(SEGMENT_EXTENTS_MAX)..]
-            .iter_mut()
-            .map_while(Option::as_mut)
-        {
-            extent[self.current.slot..].fill(Slot::EMPTY);
-            self.current.slot = 0;
-        }
-        std::mem::take(&mut self.segment)
+        std::mem::replace(&mut self.segment, Segment::new(0))
     }
 }
 

@@ -11,8 +11,15 @@ use super::{
 };
 use crate::{Bitmap, Expiry, Fingerprint, HashRange, PackedFingerprints};
 
-/// How many keys ahead of the one in work memory is fetched: enough to hide an access, few enough for the first cache.
-const PREFETCH_KEYS: usize = 16;
+/// While one group of this many keys is worked on, memory is fetched for the next: enough to hide an access, few enough for the
+/// first-level cache.
+const GROUP_KEYS: usize = 16;
+
+/// Cache lines from a key's home on that a lookup nearly always ends in.
+const GET_LINES: usize = 2;
+
+/// Cache lines from a key's home on in which an insert nearly always finds its empty slot.
+const INSERT_LINES: usize = 4;
 
 /// The keys of one hash range. See the [module](super) for its shape.
 ///
@@ -87,9 +94,9 @@ impl KeySet {
             + self.unused.capacity() * size_of::<usize>()
     }
 
-    /// Starts fetching the memory that an operation on `keys` will touch. A hint.
+    /// Starts fetching the memory that a lookup of `keys` will touch. A hint.
     pub fn prefetch(&self, keys: PackedFingerprints<'_>) {
-        keys.iter().for_each(|key| self.prefetch_one(key));
+        self.fetch(keys, GET_LINES);
     }
 
     /// Turns bit `offset + i` of `present` on if key `i` is there.
@@ -100,15 +107,18 @@ impl KeySet {
         present: &mut Bitmap,
         offset: usize,
     ) {
-        self.prefetch_first(keys);
-        for (index, key) in keys.iter().enumerate() {
-            self.prefetch_ahead(keys, index);
-            let (place, number) = self.locate(key);
-            let found = match self.segments[number].probe(Needle::new(key), place) {
-                Probe::Found(_, slot) => slot.is_live(times.now),
-                Probe::Vacant(_) => false,
-            };
-            present.or(offset + index, found);
+        let mut offset = offset;
+        for group in groups(keys) {
+            self.fetch(group.next, GET_LINES);
+            for key in group.keys.iter() {
+                let (place, number) = self.locate(key);
+                let found = match self.segments[number].probe(Needle::new(key), place) {
+                    Probe::Found(_, slot) => slot.is_live(times.now),
+                    Probe::Vacant(_) => false,
+                };
+                present.or(offset, found);
+                offset += 1;
+            }
         }
     }
 
@@ -122,10 +132,11 @@ impl KeySet {
         expiry: Expiry,
         times: Times,
     ) -> Result<(), InsertError> {
-        self.prefetch_first(keys);
-        for (index, key) in keys.iter().enumerate() {
-            self.prefetch_ahead(keys, index);
-            self.store(Slot::new(key, expiry), times, Slot::max)?;
+        for group in groups(keys) {
+            self.fetch(group.next, INSERT_LINES);
+            for key in group.keys.iter() {
+                self.store(Slot::new(key, expiry), times, Slot::max)?;
+            }
         }
         Ok(())
     }
@@ -143,15 +154,18 @@ impl KeySet {
         first: &mut Bitmap,
         offset: usize,
     ) -> Result<(), InsertError> {
-        self.prefetch_first(keys);
-        for (index, key) in keys.iter().enumerate() {
-            self.prefetch_ahead(keys, index);
-            let mut was_live = false;
-            self.store(Slot::new(key, expiry), times, |new, old| {
-                was_live = old.is_live(times.now);
-                if was_live { old } else { new }
-            })?;
-            first.or(offset + index, !was_live);
+        let mut offset = offset;
+        for group in groups(keys) {
+            self.fetch(group.next, INSERT_LINES);
+            for key in group.keys.iter() {
+                let mut was_live = false;
+                self.store(Slot::new(key, expiry), times, |new, old| {
+                    was_live = old.is_live(times.now);
+                    if was_live { old } else { new }
+                })?;
+                first.or(offset, !was_live);
+                offset += 1;
+            }
         }
         Ok(())
     }
@@ -197,21 +211,12 @@ impl KeySet {
         )
     }
 
+    /// All at once and without a branch on what is read, so that the reads of directory and segments overlap as well.
     #[inline]
-    fn prefetch_one(&self, key: Fingerprint) {
-        let (place, number) = self.locate(key);
-        self.segments[number].prefetch(place);
-    }
-
-    #[inline]
-    fn prefetch_first(&self, keys: PackedFingerprints<'_>) {
-        self.prefetch(keys.slice(0, keys.len().min(PREFETCH_KEYS)));
-    }
-
-    #[inline]
-    fn prefetch_ahead(&self, keys: PackedFingerprints<'_>, index: usize) {
-        if index + PREFETCH_KEYS < keys.len() {
-            self.prefetch_one(keys.get(index + PREFETCH_KEYS));
+    fn fetch(&self, keys: PackedFingerprints<'_>, lines: usize) {
+        for key in keys.iter() {
+            let (place, number) = self.locate(key);
+            self.segments[number].prefetch(place, lines);
         }
     }
 
@@ -234,6 +239,26 @@ impl KeySet {
         }
         Ok(())
     }
+}
+
+/// Keys to work on, and those that come next.
+struct Group<'a> {
+    keys: PackedFingerprints<'a>,
+    next: PackedFingerprints<'a>,
+}
+
+/// Cuts keys into groups. The first one is empty: it only has the first keys as its next.
+fn groups(keys: PackedFingerprints<'_>) -> impl Iterator<Item = Group<'_>> {
+    let end = move |start: usize| (start + GROUP_KEYS).min(keys.len());
+    let first = Group {
+        keys: keys.slice(0, 0),
+        next: keys.slice(0, end(0)),
+    };
+    let rest = (0..keys.len()).step_by(GROUP_KEYS).map(move |start| Group {
+        keys: keys.slice(start, end(start)),
+        next: keys.slice(end(start), end(end(start))),
+    });
+    std::iter::once(first).chain(rest)
 }
 
 impl Drop for KeySet {
