@@ -1,0 +1,295 @@
+//! The memory of recent claims' answers: a lost reply must not turn a first into a duplicate.
+//!
+//! A claim carries an operation id. What it was told is remembered here by (operation id, range), with a digest of the range's
+//! fingerprints, until it is too old or the memory is full (then the oldest go first). A later sending of the same operation is
+//! answered, range by range, like this:
+//!
+//! | this operation's earlier answers for the range | keys that are absent now | keys that are present now |
+//! | --- | --- | --- |
+//! | remembered, same keys in the same order, not yet expired: [`Recall::Same`] | as before, nothing applied | as before |
+//! | remembered, but for other keys, or expired, or applied only in part: [`Recall::Doubt`] | stored, `First` | `Unknown` |
+//! | not remembered, and earlier sendings may have been applied (`attempt > 0`): [`Recall::Nothing`] | stored, `First` | `Unknown` |
+//! | not remembered, and this is the first sending (`attempt == 0`): [`Recall::Nothing`] | stored, `First` | `Duplicate` |
+//!
+//! Why `Unknown` and never `Duplicate`: the key may be present through an earlier sending of this very operation, whose reply
+//! nobody got. Saying `Duplicate` would then mean that nobody was ever told `First`.
+//!
+//! **Equal keys in one request.** The first occurrence of an absent key is `First`. Later ones are `Duplicate`, also in doubt,
+//! because this very reply tells somebody `First`. Every occurrence of a key that was present before is `Unknown` in doubt, the
+//! second one too: nobody may ever have been told `First` for it. Equal keys never lie in two ranges, and a range appears at most
+//! once in a claim.
+//!
+//! **Whatever is applied is recorded,** also when the caller goes away or the request is dropped half-way: [`Operation`] records
+//! in its `Drop`. A range that was in work at that time, or that the key set refused half-way, is recorded as applied in part.
+//!
+//! **One at a time.** An operation is registered from [`begin`](AnswerMemory::begin) until its [`Operation`] is dropped. A repeat
+//! that comes in between is told to wait and to begin again; it then finds the answers.
+//!
+//! **What this relies on:** a sending with `attempt == 0` does not arrive after a later sending of the same operation was
+//! answered *and* forgotten. The requests' `not_after` sees to that as long as it is not later than the moment at which the caller
+//! sends again.
+
+mod record;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use keydb_core::{Bitmap, Expiry, OperationId, PackedFingerprints, RangeId, UnixMillis};
+use tokio::sync::watch;
+use xxhash_rust::xxh3::xxh3_64;
+
+use self::record::{Draft, Remembered, remembered_groups};
+
+/// What one operation takes besides its encoded answers: its places in the two indexes, and the allocation.
+const ENTRY_OVERHEAD_BYTES: usize = 160;
+
+/// The node's memory of recent claims' answers.
+#[derive(Debug)]
+pub(crate) struct AnswerMemory {
+    bytes_max: usize,
+    age_max: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The operations in work, with a channel for those who wait for the end, if anyone does.
+    in_flight: HashMap<OperationId, Option<watch::Sender<()>>>,
+    remembered: HashMap<OperationId, Entry>,
+    /// The remembered operations by their [`Entry::place`].
+    oldest_first: BTreeMap<u64, OperationId>,
+    next_place: u64,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// The answers, as [`record`] encodes them.
+    answers: Arc<[u8]>,
+    place: u64,
+    recorded: UnixMillis,
+}
+
+/// What [`AnswerMemory::begin`] found.
+#[derive(Debug)]
+pub(crate) enum Begin<'a> {
+    /// The operation is this caller's until it is dropped.
+    Registered(Operation<'a>),
+    /// Another sending of it is in work. Wait until the channel closes, then begin again.
+    InFlight(watch::Receiver<()>),
+}
+
+/// An operation in work: what is remembered of it, and what is newly answered. Dropping it records the new answers.
+#[derive(Debug)]
+pub(crate) struct Operation<'a> {
+    memory: &'a AnswerMemory,
+    id: OperationId,
+    begun: UnixMillis,
+    remembered: HashMap<RangeId, Remembered>,
+    draft: Draft,
+    /// The range that is being applied.
+    in_work: Option<RangeId>,
+}
+
+/// What is remembered of an operation's earlier answers for one range.
+#[derive(Debug)]
+pub(crate) enum Recall<'a> {
+    /// The answers to these very keys.
+    Same(&'a Remembered),
+    /// Something was applied, but what these keys were told is not known (any more).
+    Doubt,
+    /// Nothing.
+    Nothing,
+}
+
+/// The keys of one range in a claim, as a repeat is recognised by them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClaimedKeys {
+    /// The range.
+    pub(crate) range: RangeId,
+    digest: u64,
+    count: usize,
+}
+
+impl ClaimedKeys {
+    /// Of these keys in this order. There is at least one.
+    pub(crate) fn new(range: RangeId, keys: PackedFingerprints<'_>) -> Self {
+        Self {
+            range,
+            digest: xxh3_64(keys.as_bytes()),
+            count: keys.len(),
+        }
+    }
+}
+
+impl AnswerMemory {
+    /// A memory that takes at most `bytes_max` bytes and forgets what is older than `age_max`.
+    pub(crate) fn new(bytes_max: usize, age_max: Duration) -> Self {
+        Self {
+            bytes_max,
+            age_max,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Registers a sending of the operation `id` whose new keys are going to live until `expiry`.
+    pub(crate) fn begin(&self, id: OperationId, now: UnixMillis, expiry: Expiry) -> Begin<'_> {
+        let mut state = self.state();
+        if let Some(waited_for) = state.in_flight.get_mut(&id) {
+            let sender = waited_for.get_or_insert_with(|| watch::channel(()).0);
+            return Begin::InFlight(sender.subscribe());
+        }
+        state.forget(usize::MAX, self.too_old(now));
+        state.in_flight.insert(id, None);
+        let answers = state
+            .remembered
+            .get(&id)
+            .map(|entry| Arc::clone(&entry.answers));
+        drop(state);
+        Begin::Registered(Operation {
+            memory: self,
+            id,
+            begun: now,
+            remembered: answers.map_or_else(HashMap::new, remembered_groups),
+            draft: Draft::new(expiry),
+            in_work: None,
+        })
+    }
+
+    /// Forgets what has become too old.
+    pub(crate) fn forget_old(&self, now: UnixMillis) {
+        let too_old = self.too_old(now);
+        self.state().forget(usize::MAX, too_old);
+    }
+
+    /// How many bytes the remembered answers take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.state().bytes
+    }
+
+    /// How many operations are remembered.
+    pub(crate) fn operations(&self) -> usize {
+        self.state().remembered.len()
+    }
+
+    /// What was recorded at or before this time is too old.
+    fn too_old(&self, now: UnixMillis) -> Option<UnixMillis> {
+        let age_max_ms = u64::try_from(self.age_max.as_millis()).unwrap_or(u64::MAX);
+        now.0.checked_sub(age_max_ms).map(UnixMillis)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .expect("nothing panics while the memory of answers is locked")
+    }
+
+    fn end(&self, id: OperationId, begun: UnixMillis, draft: &Draft) {
+        let mut part = draft.encode();
+        let mut state = self.state();
+        // Closing the channel, at the end of this function, wakes those who wait.
+        let _waited_for = state.in_flight.remove(&id);
+        if part.is_empty() {
+            return;
+        }
+        if let Some(earlier) = state.take(id) {
+            let mut merged = record::without_ranges_of(&earlier.answers, &part);
+            merged.append(&mut part);
+            part = merged;
+        }
+        let cost_bytes = part.len() + ENTRY_OVERHEAD_BYTES;
+        let Some(rest_bytes) = self.bytes_max.checked_sub(cost_bytes) else {
+            return;
+        };
+        state.forget(rest_bytes, None);
+        state.insert(id, begun, part.into());
+    }
+}
+
+impl State {
+    fn insert(&mut self, id: OperationId, recorded: UnixMillis, answers: Arc<[u8]>) {
+        let place = self.next_place;
+        self.next_place += 1;
+        self.bytes += answers.len() + ENTRY_OVERHEAD_BYTES;
+        self.oldest_first.insert(place, id);
+        let entry = Entry {
+            answers,
+            place,
+            recorded,
+        };
+        self.remembered.insert(id, entry);
+    }
+
+    fn take(&mut self, id: OperationId) -> Option<Entry> {
+        let entry = self.remembered.remove(&id)?;
+        self.oldest_first.remove(&entry.place);
+        self.bytes -= entry.answers.len() + ENTRY_OVERHEAD_BYTES;
+        Some(entry)
+    }
+
+    /// Forgets the oldest operations until at most `bytes_max` remain and the oldest was recorded after `too_old`.
+    fn forget(&mut self, bytes_max: usize, too_old: Option<UnixMillis>) {
+        while let Some((_, &id)) = self.oldest_first.first_key_value() {
+            let recorded = self.remembered[&id].recorded;
+            if self.bytes <= bytes_max && too_old.is_none_or(|too_old| recorded > too_old) {
+                return;
+            }
+            self.take(id);
+        }
+    }
+}
+
+impl Operation<'_> {
+    /// What is remembered of the earlier answers to `keys`.
+    pub(crate) fn recall(&self, keys: ClaimedKeys) -> Recall<'_> {
+        match self.remembered.get(&keys.range) {
+            None => Recall::Nothing,
+            Some(answers)
+                if answers.count == keys.count
+                    && answers.digest == keys.digest
+                    && answers.expiry.is_live(self.begun.seconds()) =>
+            {
+                Recall::Same(answers)
+            }
+            Some(_) => Recall::Doubt,
+        }
+    }
+
+    /// Says that `range` is being applied from here on. Until [`record`](Self::record), it counts as applied in part.
+    pub(crate) fn apply(&mut self, range: RangeId) {
+        self.leave_in_part();
+        self.in_work = Some(range);
+    }
+
+    /// Records what `keys`, which have just been applied, are told: bits `offset..` of the reply's bitmaps.
+    pub(crate) fn record(
+        &mut self,
+        keys: ClaimedKeys,
+        first: &Bitmap,
+        unknown: Option<&Bitmap>,
+        offset: usize,
+    ) {
+        debug_assert_eq!(self.in_work, Some(keys.range));
+        self.in_work = None;
+        self.draft
+            .group(keys.range, keys.digest, keys.count, first, unknown, offset);
+    }
+
+    fn leave_in_part(&mut self) {
+        if let Some(range) = self.in_work.take() {
+            self.draft.group_in_part(range);
+        }
+    }
+}
+
+impl Drop for Operation<'_> {
+    fn drop(&mut self) {
+        self.leave_in_part();
+        self.memory.end(self.id, self.begun, &self.draft);
+    }
+}

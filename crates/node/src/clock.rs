@@ -1,0 +1,80 @@
+//! The real clock.
+
+use std::time::{Duration, SystemTime};
+
+use keydb_core::{Clock, UnixMillis};
+
+/// The wall clock at the time of [`new`](Self::new), and from there on the time since, sleep included: it never jumps, neither
+/// when somebody sets the wall clock nor when the machine wakes up.
+#[derive(Debug)]
+pub struct SystemClock {
+    wall_at_start: UnixMillis,
+    started: Duration,
+}
+
+impl SystemClock {
+    /// A clock that shows the wall clock's time now.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the clock that others are told to use"
+    )]
+    pub fn new() -> Self {
+        let wall = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        Self {
+            wall_at_start: UnixMillis(0).plus(wall),
+            started: since_boot(),
+        }
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> UnixMillis {
+        self.wall_at_start
+            .plus(since_boot().saturating_sub(self.started))
+    }
+}
+
+fn since_boot() -> Duration {
+    use rustix::time::{ClockId, clock_gettime};
+
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let clock = ClockId::Boottime;
+    // Elsewhere the monotonic clock is the nearest there is.
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let clock = ClockId::Monotonic;
+    let time = clock_gettime(clock);
+    // The time since boot is neither negative nor are its nanoseconds.
+    Duration::new(
+        time.tv_sec.try_into().unwrap_or(0),
+        time.tv_nsec.try_into().unwrap_or(0),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_starts_at_the_wall_clocks_time_and_does_not_go_back() {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this is what it is compared with"
+        )]
+        let wall = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap();
+        let clock = SystemClock::new();
+        let first = clock.now();
+        assert!(first >= UnixMillis(wall.as_millis() as u64));
+        assert!(first < UnixMillis(wall.as_millis() as u64 + 60_000));
+        assert!(clock.now() >= first);
+    }
+}

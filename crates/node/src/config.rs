@@ -1,0 +1,76 @@
+//! A node's settings, as plain data.
+
+use std::time::Duration;
+
+use keydb_core::NodeId;
+
+use crate::NodeError;
+
+/// What a node is told at its start. Everything else it learns from the cluster map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Which member of the cluster this node is.
+    pub id: NodeId,
+    /// How long between two looks at the cluster map in object storage. More than 0.
+    pub map_poll_interval: Duration,
+    /// How long requests in progress have to end when the node stops; what remains is then cut off.
+    pub drain_deadline: Duration,
+    /// What one node takes at most.
+    pub limits: Limits,
+}
+
+/// What one node takes at most. Going over a limit is an error that names it, with nothing applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Keys in one request. At least 1.
+    pub request_keys_max: usize,
+    /// Bytes in one request message. At least 1.
+    pub message_bytes_max: usize,
+    /// Requests for keys that are being worked on at the same time. At least 1.
+    pub requests_in_flight_max: usize,
+    /// Bytes that the memory of recent claims' answers takes; the oldest are forgotten first. 0: nothing is remembered.
+    pub answer_memory_bytes: usize,
+    /// How long the answers to a claim are remembered.
+    pub answer_memory_age: Duration,
+}
+
+impl NodeConfig {
+    /// The defaults, for the node `id`.
+    pub fn new(id: NodeId) -> Self {
+        Self {
+            id,
+            map_poll_interval: Duration::from_secs(1),
+            drain_deadline: Duration::from_secs(10),
+            limits: Limits::default(),
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), NodeError> {
+        let limits = &self.limits;
+        let zero = [
+            ("map_poll_interval", self.map_poll_interval.is_zero()),
+            ("limits.request_keys_max", limits.request_keys_max == 0),
+            ("limits.message_bytes_max", limits.message_bytes_max == 0),
+            (
+                "limits.requests_in_flight_max",
+                limits.requests_in_flight_max == 0,
+            ),
+        ];
+        match zero.iter().find(|(_, is_zero)| *is_zero) {
+            Some((setting, _)) => Err(NodeError::Setting { setting }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_keys_max: 65_536,
+            message_bytes_max: 4 << 20,
+            requests_in_flight_max: 1024,
+            answer_memory_bytes: 16 << 20,
+            answer_memory_age: Duration::from_secs(300),
+        }
+    }
+}

@@ -1,0 +1,369 @@
+//! Requests for keys: checked as a whole, then worked on range by range.
+//!
+//! Nothing here waits, save for a repeat of a claim that is being worked on; large requests make room for others between steps.
+//! No lock is held then: each range's lock is held for one step at most.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use keydb_core::{Bitmap, Expiry, Fingerprint, InsertError, PackedFingerprints, Times, UnixMillis};
+use keydb_proto::{
+    refusal_status,
+    shard::{
+        ClaimReply, ClaimRequest, ErrorCode, GetReply, GetRequest, PutReply, PutRequest, RangeKeys,
+        RangeRefusal, RefusalCode, RequestHeader,
+    },
+};
+use tokio::sync::watch;
+use tonic::Status;
+
+use crate::{
+    answers::{Begin, ClaimedKeys, Operation, Recall},
+    node::{Node, Standing},
+    table::{OwnedRange, Table},
+    validate::{self, Group, Plan},
+};
+
+/// So many keys are worked on before others get their turn.
+const STEP_KEYS: usize = 4096;
+
+/// A group's memory is fetched while the second one before it is worked on.
+const PREFETCH_GROUPS: usize = 2;
+
+/// So many keys of a group are fetched ahead; more would push each other out of the first-level cache.
+const PREFETCH_KEYS: usize = 32;
+
+/// How often a request that waits for another one looks at the clock.
+const WAIT_STEP: Duration = Duration::from_millis(50);
+
+/// Which of the keys exist?
+pub(crate) async fn get(node: &Node, request: &GetRequest) -> Result<GetReply, Status> {
+    let _ticket = node.in_flight.enter()?;
+    let (standing, now) = admit(node, request.header.as_ref())?;
+    let table = table(node, &standing)?;
+    let plan = plan(node, table, &request.ranges, &request.fingerprints)?;
+    let times = Times::at(now);
+    let mut present = Bitmap::new(plan.fingerprints.len());
+    let mut pace = Pace::default();
+    for position in 0..plan.groups.len() {
+        prefetch(table, &plan, position + PREFETCH_GROUPS);
+        let group = plan.groups[position];
+        for (start, end) in steps(group) {
+            pace.spend(end - start).await;
+            let keys = plan.fingerprints.slice(start, end);
+            owned(table, group)
+                .read()
+                .get(keys, times, &mut present, start);
+        }
+    }
+    Ok(GetReply {
+        header: Some(node.reply_header(standing.map())),
+        present: present.into_bytes().into(),
+        refused: plan.refused,
+    })
+}
+
+/// The keys exist until at least now + TTL.
+pub(crate) async fn put(node: &Node, request: &PutRequest) -> Result<PutReply, Status> {
+    let _ticket = node.in_flight.enter()?;
+    let (standing, now) = admit(node, request.header.as_ref())?;
+    let table = table(node, &standing)?;
+    let expiry = expiry(now, request.ttl_seconds)?;
+    let mut plan = plan(node, table, &request.ranges, &request.fingerprints)?;
+    let times = Times::at(now);
+    let mut pace = Pace::default();
+    for position in 0..plan.groups.len() {
+        prefetch(table, &plan, position + PREFETCH_GROUPS);
+        let group = plan.groups[position];
+        let range = owned(table, group);
+        for (start, end) in steps(group) {
+            pace.spend(end - start).await;
+            let keys = plan.fingerprints.slice(start, end);
+            let stored = range.write().put(keys, expiry, times);
+            if let Err(error) = stored {
+                plan.refused.push(full(range, error));
+                break;
+            }
+        }
+    }
+    Ok(PutReply {
+        header: Some(node.reply_header(standing.map())),
+        refused: plan.refused,
+    })
+}
+
+/// Inserts the keys that are absent, and says which those were.
+pub(crate) async fn claim(node: &Node, request: &ClaimRequest) -> Result<ClaimReply, Status> {
+    let _ticket = node.in_flight.enter()?;
+    let id = validate::operation_id(&request.operation_id)?;
+    validate::check_ranges_once(&request.ranges)?;
+    loop {
+        // After a wait, this may have become another one.
+        let (standing, now) = admit(node, request.header.as_ref())?;
+        let table = table(node, &standing)?;
+        let expiry = expiry(now, request.ttl_seconds)?;
+        let plan = plan(node, table, &request.ranges, &request.fingerprints)?;
+        match node.answers.begin(id, now, expiry) {
+            Begin::Registered(operation) => {
+                let mut claiming = Claiming::new(operation, plan, expiry, now);
+                claiming.run(table).await;
+                return Ok(claiming.reply(node, &standing));
+            }
+            Begin::InFlight(ended) => wait(ended).await,
+        }
+    }
+}
+
+async fn wait(mut ended: watch::Receiver<()>) {
+    // Either way the caller looks again.
+    let _ = tokio::time::timeout(WAIT_STEP, ended.changed()).await;
+}
+
+/// One claim while it is being worked on.
+struct Claiming<'a> {
+    operation: Operation<'a>,
+    plan: Plan<'a>,
+    expiry: Expiry,
+    times: Times,
+    first: Bitmap,
+    unknown: Option<Bitmap>,
+    repeated_ranges: Vec<u32>,
+    /// The groups that the key set refused half-way: what they were told does not count.
+    in_part: Vec<Group>,
+}
+
+impl<'a> Claiming<'a> {
+    fn new(operation: Operation<'a>, plan: Plan<'a>, expiry: Expiry, now: UnixMillis) -> Self {
+        Self {
+            operation,
+            expiry,
+            times: Times::at(now),
+            first: Bitmap::new(plan.fingerprints.len()),
+            unknown: None,
+            repeated_ranges: Vec::new(),
+            in_part: Vec::new(),
+            plan,
+        }
+    }
+
+    async fn run(&mut self, table: &Table) {
+        let mut pace = Pace::default();
+        for position in 0..self.plan.groups.len() {
+            prefetch(table, &self.plan, position + PREFETCH_GROUPS);
+            let group = self.plan.groups[position];
+            self.group(owned(table, group), group, &mut pace).await;
+        }
+    }
+
+    async fn group(&mut self, range: &OwnedRange, group: Group, pace: &mut Pace) {
+        let keys = self.plan.keys(group);
+        let claimed = ClaimedKeys::new(range.id, keys);
+        let in_doubt = match self.operation.recall(claimed) {
+            Recall::Same(answers) => {
+                answers.answer(&mut self.first, &mut self.unknown, group.start);
+                self.repeated_ranges.push(range.id.0);
+                return;
+            }
+            Recall::Doubt => true,
+            Recall::Nothing => group.attempt > 0,
+        };
+        self.operation.apply(range.id);
+        for (start, end) in steps(group) {
+            pace.spend(end - start).await;
+            let keys = self.plan.fingerprints.slice(start, end);
+            let stored = range
+                .write()
+                .claim(keys, self.expiry, self.times, &mut self.first, start);
+            if let Err(error) = stored {
+                self.plan.refused.push(full(range, error));
+                self.in_part.push(group);
+                return;
+            }
+        }
+        if in_doubt {
+            self.doubt(keys, group.start);
+        }
+        self.operation
+            .record(claimed, &self.first, self.unknown.as_ref(), group.start);
+    }
+
+    /// Marks the keys that were present before as unknown. A key that this claim stored is not, wherever else it occurs.
+    fn doubt(&mut self, keys: PackedFingerprints<'_>, offset: usize) {
+        let indexed = || (offset..).zip(keys.iter());
+        let stored: HashSet<Fingerprint> = indexed()
+            .filter(|(index, _)| self.first.get(*index))
+            .map(|(_, key)| key)
+            .collect();
+        for (index, key) in indexed() {
+            if !stored.contains(&key) {
+                self.unknown
+                    .get_or_insert_with(|| Bitmap::new(self.first.len()))
+                    .or(index, true);
+            }
+        }
+    }
+
+    fn reply(self, node: &Node, standing: &Standing) -> ClaimReply {
+        // From here on a repeat finds the answers.
+        drop(self.operation);
+        let mut first = self.first.into_bytes();
+        for group in self.in_part {
+            clear_bits(&mut first, group.start, group.end);
+        }
+        ClaimReply {
+            header: Some(node.reply_header(standing.map())),
+            first: first.into(),
+            unknown: self
+                .unknown
+                .map_or_else(Vec::new, Bitmap::into_bytes)
+                .into(),
+            refused: self.plan.refused,
+            repeated_ranges: self.repeated_ranges,
+        }
+    }
+}
+
+/// What must hold for every request for keys: it is for this cluster and this node, and in time. Returns how the node stands, and
+/// the time that the request goes by.
+fn admit(
+    node: &Node,
+    header: Option<&RequestHeader>,
+) -> Result<(Arc<Standing>, UnixMillis), Status> {
+    let header = validate::header(header)?;
+    let standing = node.standing();
+    if let Some(map) = standing.map() {
+        validate::check_cluster(map.cluster_id, &header.cluster_id)?;
+        node.hear_of_map(map, (header.lineage, header.epoch));
+    }
+    let now = node.clock.now();
+    validate::check_target_and_time(node.config.id, now, header)?;
+    Ok((standing, now))
+}
+
+fn table<'a>(node: &Node, standing: &'a Standing) -> Result<&'a Table, Status> {
+    standing.table().ok_or_else(|| node.not_serving(standing))
+}
+
+fn plan<'a>(
+    node: &Node,
+    table: &Table,
+    ranges: &[RangeKeys],
+    fingerprints: &'a [u8],
+) -> Result<Plan<'a>, Status> {
+    Plan::new(
+        table,
+        ranges,
+        fingerprints,
+        node.config.limits.request_keys_max,
+    )
+}
+
+fn expiry(now: UnixMillis, ttl_seconds: u32) -> Result<Expiry, Status> {
+    Expiry::after(now, validate::ttl(ttl_seconds)?)
+        .map_err(|error| refusal_status(ErrorCode::InvalidRequest, error.to_string()))
+}
+
+fn owned<'a>(table: &'a Table, group: Group) -> &'a OwnedRange {
+    &table.ranges()[group.range]
+}
+
+/// Starts fetching the memory that the group at `position` is going to touch.
+#[inline]
+fn prefetch(table: &Table, plan: &Plan<'_>, position: usize) {
+    let Some(group) = plan.groups.get(position) else {
+        return;
+    };
+    let end = group.end.min(group.start + PREFETCH_KEYS);
+    if let Some(keys) = owned(table, *group).try_read() {
+        keys.prefetch(plan.fingerprints.slice(group.start, end));
+    }
+}
+
+/// The parts of a group that are worked on under one lock, as `(start, end)`.
+fn steps(group: Group) -> impl Iterator<Item = (usize, usize)> {
+    (group.start..group.end)
+        .step_by(STEP_KEYS)
+        .map(move |start| (start, group.end.min(start + STEP_KEYS)))
+}
+
+/// Lets others have their turn after every [`STEP_KEYS`] keys.
+#[derive(Default)]
+struct Pace {
+    keys: usize,
+}
+
+impl Pace {
+    /// To be called, without a lock, before `keys` are worked on.
+    #[inline]
+    async fn spend(&mut self, keys: usize) {
+        self.keys += keys;
+        if self.keys > STEP_KEYS {
+            self.keys = keys;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+fn full(range: &OwnedRange, error: InsertError) -> RangeRefusal {
+    RangeRefusal {
+        range_id: range.id.0,
+        code: RefusalCode::Full.into(),
+        owner_node: None,
+        owner_address: String::new(),
+        generation: range.generation,
+        message: format!(
+            "range {} cannot take more of these keys, part of which may have been stored: {error}",
+            range.id
+        ),
+    }
+}
+
+fn clear_bits(bytes: &mut [u8], start: usize, end: usize) {
+    for index in start..end {
+        bytes[index / 8] &= !(1 << (index % 8));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_given_bits_are_cleared() {
+        let mut bytes = [0xff; 4];
+        clear_bits(&mut bytes, 7, 17);
+        assert_eq!(bytes, [0x7f, 0x00, 0xfe, 0xff]);
+    }
+
+    #[test]
+    fn a_group_is_worked_on_in_steps_that_cover_it() {
+        let group = Group {
+            range: 0,
+            start: 10,
+            end: 10 + 2 * STEP_KEYS + 1,
+            attempt: 0,
+        };
+        let steps: Vec<_> = steps(group).collect();
+        assert_eq!(
+            steps,
+            [
+                (10, 10 + STEP_KEYS),
+                (10 + STEP_KEYS, 10 + 2 * STEP_KEYS),
+                (10 + 2 * STEP_KEYS, group.end)
+            ]
+        );
+    }
+
+    #[tokio::test]
+    async fn others_get_their_turn_after_a_step_of_keys() {
+        let mut pace = Pace::default();
+        let mut yields = 0;
+        for _ in 0..10 {
+            let mut spend = std::pin::pin!(pace.spend(STEP_KEYS / 2));
+            if futures_util::poll!(&mut spend).is_pending() {
+                yields += 1;
+                spend.await;
+            }
+        }
+        assert_eq!(yields, 4);
+    }
+}

@@ -1,0 +1,381 @@
+//! The node and the cluster map: waiting for one, registering in it, following it.
+//!
+//! **A node without a map,** or one that the map does not list, waits and says so. It takes requests, and refuses those for keys.
+//!
+//! **Registering** (`memory` mode): the node's memory is its disk, so each start is a disk of its own, the node's incarnation.
+//! Before it takes the place of another one, the node asks at its own address in the map whether that process still runs; if it
+//! does, this one ends. Otherwise it writes its incarnation into the map by compare-and-swap, on condition that the one that it
+//! asked for is still there, and counts a loss: what the earlier process had acknowledged is gone. No key is answered before
+//! that.
+//!
+//! **Following:** maps only ever go forward in (lineage, epoch). When a map shows another incarnation under this node's id, this
+//! node has been replaced and ends. While the storage cannot be reached, the last map stays in force.
+
+use std::{sync::Arc, time::Duration};
+
+use keydb_core::{ClusterMap, Incarnation, MapError, NodeEntry};
+use keydb_proto::shard::{
+    NodeStatusReply, NodeStatusRequest, shard_service_client::ShardServiceClient,
+};
+use keydb_storage::{MapStore, MapStoreError, StorageErrorKind, UpdateError};
+use tokio::time::timeout;
+use tonic::transport::Endpoint;
+use tracing::{info, warn};
+
+use crate::{
+    NodeError,
+    node::{Node, Standing},
+    table::{MapInForce, Table},
+};
+
+/// How long an earlier process of the same node has to answer, connecting included.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long one look at the map may take.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The least time between two looks at the map.
+const POLL_GAP_MIN: Duration = Duration::from_millis(50);
+
+/// Keeps the node's standing in line with the cluster map.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    node: Arc<Node>,
+    store: MapStore,
+    /// What was last said to be waited for: it is not said again every second.
+    waiting: Option<Waiting>,
+    storage_failed: bool,
+    older_map_seen: bool,
+    /// The earlier process that this one is about to take the place of.
+    predecessor: Option<Incarnation>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Waiting {
+    ForMap,
+    ToBeListed,
+}
+
+/// Why an attempt to register was given up.
+#[derive(Debug, thiserror::Error)]
+#[error("the cluster map has changed in the meantime")]
+struct Outdated;
+
+impl Membership {
+    pub(crate) fn new(node: Arc<Node>, store: MapStore) -> Self {
+        Self {
+            node,
+            store,
+            waiting: None,
+            storage_failed: false,
+            older_map_seen: false,
+            predecessor: None,
+        }
+    }
+
+    /// Follows the map until something ends the node.
+    pub(crate) async fn follow(mut self) -> NodeError {
+        loop {
+            if let Err(error) = self.look().await {
+                return error;
+            }
+            tokio::time::sleep(POLL_GAP_MIN.min(self.node.config.map_poll_interval)).await;
+            tokio::select! {
+                () = tokio::time::sleep(self.node.config.map_poll_interval.saturating_sub(POLL_GAP_MIN)) => {}
+                () = self.node.heard_of_newer_map() => {}
+            }
+        }
+    }
+
+    async fn look(&mut self) -> Result<(), NodeError> {
+        match timeout(LOAD_TIMEOUT, self.store.load()).await {
+            Ok(Ok(Some(map))) => {
+                self.storage_works();
+                self.take(map).await
+            }
+            Ok(Ok(None)) => {
+                if self.node.standing().map().is_some() {
+                    self.storage_fails("there is no cluster map in the storage any more");
+                } else {
+                    self.storage_works();
+                    self.wait(Waiting::ForMap);
+                }
+                Ok(())
+            }
+            Ok(Err(error)) => self.load_failed(error),
+            Err(_) => {
+                self.storage_fails(&format!(
+                    "reading the cluster map took longer than {} s",
+                    LOAD_TIMEOUT.as_secs()
+                ));
+                Ok(())
+            }
+        }
+    }
+
+    /// A failure that a repeat would not heal ends a node that does not serve yet; one that serves goes on.
+    fn load_failed(&mut self, error: MapStoreError) -> Result<(), NodeError> {
+        if self.node.standing().table().is_none() {
+            match error {
+                MapStoreError::Map(error) => return Err(unusable(error)),
+                MapStoreError::Storage(error) if error.kind() == StorageErrorKind::Refused => {
+                    return Err(NodeError::Storage(error.to_string()));
+                }
+                MapStoreError::Storage(_) => {}
+            }
+        }
+        self.storage_fails(&error.to_string());
+        Ok(())
+    }
+
+    /// Goes by `map` if it is newer.
+    async fn take(&mut self, map: ClusterMap) -> Result<(), NodeError> {
+        let standing = self.node.standing();
+        if let Some(current) = standing.map() {
+            if map.cluster_id != current.cluster_id {
+                return Err(NodeError::OtherCluster {
+                    expected: current.cluster_id,
+                    found: map.cluster_id,
+                });
+            }
+            if map.version() < current.version() {
+                if !std::mem::replace(&mut self.older_map_seen, true) {
+                    warn!(
+                        lineage = map.lineage,
+                        epoch = map.epoch,
+                        "the storage holds an older cluster map than the one in force (lineage {}, epoch {}), which stays in force",
+                        current.lineage,
+                        current.epoch
+                    );
+                }
+                return Ok(());
+            }
+            self.older_map_seen = false;
+        }
+        let newer = standing
+            .map()
+            .is_none_or(|current| map.version() > current.version());
+        match &*standing {
+            Standing::Serving(_) if !newer => Ok(()),
+            Standing::Serving(table) => self.follow_to(map, table),
+            _ => self.join(map, newer).await,
+        }
+    }
+
+    /// The next map of a node that serves.
+    fn follow_to(&self, map: ClusterMap, before: &Table) -> Result<(), NodeError> {
+        let node = self.node.config.id;
+        let cluster = map.cluster_id;
+        let epoch = map.epoch;
+        match map.node(node).map(|entry| entry.disk_id) {
+            None => Err(NodeError::Removed {
+                node,
+                cluster,
+                epoch,
+            }),
+            Some(disk_id) if disk_id != Some(self.node.incarnation) => Err(NodeError::Replaced {
+                node,
+                cluster,
+                by: disk_id,
+                epoch,
+            }),
+            Some(_) => {
+                self.serve(map, Some(before));
+                Ok(())
+            }
+        }
+    }
+
+    /// A map for a node that does not serve yet.
+    async fn join(&mut self, map: ClusterMap, newer: bool) -> Result<(), NodeError> {
+        let Some(entry) = map.node(self.node.config.id).cloned() else {
+            if newer {
+                self.node
+                    .set_standing(Standing::NotListed(MapInForce::new(map)));
+            }
+            self.wait(Waiting::ToBeListed);
+            return Ok(());
+        };
+        self.waiting = None;
+        if newer {
+            self.node
+                .set_standing(Standing::NotRegistered(MapInForce::new(map.clone())));
+        }
+        if entry.disk_id == Some(self.node.incarnation) {
+            // An earlier attempt, whose outcome was not known, has succeeded.
+            self.registered(map);
+            return Ok(());
+        }
+        if entry.disk_id.is_some() {
+            self.refuse_to_be_second(&map, &entry).await?;
+        }
+        self.predecessor = entry.disk_id;
+        self.register(&map, entry.disk_id).await
+    }
+
+    /// Ends this node if another process answers for it.
+    async fn refuse_to_be_second(
+        &self,
+        map: &ClusterMap,
+        entry: &NodeEntry,
+    ) -> Result<(), NodeError> {
+        let answered = match timeout(PROBE_TIMEOUT, ask(&entry.address)).await {
+            Ok(Ok(status)) => status,
+            Ok(Err(_)) | Err(_) => return Ok(()),
+        };
+        let incarnation = answered
+            .header
+            .filter(|header| header.node_id == entry.id.0)
+            .and_then(|header| <[u8; 16]>::try_from(&*header.incarnation).ok())
+            .map(Incarnation::from_bytes);
+        let same_cluster = *answered.cluster_id == map.cluster_id.to_bytes();
+        match incarnation {
+            // At the node's own address it may well be this process that answers.
+            Some(incarnation) if same_cluster && incarnation != self.node.incarnation => {
+                Err(NodeError::AlreadyRunning {
+                    node: entry.id,
+                    cluster: map.cluster_id,
+                    address: entry.address.clone(),
+                    incarnation,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn register(
+        &mut self,
+        seen: &ClusterMap,
+        predecessor: Option<Incarnation>,
+    ) -> Result<(), NodeError> {
+        let id = self.node.config.id;
+        let incarnation = self.node.incarnation;
+        let now = self.node.clock.now();
+        let change = |current: &ClusterMap| {
+            let entry = current.node(id).ok_or(Outdated)?;
+            if entry.disk_id == Some(incarnation) {
+                return Ok(None);
+            }
+            let outdated = current.cluster_id != seen.cluster_id
+                || current.version() < seen.version()
+                || entry.disk_id != predecessor;
+            if outdated {
+                return Err(Outdated);
+            }
+            let mut next = current.successor();
+            let entry = next.node_mut(id).ok_or(Outdated)?;
+            entry.disk_id = Some(incarnation);
+            if predecessor.is_some() {
+                entry.loss_count = entry.loss_count.saturating_add(1);
+                entry.last_loss_ms = Some(now);
+            }
+            Ok(Some(next))
+        };
+        match self.store.update(change).await {
+            Ok(map) => {
+                self.registered(map);
+                Ok(())
+            }
+            // The next look finds out what has changed.
+            Err(UpdateError::Change(Outdated)) => Ok(()),
+            Err(UpdateError::Load(error)) => self.load_failed(error),
+            Err(UpdateError::Invalid(error)) => Err(unusable(error)),
+            Err(UpdateError::NotWritten(error)) if error.kind() == StorageErrorKind::Refused => {
+                Err(NodeError::Storage(error.to_string()))
+            }
+            Err(error) => {
+                self.storage_fails(&error.to_string());
+                Ok(())
+            }
+        }
+    }
+
+    fn registered(&mut self, map: ClusterMap) {
+        let node = self.node.config.id;
+        info!(
+            %node,
+            cluster = %map.cluster_id,
+            incarnation = %self.node.incarnation,
+            epoch = map.epoch,
+            durability = %map.durability,
+            "registered in the cluster map"
+        );
+        if let Some(predecessor) = self.predecessor {
+            warn!(
+                %node,
+                %predecessor,
+                loss_count = map.node(node).map_or(0, |entry| entry.loss_count),
+                "keys that this node acknowledged before this start are lost: durability is {}",
+                map.durability
+            );
+        }
+        self.storage_works();
+        self.serve(map, None);
+    }
+
+    fn serve(&self, map: ClusterMap, before: Option<&Table>) {
+        let node = self.node.config.id;
+        let table = Table::new(MapInForce::new(map), node, &self.node.arena, before);
+        let ranges = table.ranges().len();
+        let epoch = table.in_force.map.epoch;
+        info!(%node, epoch, ranges, "serving");
+        let started = before.map_or(0, |before| table.started_since(before));
+        if started > 0 {
+            warn!(%node, epoch, "{started} ranges that came to this node start empty");
+        }
+        self.node.set_standing(Standing::Serving(table));
+    }
+
+    fn wait(&mut self, waiting: Waiting) {
+        if self.waiting.as_ref() == Some(&waiting) {
+            return;
+        }
+        let node = self.node.config.id;
+        match waiting {
+            Waiting::ForMap => info!(
+                %node,
+                "waiting for the cluster map: there is none in the storage; `keydb init` creates the cluster"
+            ),
+            Waiting::ToBeListed => info!(
+                %node,
+                "waiting to become a member: the cluster map does not list node {node}"
+            ),
+        }
+        self.waiting = Some(waiting);
+    }
+
+    fn storage_fails(&mut self, error: &str) {
+        if std::mem::replace(&mut self.storage_failed, true) {
+            return;
+        }
+        let node = self.node.config.id;
+        match self.node.standing().map() {
+            Some(map) => warn!(
+                %node,
+                epoch = map.epoch,
+                "going on with the last cluster map, trying again: {error}"
+            ),
+            None => warn!(%node, "waiting for the storage: {error}"),
+        }
+    }
+
+    fn storage_works(&mut self) {
+        if std::mem::replace(&mut self.storage_failed, false) {
+            info!(node = %self.node.config.id, "the storage answers again");
+        }
+    }
+}
+
+fn unusable(error: MapError) -> NodeError {
+    NodeError::UnusableMap(error)
+}
+
+async fn ask(address: &str) -> Result<NodeStatusReply, Box<dyn std::error::Error + Send + Sync>> {
+    let channel = Endpoint::from_shared(format!("http://{address}"))?
+        .connect()
+        .await?;
+    let reply = ShardServiceClient::new(channel)
+        .node_status(NodeStatusRequest::default())
+        .await?;
+    Ok(reply.into_inner())
+}

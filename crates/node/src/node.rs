@@ -1,0 +1,160 @@
+//! What the parts of a node share.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use keydb_core::{Arena, Clock, ClusterMap, Incarnation, UnixMillis};
+use keydb_proto::{
+    refusal_status,
+    shard::{ErrorCode, ReplyHeader},
+};
+use tokio::sync::Notify;
+use tonic::Status;
+
+use crate::{
+    NodeConfig,
+    answers::AnswerMemory,
+    drain::InFlight,
+    table::{MapInForce, Table},
+};
+
+/// One node.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) config: NodeConfig,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// Drawn at this start; in `memory` mode also what the map knows as the node's disk.
+    pub(crate) incarnation: Incarnation,
+    pub(crate) started: UnixMillis,
+    pub(crate) arena: Arc<Arena>,
+    pub(crate) answers: AnswerMemory,
+    pub(crate) in_flight: InFlight,
+    standing: RwLock<Arc<Standing>>,
+    hinted: std::sync::Mutex<(u64, u64)>,
+    newer_map: Notify,
+}
+
+/// How the node stands with its cluster.
+#[derive(Debug)]
+pub(crate) enum Standing {
+    /// There is no map yet.
+    NoMap,
+    /// The map does not list this node.
+    NotListed(Arc<MapInForce>),
+    /// The map lists this node, which has not registered itself in it yet.
+    NotRegistered(Arc<MapInForce>),
+    /// The node answers for its ranges.
+    Serving(Table),
+}
+
+impl Standing {
+    /// The map that the node goes by.
+    pub(crate) fn in_force(&self) -> Option<&Arc<MapInForce>> {
+        match self {
+            Self::NoMap => None,
+            Self::NotListed(in_force) | Self::NotRegistered(in_force) => Some(in_force),
+            Self::Serving(table) => Some(&table.in_force),
+        }
+    }
+
+    pub(crate) fn map(&self) -> Option<&ClusterMap> {
+        self.in_force().map(|in_force| &in_force.map)
+    }
+
+    /// The ranges that the node answers for.
+    pub(crate) fn table(&self) -> Option<&Table> {
+        match self {
+            Self::Serving(table) => Some(table),
+            _ => None,
+        }
+    }
+}
+
+impl Node {
+    pub(crate) fn new(config: NodeConfig, clock: Arc<dyn Clock>) -> Self {
+        let limits = &config.limits;
+        Self {
+            incarnation: Incarnation::random(),
+            started: clock.now(),
+            arena: Arena::new(),
+            answers: AnswerMemory::new(limits.answer_memory_bytes, limits.answer_memory_age),
+            in_flight: InFlight::new(limits.requests_in_flight_max),
+            standing: RwLock::new(Arc::new(Standing::NoMap)),
+            hinted: std::sync::Mutex::default(),
+            newer_map: Notify::new(),
+            config,
+            clock,
+        }
+    }
+
+    /// How the node stands now. A request takes this once and goes by it to its end.
+    pub(crate) fn standing(&self) -> Arc<Standing> {
+        // Only whole values are ever stored, so a panic elsewhere leaves nothing half-done.
+        Arc::clone(&self.standing.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn set_standing(&self, standing: Standing) {
+        let new = Arc::new(standing);
+        let old = std::mem::replace(
+            &mut *self
+                .standing
+                .write()
+                .unwrap_or_else(PoisonError::into_inner),
+            new,
+        );
+        // Outside the lock: this may be the last owner of whole key sets.
+        drop(old);
+    }
+
+    /// What goes first in every reply.
+    pub(crate) fn reply_header(&self, map: Option<&ClusterMap>) -> ReplyHeader {
+        let (lineage, epoch) = map.map_or((0, 0), ClusterMap::version);
+        ReplyHeader {
+            node_id: self.config.id.0,
+            incarnation: self.incarnation.to_bytes().to_vec().into(),
+            lineage,
+            epoch,
+            node_time_unix_ms: self.clock.now().0,
+        }
+    }
+
+    /// Somebody goes by a map of this version: when it is newer than any that was heard of, it is fetched at once.
+    pub(crate) fn hear_of_map(&self, map: &ClusterMap, version: (u64, u64)) {
+        if version <= map.version() {
+            return;
+        }
+        let mut hinted = self.hinted.lock().unwrap_or_else(PoisonError::into_inner);
+        if version > *hinted {
+            *hinted = version;
+            self.newer_map.notify_one();
+        }
+    }
+
+    /// Waits until somebody has been heard of who goes by a newer map.
+    pub(crate) async fn heard_of_newer_map(&self) {
+        self.newer_map.notified().await;
+    }
+
+    /// Why requests for keys are refused as things stand.
+    pub(crate) fn not_serving(&self, standing: &Standing) -> Status {
+        let node = self.config.id;
+        match standing {
+            Standing::NoMap => refusal_status(
+                ErrorCode::NoMap,
+                format!(
+                    "node {node} has no cluster map yet: the cluster has not been created, or its storage cannot be reached"
+                ),
+            ),
+            Standing::NotListed(in_force) => refusal_status(
+                ErrorCode::WrongNode,
+                format!(
+                    "node {node} is not a member of cluster {} (cluster map epoch {})",
+                    in_force.map.cluster_id, in_force.map.epoch
+                ),
+            ),
+            Standing::NotRegistered(_) | Standing::Serving(_) => refusal_status(
+                ErrorCode::NoMap,
+                format!("node {node} is still registering itself in the cluster map"),
+            ),
+        }
+    }
+}

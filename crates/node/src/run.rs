@@ -1,0 +1,149 @@
+//! The life of a node, from a bound listener to the last log line.
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use keydb_core::{Clock, Provisioner};
+use keydb_storage::{MapStore, ObjectStorage};
+use tokio::{
+    net::TcpListener,
+    task::{JoinError, JoinSet},
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{error, info, warn};
+
+use crate::{
+    NodeConfig, NodeError, membership::Membership, node::Node, server::serve, sweep::sweep,
+};
+
+/// How long connections without requests have to close, also where the drain deadline has passed.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Runs a node on `listener` until `shutdown` ends or something else ends it; then refuses new requests, lets those in progress
+/// end within `config.drain_deadline`, and closes the connections. All that it started has ended when it returns.
+///
+/// # Errors
+/// What ended the node, other than `shutdown`.
+pub async fn run(
+    config: NodeConfig,
+    listener: TcpListener,
+    storage: Arc<dyn ObjectStorage>,
+    clock: Arc<dyn Clock>,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), NodeError> {
+    config.check()?;
+    let node = Arc::new(Node::new(config, clock));
+    let _provisioner = Provisioner::start(&node.arena);
+    let mut running = Running::start(&node, listener, MapStore::new(storage));
+    let ended = tokio::select! {
+        () = shutdown => {
+            info!(node = %node.config.id, "asked to stop");
+            Ok(())
+        }
+        reason = running.failed() => {
+            error!(node = %node.config.id, "{reason}; stopping");
+            Err(reason)
+        }
+    };
+    running.stop(&node).await;
+    ended
+}
+
+/// What runs while a node lives. Dropping it ends all of it, only less gracefully.
+struct Running {
+    server: JoinSet<Result<(), tonic::transport::Error>>,
+    membership: JoinSet<NodeError>,
+    sweeper: JoinSet<()>,
+    /// Accept no more connections, and close each when its last request has ended.
+    stop: CancellationToken,
+    /// Close all connections now.
+    cut: DropGuard,
+}
+
+impl Running {
+    fn start(node: &Arc<Node>, listener: TcpListener, store: MapStore) -> Self {
+        match listener.local_addr() {
+            Ok(address) => info!(
+                node = %node.config.id, incarnation = %node.incarnation, %address, "listening"
+            ),
+            Err(error) => warn!(node = %node.config.id, %error, "listening"),
+        }
+        let stop = CancellationToken::new();
+        let cut = CancellationToken::new();
+        let mut server = JoinSet::new();
+        server.spawn(serve(Arc::clone(node), listener, stop.clone(), cut.clone()));
+        let mut membership = JoinSet::new();
+        membership.spawn(Membership::new(Arc::clone(node), store).follow());
+        let mut sweeper = JoinSet::new();
+        sweeper.spawn(sweep(Arc::clone(node)));
+        Self {
+            server,
+            membership,
+            sweeper,
+            stop,
+            cut: cut.drop_guard(),
+        }
+    }
+
+    /// Waits for what ends the node. None of the tasks ends by itself otherwise.
+    async fn failed(&mut self) -> NodeError {
+        let ended_early = || "it ended before it was told to".to_owned();
+        tokio::select! {
+            Some(ended) = self.membership.join_next() => match ended {
+                Ok(reason) => reason,
+                Err(error) => failed("membership", &error),
+            },
+            Some(ended) = self.server.join_next() => match ended {
+                Ok(Ok(())) => NodeError::Task { task: "server", reason: ended_early() },
+                Ok(Err(error)) => NodeError::Server(error),
+                Err(error) => failed("server", &error),
+            },
+            Some(ended) = self.sweeper.join_next() => match ended {
+                Ok(()) => NodeError::Task { task: "sweeper", reason: ended_early() },
+                Err(error) => failed("sweeper", &error),
+            },
+            else => NodeError::Task { task: "server", reason: ended_early() },
+        }
+    }
+
+    async fn stop(mut self, node: &Node) {
+        let id = node.config.id;
+        let deadline = Instant::now() + node.config.drain_deadline;
+        node.in_flight.stop();
+        info!(node = %id, in_flight = node.in_flight.count(), "requests for keys are refused from now on");
+        self.membership.shutdown().await;
+        self.sweeper.shutdown().await;
+        match timeout_at(deadline, node.in_flight.drained()).await {
+            Ok(()) => info!(node = %id, "no request is in flight any more"),
+            Err(_) => warn!(
+                node = %id,
+                in_flight = node.in_flight.count(),
+                "the drain deadline of {} ms has passed; requests still in flight are cut off",
+                node.config.drain_deadline.as_millis()
+            ),
+        }
+        self.stop.cancel();
+        let close_by = deadline.max(Instant::now() + CLOSE_TIMEOUT);
+        if timeout_at(close_by, self.server.join_next()).await.is_err() {
+            warn!(node = %id, "connections are still open; cutting them off");
+            // Dropping the guard cuts them.
+            drop(self.cut);
+            if timeout(CLOSE_TIMEOUT, self.server.join_next())
+                .await
+                .is_err()
+            {
+                error!(node = %id, "connections do not end; leaving them");
+            }
+        }
+        // Joins what is left of the server, if anything.
+        self.server.shutdown().await;
+        info!(node = %id, "stopped");
+    }
+}
+
+fn failed(task: &'static str, error: &JoinError) -> NodeError {
+    NodeError::Task {
+        task,
+        reason: error.to_string(),
+    }
+}
