@@ -29,7 +29,6 @@
 #[cfg(test)]
 mod conformance;
 mod error;
-mod exclusivity;
 mod key;
 mod local;
 mod map_store;

@@ -18,6 +18,7 @@
 //!
 //! **Time** is the modification time that the file system gives to `~clock` when it is touched.
 
+mod failure;
 mod object_file;
 
 use std::{
@@ -34,6 +35,7 @@ use bytes::Bytes;
 use keydb_core::{UnixMillis, random};
 use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, flock, futimens};
 
+use self::failure::{not_done, outcome_unknown, perhaps_done};
 use crate::{Object, ObjectStorage, Put, StorageError, StorageErrorKind, Version, check_key};
 
 const LOCK_NAME: &str = "~lock";
@@ -332,7 +334,7 @@ fn create_dir_durably(dir: &Path) -> io::Result<()> {
     }
     match DirBuilder::new().create(dir) {
         // Another process was faster, or there is a file of that name, which the next operation will tell.
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
         _ => File::open(parent)?.sync_all(),
     }
 }
@@ -342,47 +344,6 @@ fn write_synced(path: &Path, header: &str, bytes: &[u8]) -> io::Result<()> {
     file.write_all(header.as_bytes())?;
     file.write_all(bytes)?;
     file.sync_all()
-}
-
-/// The kind of an error before which nothing was written.
-fn not_done_kind(error: &io::Error) -> StorageErrorKind {
-    match error.kind() {
-        ErrorKind::PermissionDenied
-        | ErrorKind::ReadOnlyFilesystem
-        | ErrorKind::NotADirectory
-        | ErrorKind::IsADirectory
-        | ErrorKind::AlreadyExists
-        | ErrorKind::InvalidFilename
-        | ErrorKind::InvalidInput => StorageErrorKind::Refused,
-        _ => StorageErrorKind::Unavailable,
-    }
-}
-
-fn not_done(action: &str, path: &Path, error: &io::Error) -> StorageError {
-    StorageError::new(
-        not_done_kind(error),
-        format!("cannot {action} {}: {error}", path.display()),
-    )
-}
-
-/// An error of a rename. Where the system says that it did not begin, nothing was written; otherwise nobody knows.
-fn perhaps_done(action: &str, path: &Path, error: &io::Error) -> StorageError {
-    match (not_done_kind(error), error.kind()) {
-        (StorageErrorKind::Refused, _) | (_, ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
-            not_done(action, path, error)
-        }
-        _ => outcome_unknown(action, path, error),
-    }
-}
-
-fn outcome_unknown(action: &str, path: &Path, error: &io::Error) -> StorageError {
-    StorageError::new(
-        StorageErrorKind::OutcomeUnknown,
-        format!(
-            "cannot {action} {}: {error}; the write may or may not last",
-            path.display()
-        ),
-    )
 }
 
 #[cfg(test)]

@@ -223,64 +223,6 @@ async fn a_directory_without_permission_is_refused_with_its_path() {
     assert_eq!(storage.get("key").await, Ok(None));
 }
 
-#[test]
-fn a_system_error_becomes_the_kind_that_says_what_to_do() {
-    use rustix::io::Errno;
-
-    let path = Path::new("/somewhere");
-    let io_error = |errno: Errno| io::Error::from_raw_os_error(errno.raw_os_error());
-    for (errno, before, rename) in [
-        (
-            Errno::ACCESS,
-            StorageErrorKind::Refused,
-            StorageErrorKind::Refused,
-        ),
-        (
-            Errno::PERM,
-            StorageErrorKind::Refused,
-            StorageErrorKind::Refused,
-        ),
-        (
-            Errno::ROFS,
-            StorageErrorKind::Refused,
-            StorageErrorKind::Refused,
-        ),
-        (
-            Errno::NOSPC,
-            StorageErrorKind::Unavailable,
-            StorageErrorKind::Unavailable,
-        ),
-        (
-            Errno::DQUOT,
-            StorageErrorKind::Unavailable,
-            StorageErrorKind::Unavailable,
-        ),
-        (
-            Errno::IO,
-            StorageErrorKind::Unavailable,
-            StorageErrorKind::OutcomeUnknown,
-        ),
-        (
-            Errno::STALE,
-            StorageErrorKind::Unavailable,
-            StorageErrorKind::OutcomeUnknown,
-        ),
-    ] {
-        let error = io_error(errno);
-        assert_eq!(not_done("write", path, &error).kind(), before, "{error}");
-        assert_eq!(
-            perhaps_done("rename to", path, &error).kind(),
-            rename,
-            "{error}"
-        );
-        assert!(
-            not_done("write", path, &error)
-                .to_string()
-                .contains("/somewhere")
-        );
-    }
-}
-
 // Tests with several processes run this test binary again, for one test, with this variable naming the directory.
 const CHILD_DIR: &str = "KEYDB_STORAGE_TEST_CHILD_DIR";
 const CHILD_INCREMENTS: usize = 25;

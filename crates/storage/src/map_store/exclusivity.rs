@@ -20,7 +20,7 @@ use crate::{InitError, Object, ObjectStorage, Put, StorageErrorKind, Version};
 const ROUNDS: usize = 4;
 const WRITERS: usize = 16;
 
-pub(crate) async fn prove(storage: &Arc<dyn ObjectStorage>) -> Result<(), InitError> {
+pub(super) async fn prove(storage: &Arc<dyn ObjectStorage>) -> Result<(), InitError> {
     let run = OperationId::random();
     for round in 1..=ROUNDS {
         let key = format!("init-probe/{run}-{round}");
