@@ -19,7 +19,7 @@ const GROUP_KEYS: usize = 16;
 const GET_LINES: usize = 2;
 
 /// Cache lines from a key's home on in which an insert nearly always finds its empty slot.
-const INSERT_LINES: usize = 4;
+const INSERT_LINES: usize = 6;
 
 /// The keys of one hash range. See the [module](super) for its shape.
 ///
