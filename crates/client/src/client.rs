@@ -11,7 +11,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     ClientConfig, ConnectError, GetError, NodeStatus, NotApplied, Operation, WriteError,
     call::{Kind, run},
-    coalesce::Coalescer,
+    coalesce::{Coalescer, one},
     connect::connect,
     node::describe,
     routing::{Router, Routing},
@@ -236,7 +236,7 @@ impl Client {
     pub async fn get_one(&self, key: impl AsRef<[u8]>) -> Result<bool, GetError> {
         let fingerprint = self.fingerprint(key.as_ref())?;
         let shared = self.shared();
-        Ok(shared.gets.one(shared, None, fingerprint).await?)
+        Ok(one(shared, |shared| &shared.gets, None, fingerprint).await?)
     }
 
     /// [`put`](Self::put) of a single key. Calls of many tasks with the same `ttl` travel together, see
@@ -255,7 +255,7 @@ impl Client {
     pub async fn put_one(&self, key: impl AsRef<[u8]>, ttl: Ttl) -> Result<(), WriteError> {
         let fingerprint = self.fingerprint(key.as_ref())?;
         let shared = self.shared();
-        let put = shared.puts.one(shared, Some(ttl), fingerprint).await;
+        let put = one(shared, |shared| &shared.puts, Some(ttl), fingerprint).await;
         put.map_err(|failure| failure.of_write(None))
     }
 
@@ -278,7 +278,7 @@ impl Client {
     pub async fn claim_one(&self, key: impl AsRef<[u8]>, ttl: Ttl) -> Result<Claim, WriteError> {
         let fingerprint = self.fingerprint(key.as_ref())?;
         let shared = self.shared();
-        let claim = shared.claims.one(shared, Some(ttl), fingerprint).await;
+        let claim = one(shared, |shared| &shared.claims, Some(ttl), fingerprint).await;
         claim.map_err(|failure| failure.of_write(None))
     }
 

@@ -47,6 +47,7 @@ mod error;
 mod node;
 mod operation;
 mod part;
+mod request;
 mod routing;
 mod split;
 mod status;

@@ -1,19 +1,442 @@
 //! One part of a call: split by node, sent, and what got no answer sent again until the deadline.
+//!
+//! Every node's share goes its own way: one that has to be sent again, or that waits for a newer map, holds up no other. What was
+//! refused is split anew by the newest map, so it does not matter how ranges have moved in the meantime.
 
-use keydb_core::Fingerprint;
-use tokio::time::Instant;
-
-use crate::{
-    call::{Answer, Failure, Kind},
-    client::Shared,
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
 };
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use keydb_core::{Fingerprint, NodeId};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use crate::{
+    backoff,
+    call::{Answer, Failure, Kind},
+    client::Shared,
+    error::NotApplied,
+    node::Node,
+    request::{Reply, Trouble, exchange},
+    routing::MapVersion,
+    split::{Share, split},
+};
+
+/// Runs a part, whose positions fit 32 bits, to its end; the answers are in the order of `batch`.
 pub(crate) async fn run_part<A: Answer>(
     shared: &Shared,
     kind: Kind,
     batch: &[Fingerprint],
     deadline: Instant,
 ) -> Result<Vec<A>, Failure> {
-    let _ = (shared, kind, batch, deadline);
-    unreachable!()
+    let part = Part {
+        shared,
+        kind,
+        batch,
+        deadline,
+        progress: Progress::default(),
+    };
+    let timed = timeout_at(deadline, part.answers());
+    let reason = match shared.unless_closed(timed).await {
+        Some(Ok(Ok(answers))) => return Ok(answers),
+        Some(Ok(Err(reason))) => reason,
+        Some(Err(_)) => NotApplied::DeadlineExceeded {
+            timeout: shared.config.call_timeout,
+            waiting_for: part.progress.waiting_for().into(),
+        },
+        None => NotApplied::Closed,
+    };
+    Err(Failure {
+        reason,
+        keys: batch.len(),
+        answered: part.progress.answered.load(Relaxed),
+        uncertain: part.progress.uncertain.load(Relaxed),
+    })
+}
+
+/// What is known of a part whenever it ends.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Keys that nodes have answered for.
+    answered: AtomicUsize,
+    /// Other keys that were sent and not refused for certain.
+    uncertain: AtomicUsize,
+    talk: Mutex<Talk>,
+}
+
+#[derive(Debug, Default)]
+struct Talk {
+    /// Requests on their way, by node.
+    sent: BTreeMap<NodeId, (usize, String)>,
+    last_error: Option<Arc<str>>,
+}
+
+impl Progress {
+    fn talk<T>(&self, with: impl FnOnce(&mut Talk) -> T) -> T {
+        with(&mut self.talk.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What a call whose time is up was waiting for.
+    fn waiting_for(&self) -> String {
+        self.talk(|talk| {
+            let mut text = match talk.sent.values().next() {
+                Some(_) => {
+                    let nodes: Vec<&str> =
+                        talk.sent.values().map(|(_, node)| node.as_str()).collect();
+                    format!("no answer from {}", nodes.join(", "))
+                }
+                None => "it was waiting to send a request".to_owned(),
+            };
+            if let Some(error) = &talk.last_error {
+                text.push_str("; the last error: ");
+                text.push_str(error);
+            }
+            text
+        })
+    }
+}
+
+struct Part<'a> {
+    shared: &'a Shared,
+    kind: Kind,
+    batch: &'a [Fingerprint],
+    deadline: Instant,
+    progress: Progress,
+}
+
+/// Something that a part waits for.
+enum Step {
+    Send(Sending),
+    /// Following the map: `node` goes by a newer one than the request did.
+    Follow {
+        keys: Retry,
+        node: Arc<Node>,
+        routed_by: MapVersion,
+        known_to_node: MapVersion,
+    },
+    /// A pause before trying again.
+    Pause(Retry),
+}
+
+/// A request to one node.
+struct Sending {
+    share: Share,
+    node: Arc<Node>,
+    routed_by: MapVersion,
+    retries: u32,
+}
+
+/// Keys that have to be sent again.
+struct Retry {
+    positions: Vec<u32>,
+    /// How many retries these keys have had.
+    retries: u32,
+    error: Arc<str>,
+}
+
+/// How a step ended.
+enum Stepped {
+    Sent(Sending, Result<Reply, Trouble>),
+    Ready(Retry),
+    GivenUp(NotApplied),
+}
+
+/// What the answers so far leave to do.
+struct State<A> {
+    answers: Vec<A>,
+    /// By position: after how many sendings nobody knows whether they were applied. Empty as long as that is 0 for all.
+    uncertain_sendings: Vec<u32>,
+}
+
+impl<A> State<A> {
+    fn uncertain_sendings(&self, positions: &[u32]) -> u32 {
+        if self.uncertain_sendings.is_empty() {
+            return 0;
+        }
+        let of_each = positions
+            .iter()
+            .map(|position| self.uncertain_sendings[*position as usize]);
+        of_each.max().unwrap_or(0)
+    }
+}
+
+impl Part<'_> {
+    async fn answers<A: Answer>(&self) -> Result<Vec<A>, NotApplied> {
+        let mut state = State {
+            answers: vec![A::from_bits(false, false); self.batch.len()],
+            uncertain_sendings: Vec::new(),
+        };
+        let mut steps = FuturesUnordered::new();
+        for sending in self.route(None, 0, &state) {
+            steps.push(self.step(Step::Send(sending)));
+        }
+        while let Some(stepped) = steps.next().await {
+            match stepped {
+                Stepped::Sent(sending, Ok(reply)) => {
+                    for step in self.take_in(sending, reply, &mut state)? {
+                        steps.push(self.step(step));
+                    }
+                }
+                Stepped::Sent(sending, Err(trouble)) => {
+                    steps.push(self.step(self.failed(sending, trouble, &mut state)?));
+                }
+                Stepped::Ready(retry) => {
+                    for sending in self.route(Some(&retry.positions), retry.retries, &state) {
+                        steps.push(self.step(Step::Send(sending)));
+                    }
+                }
+                Stepped::GivenUp(reason) => return Err(reason),
+            }
+        }
+        Ok(state.answers)
+    }
+
+    /// Splits keys by the newest map.
+    fn route<A>(
+        &self,
+        positions: Option<&[u32]>,
+        retries: u32,
+        state: &State<A>,
+    ) -> impl Iterator<Item = Sending> {
+        let routing = self.shared.router.current();
+        let attempts_before = self.kind.attempts_before();
+        let mut shares = split(&routing.table, self.batch, positions);
+        for share in &mut shares {
+            let mut rest = share.positions.as_slice();
+            for range in &mut share.ranges {
+                let (of_range, others) = rest.split_at(range.key_count as usize);
+                range.attempt = attempts_before + state.uncertain_sendings(of_range);
+                rest = others;
+            }
+        }
+        shares.into_iter().map(move |share| Sending {
+            node: Arc::clone(routing.node(share.node)),
+            routed_by: routing.map.version(),
+            share,
+            retries,
+        })
+    }
+
+    async fn step(&self, step: Step) -> Stepped {
+        match step {
+            Step::Send(sending) => {
+                let result = self.send(&sending).await;
+                Stepped::Sent(sending, result)
+            }
+            Step::Follow {
+                keys,
+                node,
+                routed_by,
+                known_to_node,
+            } => {
+                let router = &self.shared.router;
+                if router.version() <= routed_by {
+                    let round = router.request_version(&node, known_to_node);
+                    router.finished(round).await;
+                }
+                if router.version() > routed_by {
+                    Stepped::Ready(keys)
+                } else {
+                    self.pause(keys).await
+                }
+            }
+            Step::Pause(keys) => self.pause(keys).await,
+        }
+    }
+
+    async fn pause(&self, keys: Retry) -> Stepped {
+        let config = &self.shared.config;
+        if keys.retries >= config.retry_count {
+            return Stepped::GivenUp(NotApplied::Unavailable {
+                attempts: keys.retries + 1,
+                last_error: keys.error,
+            });
+        }
+        let random = keydb_core::random::u64();
+        sleep(backoff::delay(config.retry_delay, keys.retries, random)).await;
+        Stepped::Ready(Retry {
+            retries: keys.retries + 1,
+            ..keys
+        })
+    }
+
+    async fn send(&self, sending: &Sending) -> Result<Reply, Trouble> {
+        let node = &sending.node;
+        let _permit = node
+            .in_flight
+            .acquire()
+            .await
+            .expect("this semaphore is never closed");
+        // From here on the request may be applied, whatever becomes of this future.
+        self.uncertain_add(self.newly_uncertain(&sending.share));
+        self.progress.talk(|talk| {
+            let entry = talk.sent.entry(node.id());
+            entry.or_insert_with(|| (0, node.to_string())).0 += 1;
+        });
+        let result = exchange(
+            self.shared,
+            self.kind,
+            node,
+            &sending.share,
+            sending.routed_by,
+            node.clock().at(self.deadline),
+        )
+        .await;
+        self.progress.talk(|talk| {
+            if let Some((count, _)) = talk.sent.get_mut(&node.id()) {
+                *count -= 1;
+                if *count == 0 {
+                    talk.sent.remove(&node.id());
+                }
+            }
+        });
+        result
+    }
+
+    /// How many of a share's keys count as uncertain through this sending, and did not before.
+    fn newly_uncertain(&self, share: &Share) -> usize {
+        let before = self.kind.attempts_before();
+        let fresh = share.ranges.iter().filter(|range| range.attempt == before);
+        fresh.map(|range| range.key_count as usize).sum()
+    }
+
+    fn uncertain_add(&self, keys: usize) {
+        self.progress.uncertain.fetch_add(keys, Relaxed);
+    }
+
+    fn uncertain_sub(&self, keys: usize) {
+        self.progress.uncertain.fetch_sub(keys, Relaxed);
+    }
+
+    /// Takes the answers out of a reply; what is left to do for the ranges that were refused.
+    fn take_in<A: Answer>(
+        &self,
+        sending: Sending,
+        reply: Reply,
+        state: &mut State<A>,
+    ) -> Result<Vec<Step>, NotApplied> {
+        if reply.map_version > sending.routed_by {
+            self.shared
+                .router
+                .request_version(&sending.node, reply.map_version);
+        }
+        let positions = &sending.share.positions;
+        if reply.refused.is_empty() {
+            for (at, position) in positions.iter().enumerate() {
+                state.answers[*position as usize] =
+                    A::from_bits(reply.first.get(at), reply.unknown.get(at));
+            }
+            self.answered(positions.len());
+            return Ok(Vec::new());
+        }
+
+        let refused: HashMap<u32, Trouble> = reply
+            .refused
+            .iter()
+            .map(|refusal| (refusal.range_id, Trouble::of_range(refusal, &sending.node)))
+            .collect();
+        let mut at = 0;
+        let (mut moved, mut later) = (None, None);
+        for range in &sending.share.ranges {
+            let of_range = at..at + range.key_count as usize;
+            at = of_range.end;
+            let Some(trouble) = refused.get(&range.range_id) else {
+                for at in of_range.clone() {
+                    state.answers[positions[at] as usize] =
+                        A::from_bits(reply.first.get(at), reply.unknown.get(at));
+                }
+                self.answered(of_range.len());
+                continue;
+            };
+            let range_positions = &positions[of_range];
+            let fresh = range.attempt == self.kind.attempts_before();
+            self.account(trouble, range_positions, fresh, state);
+            let follow = trouble.moved && reply.map_version > sending.routed_by;
+            let retry = if follow { &mut moved } else { &mut later };
+            retry
+                .get_or_insert_with(|| Retry {
+                    positions: Vec::new(),
+                    retries: sending.retries,
+                    error: Arc::clone(&trouble.message),
+                })
+                .positions
+                .extend_from_slice(range_positions);
+        }
+        let mut steps = Vec::new();
+        if let Some(keys) = moved {
+            steps.push(Step::Follow {
+                keys: ordered(keys),
+                node: sending.node,
+                routed_by: sending.routed_by,
+                known_to_node: reply.map_version,
+            });
+        }
+        if let Some(keys) = later {
+            steps.push(Step::Pause(ordered(keys)));
+        }
+        Ok(steps)
+    }
+
+    fn answered(&self, keys: usize) {
+        self.uncertain_sub(keys);
+        self.progress.answered.fetch_add(keys, Relaxed);
+    }
+
+    /// Notes what a failed sending means for keys that it carried; `fresh` if this was the first that they are uncertain by.
+    fn account<A>(&self, trouble: &Trouble, positions: &[u32], fresh: bool, state: &mut State<A>) {
+        tracing::debug!(
+            keys = positions.len(),
+            maybe_applied = trouble.maybe_applied,
+            "no answer: {}",
+            trouble.message
+        );
+        self.progress
+            .talk(|talk| talk.last_error = Some(Arc::clone(&trouble.message)));
+        if trouble.maybe_applied {
+            state.uncertain_sendings.resize(self.batch.len(), 0);
+            for position in positions {
+                state.uncertain_sendings[*position as usize] += 1;
+            }
+        } else if fresh {
+            self.uncertain_sub(positions.len());
+        }
+    }
+
+    /// What to do about a request that failed as a whole.
+    fn failed<A>(
+        &self,
+        sending: Sending,
+        trouble: Trouble,
+        state: &mut State<A>,
+    ) -> Result<Step, NotApplied> {
+        let before = self.kind.attempts_before();
+        let mut rest = sending.share.positions.as_slice();
+        for range in &sending.share.ranges {
+            let (of_range, others) = rest.split_at(range.key_count as usize);
+            self.account(&trouble, of_range, range.attempt == before, state);
+            rest = others;
+        }
+        if trouble.permanent {
+            return Err(NotApplied::Refused {
+                message: trouble.message,
+            });
+        }
+        // The node may have left, moved, or have another clock than we thought: look around while waiting.
+        self.shared.router.request(&sending.node);
+        Ok(Step::Pause(ordered(Retry {
+            positions: sending.share.positions,
+            retries: sending.retries,
+            error: trouble.message,
+        })))
+    }
+}
+
+/// Equal keys keep their order however they are split next.
+fn ordered(mut keys: Retry) -> Retry {
+    keys.positions.sort_unstable();
+    keys
 }

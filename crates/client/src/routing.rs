@@ -9,8 +9,9 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use keydb_core::{ClusterId, ClusterMap, NodeId};
+use keydb_core::{ClusterId, ClusterMap, Durability, NodeId};
 use keydb_proto::shard::{GetMapReply, GetMapRequest, shard_service_client::ShardServiceClient};
 use tokio::{
     sync::{Notify, watch},
@@ -84,6 +85,8 @@ impl Routing {
 #[derive(Debug)]
 pub(crate) struct Router {
     cluster_id: ClusterId,
+    cluster_id_bytes: Bytes,
+    durability: Durability,
     /// Asked when no member of the map has a newer one: the cluster may have moved away from all of them.
     addresses: Vec<String>,
     requests_in_flight_max: usize,
@@ -96,9 +99,14 @@ pub(crate) struct Router {
 #[derive(Debug, Default)]
 struct Requests {
     rounds_started: u64,
-    /// A node that is known to have a newer map.
+    /// Asked before all others, when the next round is for what it knows.
     ask_first: Option<Arc<Node>>,
+    /// The next round is needless when the map has this version by then.
+    needed: MapVersion,
 }
+
+/// Newer than any map.
+const ANY_NEWER: MapVersion = (u64::MAX, u64::MAX);
 
 impl Router {
     pub(crate) fn new(
@@ -108,6 +116,8 @@ impl Router {
     ) -> Self {
         Self {
             cluster_id: routing.map.cluster_id,
+            cluster_id_bytes: routing.map.cluster_id.to_bytes().to_vec().into(),
+            durability: routing.map.durability,
             addresses,
             requests_in_flight_max,
             current: RwLock::new(Arc::new(routing)),
@@ -121,6 +131,16 @@ impl Router {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// As requests carry it.
+    pub(crate) fn cluster_id_bytes(&self) -> Bytes {
+        self.cluster_id_bytes.clone()
+    }
+
+    /// Fixed when the cluster was created.
+    pub(crate) fn durability(&self) -> Durability {
+        self.durability
+    }
+
     pub(crate) fn version(&self) -> MapVersion {
         self.current
             .read()
@@ -129,14 +149,18 @@ impl Router {
             .version()
     }
 
-    /// Asks for a round and returns its number. `ask_first` is a node that is known to have a newer map.
-    pub(crate) fn request(&self, ask_first: Option<&Arc<Node>>) -> u64 {
+    /// Asks for a round, and for its number: `node` is known to have a map of this version.
+    pub(crate) fn request_version(&self, node: &Arc<Node>, version: MapVersion) -> u64 {
         let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(node) = ask_first {
-            requests.ask_first = Some(Arc::clone(node));
-        }
+        requests.ask_first = Some(Arc::clone(node));
+        requests.needed = requests.needed.max(version);
         self.wake.notify_one();
         requests.rounds_started + 1
+    }
+
+    /// Asks for a round because `node` could not be served by the map that we have: any newer one will do.
+    pub(crate) fn request(&self, node: &Arc<Node>) -> u64 {
+        self.request_version(node, ANY_NEWER)
     }
 
     /// Waits until that round is over. The caller's deadline bounds it.
@@ -153,12 +177,19 @@ impl Router {
     pub(crate) async fn run(&self) {
         loop {
             self.wake.notified().await;
-            let (round, ask_first) = {
+            let (round, ask_first, needed) = {
                 let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
                 requests.rounds_started += 1;
-                (requests.rounds_started, requests.ask_first.take())
+                (
+                    requests.rounds_started,
+                    requests.ask_first.take(),
+                    std::mem::take(&mut requests.needed),
+                )
             };
-            self.look_for_newer(ask_first).await;
+            if self.version() < needed {
+                self.look_for_newer(ask_first.filter(|_| needed < ANY_NEWER))
+                    .await;
+            }
             self.rounds_done.send_replace(round);
         }
     }
@@ -201,7 +232,7 @@ impl Router {
         known: &Routing,
     ) -> bool {
         let request = GetMapRequest {
-            cluster_id: self.cluster_id.to_bytes().to_vec().into(),
+            cluster_id: self.cluster_id_bytes(),
             lineage: known.map.lineage,
             epoch: known.map.epoch,
         };
@@ -217,7 +248,7 @@ impl Router {
             }
         };
         if let (Some(node), Some(header)) = (node, &reply.header) {
-            node.heard(header, known.map.durability);
+            node.heard(header, self.durability);
         }
         match self.take_over(&reply) {
             Ok(newer) => newer,

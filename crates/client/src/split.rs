@@ -165,3 +165,97 @@ fn sorted(
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use keydb_core::{Durability, HashSeed, NewCluster};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn map(nodes: u32, range_count: u32) -> ClusterMap {
+        ClusterMap::create(&NewCluster {
+            addresses: (0..nodes).map(|id| format!("node-{id}:50051")).collect(),
+            range_count,
+            durability: Durability::Memory,
+        })
+        .unwrap()
+    }
+
+    fn keys(count: usize) -> Vec<Fingerprint> {
+        (0..count)
+            .map(|index| Fingerprint::of(&(index % 700).to_le_bytes(), HashSeed::new(7)).unwrap())
+            .collect()
+    }
+
+    /// Every key goes once to the owner of its range, in its range's group, in the caller's order.
+    fn check(map: &ClusterMap, batch: &[Fingerprint], selected: Option<&[u32]>) {
+        let mut seen = vec![false; batch.len()];
+        for share in split(&SlotTable::new(map), batch, selected) {
+            assert_eq!(
+                share.fingerprints.len(),
+                share.positions.len() * FINGERPRINT_BYTES
+            );
+            let mut at = 0;
+            for range in &share.ranges {
+                assert!(range.key_count > 0);
+                let mut before = None;
+                for _ in 0..range.key_count {
+                    let position = share.positions[at];
+                    let fingerprint = batch[position as usize];
+                    let sent = &share.fingerprints[at * FINGERPRINT_BYTES..][..FINGERPRINT_BYTES];
+                    assert_eq!(sent, fingerprint.to_bytes());
+                    let entry = &map.ranges[map.range_index_of(fingerprint.top())];
+                    assert_eq!((entry.id.0, entry.owner), (range.range_id, share.node));
+                    assert_eq!(entry.generation, range.generation);
+                    assert!(before < Some(position), "the caller's order is kept");
+                    assert!(!std::mem::replace(&mut seen[position as usize], true));
+                    before = Some(position);
+                    at += 1;
+                }
+            }
+            assert_eq!(at, share.positions.len());
+        }
+        let asked = |position| selected.is_none_or(|selected| selected.contains(&position));
+        assert!(
+            (0..)
+                .zip(seen)
+                .all(|(position, seen)| seen == asked(position))
+        );
+    }
+
+    #[test]
+    fn every_key_goes_once_to_the_owner_of_its_range_in_order() {
+        for (nodes, ranges) in [(1, 1), (1, 128), (3, 128), (3, 7), (5, 1000), (2, 3)] {
+            check(&map(nodes, ranges), &keys(3000), None);
+        }
+        check(&map(3, 128), &[], None);
+    }
+
+    #[test]
+    fn a_selection_is_split_like_a_batch_of_its_own() {
+        let some: Vec<u32> = (0..3000).filter(|position| position % 7 < 2).collect();
+        check(&map(3, 128), &keys(3000), Some(&some));
+        check(&map(3, 128), &keys(10), Some(&[]));
+    }
+
+    proptest! {
+        #[test]
+        fn any_boundaries_and_owners_will_do(
+            starts in proptest::collection::btree_set(prop_oneof![any::<u64>(), 0_u64..50], 0..200),
+            owners in proptest::collection::vec(0_u32..4, 200),
+        ) {
+            let mut starts: Vec<u64> = starts.into_iter().filter(|start| *start > 0).collect();
+            starts.insert(0, 0);
+            let mut map = map(4, starts.len() as u32);
+            for ((range, start), owner) in map.ranges.iter_mut().zip(&starts).zip(owners) {
+                range.start = *start;
+                range.owner = NodeId(owner);
+            }
+            let mut batch = keys(300);
+            let edges = starts.iter().flat_map(|start| [*start, start.wrapping_sub(1)]);
+            batch.extend(edges.map(|top| Fingerprint::from_parts(top, 1)));
+            check(&map, &batch, None);
+        }
+    }
+}
