@@ -1,0 +1,235 @@
+//! What can be said on the command line.
+
+use std::{ffi::OsString, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use keydb_core::Ttl;
+
+use crate::{bench::BenchArgs, dedup::DedupArgs, exit, settings};
+
+/// KeyDB answers one question for very many keys: has this key been seen in the last N days?
+#[derive(Debug, Parser)]
+#[command(name = "keydb", version, after_help = help_end(), max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+fn help_end() -> String {
+    format!(
+        "\
+Examples:
+  keydb dev                                  a cluster to try, in this terminal
+  keydb claim --ttl 10m alice bob alice      first, first, duplicate
+  keydb dedup events.log > unique.log        each line once
+  keydb status                               nodes, keys, memory
+
+Settings come from the environment (KEYDB_…); `keydb node --check` shows them. KEYDB_LOG sets what is logged, to standard
+error, such as debug or keydb_node=debug,info.
+
+{}",
+        exit::TABLE
+    )
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create the cluster that the settings describe; harmless where there is one already
+    #[command(after_help = INIT_EXAMPLES)]
+    Init(InitArgs),
+    /// Run one node of a cluster, as the settings say
+    #[command(after_help = NODE_EXAMPLES)]
+    Node(NodeArgs),
+    /// Run a whole cluster in this process, to try KeyDB on one machine
+    #[command(after_help = DEV_EXAMPLES)]
+    Dev(DevArgs),
+    /// Store keys
+    #[command(after_help = PUT_EXAMPLES)]
+    Put(WriteArgs),
+    /// Ask whether keys are there
+    #[command(after_help = GET_EXAMPLES)]
+    Get(GetArgs),
+    /// Store the keys that are not there yet, and say which those were
+    #[command(after_help = CLAIM_EXAMPLES)]
+    Claim(WriteArgs),
+    /// Write each line whose key was not seen before, in input order
+    #[command(after_help = crate::dedup::EXAMPLES)]
+    Dedup(Box<DedupArgs>),
+    /// Show nodes, hash ranges, keys, memory and durability
+    #[command(after_help = STATUS_EXAMPLES)]
+    Status(StatusArgs),
+    /// Put load on a cluster and measure it
+    #[command(after_help = crate::bench::EXAMPLES)]
+    Bench(Box<BenchArgs>),
+    /// Write a completion script for a shell
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions(CompletionsArgs),
+}
+
+const INIT_EXAMPLES: &str = "\
+Examples:
+  KEYDB_NODE_ADDRESSES=keydb-0:50051,keydb-1:50051,keydb-2:50051 KEYDB_STORAGE_URL=file:///srv/keydb keydb init
+
+Settings: KEYDB_NODE_ADDRESSES (a node's place in the list is its id), KEYDB_TOTAL_HASH_RANGES (128), KEYDB_STORAGE_URL
+(./keydb-storage), KEYDB_DURABILITY (memory: nothing is kept; a node that stops forgets its keys).";
+
+const NODE_EXAMPLES: &str = "\
+Examples:
+  keydb node --check
+  KEYDB_NODE_ID=0 KEYDB_STORAGE_URL=file:///srv/keydb keydb node
+  KEYDB_NODE_ID=0 KEYDB_CLUSTER_SIZE=3 KEYDB_PORT=50051 \\
+    KEYDB_NODE_ADDRESSES='[\"localhost:50051\",\"localhost:50052\",\"localhost:50053\"]' keydb node
+
+Settings: KEYDB_NODE_ID (a number, or a host name that ends in -N), KEYDB_PORT (50051), KEYDB_STORAGE_URL (./keydb-storage),
+KEYDB_INIT (true: node 0 creates the cluster at its start), KEYDB_NODE_ADDRESSES, KEYDB_CLUSTER_SIZE,
+KEYDB_TOTAL_HASH_RANGES (128), KEYDB_DURABILITY (memory), KEYDB_ANSWER_MEMORY_BYTES (16MiB), KEYDB_ANSWER_MEMORY_AGE (5m),
+KEYDB_REQUEST_KEYS_MAX (65536), KEYDB_REQUESTS_IN_FLIGHT_MAX (1024), KEYDB_LOG (info). What the cluster map says wins over
+KEYDB_NODE_ADDRESSES, KEYDB_TOTAL_HASH_RANGES and KEYDB_DURABILITY.
+
+SIGINT (Ctrl-C) and SIGTERM stop the node once its requests in progress have ended; a second one stops it at once.";
+
+const DEV_EXAMPLES: &str = "\
+Examples:
+  keydb dev
+  keydb dev --nodes 5
+
+It listens on 127.0.0.1 only, at the ports from 50051 on where they are free. Ctrl-C stops it, and all keys are forgotten.";
+
+const PUT_EXAMPLES: &str = "\
+Each key is answered with `stored<TAB>KEY`, in input order.
+
+Examples:
+  keydb put --ttl 30d order-1001 order-1002
+  cut -f1 orders.tsv | keydb put --ttl 30d > /dev/null";
+
+const GET_EXAMPLES: &str = "\
+Each key is answered with `present<TAB>KEY` or `absent<TAB>KEY`, in input order.
+
+Examples:
+  keydb get order-1001
+  cut -f1 orders.tsv | keydb get | grep ^absent";
+
+const CLAIM_EXAMPLES: &str = "\
+Each key is answered with `first<TAB>KEY` (it was absent and is now stored), `duplicate<TAB>KEY`, or `unknown<TAB>KEY` (it
+is there, but after a lost reply nobody knows any more through whom), in input order.
+
+Examples:
+  keydb claim --ttl 10m alice bob alice
+  find . -type f -print0 | keydb claim -0 | tr '\\0' '\\n'";
+
+const STATUS_EXAMPLES: &str = "\
+Exits with 3 when a node did not answer.
+
+Examples:
+  keydb status
+  keydb status --json | jq .keys";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  keydb completions bash > ~/.local/share/bash-completion/completions/keydb
+  keydb completions zsh > ~/.zfunc/_keydb";
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeArgs {
+    /// Check the settings, print the ones in force, and do nothing else
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Print the settings as JSON
+    #[arg(long, requires = "check")]
+    pub(crate) json: bool,
+}
+
+/// The most nodes of a cluster in one process.
+const DEV_NODES_MAX: i64 = 100;
+
+#[derive(Debug, Args)]
+pub(crate) struct DevArgs {
+    /// How many nodes
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=DEV_NODES_MAX))]
+    pub(crate) nodes: u16,
+}
+
+/// How a cluster is found and waited for.
+#[derive(Debug, Args)]
+pub(crate) struct ConnectArgs {
+    /// Nodes of the cluster, host:port with commas between; one that answers is enough
+    /// [default: KEYDB_NODE_ADDRESSES, or 127.0.0.1:50051]
+    #[arg(long, value_name = "ADDRESSES", value_parser = addresses)]
+    pub(crate) addresses: Option<Addresses>,
+    /// How long a call to the cluster may take, retries included
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = settings::duration)]
+    pub(crate) timeout: Duration,
+}
+
+/// Checked addresses. A type of its own, since clap takes a plain list for a repeatable argument.
+#[derive(Debug, Clone)]
+pub(crate) struct Addresses(pub(crate) Vec<String>);
+
+fn addresses(text: &str) -> Result<Addresses, String> {
+    settings::addresses(text).map(Addresses)
+}
+
+/// Where keys come from, and how the answers look.
+#[derive(Debug, Args)]
+pub(crate) struct KeyArgs {
+    /// The keys; without any, they are read from standard input, one a line
+    #[arg(value_name = "KEY")]
+    pub(crate) keys: Vec<OsString>,
+    /// Keys on standard input, and answers, end in NUL instead of a new line
+    #[arg(short = '0', long)]
+    pub(crate) null: bool,
+    /// Answer with one JSON object a line: {\"key\":…,\"answer\":…}, or key_hex where a key is not UTF-8
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GetArgs {
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WriteArgs {
+    #[command(flatten)]
+    pub(crate) ttl: TtlArg,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TtlArg {
+    /// How long the keys live: 1s to 50y, a whole number with a unit (s, m, h, d, w, y)
+    #[arg(
+        long,
+        value_name = "TTL",
+        default_value = "30d",
+        allow_hyphen_values = true
+    )]
+    pub(crate) ttl: Ttl,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// Which shell
+    pub(crate) shell: Shell,
+}

@@ -1,0 +1,106 @@
+//! `keydb bench`: puts load on a cluster, or on a key set of this process, and measures it.
+
+mod args;
+mod keys;
+mod load;
+mod record;
+mod report;
+mod target;
+
+use std::{
+    io::{self, IsTerminal, Write},
+    process::ExitCode,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use keydb_core::random;
+
+pub(crate) use args::{BenchArgs, EXAMPLES};
+use load::Load;
+use report::Report;
+use target::Target;
+
+use crate::{
+    connect,
+    exit::Failure,
+    output::{Stdout, thousands},
+};
+
+const LIVE_INTERVAL: Duration = Duration::from_secs(1);
+
+pub(crate) fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
+    let plan = args.plan(random::u64() >> 32)?;
+    let ttl = args.ttl.ttl;
+    let (config, runtime) = if args.embedded {
+        (None, connect::runtime()?)
+    } else {
+        (Some(connect::config(&args.connect)?), connect::runtime()?)
+    };
+    let report = runtime.block_on(async {
+        let target = match config {
+            None => Target::embedded(ttl),
+            Some(config) => Target::Cluster {
+                client: connect::connect(config).await?,
+                ttl,
+            },
+        };
+        let load = Arc::new(Load::new(plan.clone(), target));
+        if plan.preload > 0 {
+            live("preload", &load, load.preload())
+                .await
+                .map_err(|error| Failure::failed(format!("the preload failed: {error}")))?;
+        }
+        let elapsed = live("load", &load, load.run())
+            .await
+            .map_err(Failure::failed)?;
+        Ok::<_, Failure>(Report::new(&load.recorder, elapsed))
+    })?;
+    let mut out = Stdout::open()?;
+    if args.json {
+        out.json(&report.json(&plan))?;
+    } else {
+        out.write(report.text(&plan).as_bytes())?;
+    }
+    let failed = report.counts().failed_calls;
+    match report.first_error() {
+        Some(error) if failed > 0 => Err(Failure::failed(format!(
+            "{} calls failed; the first: {error}",
+            thousands(failed)
+        ))),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Waits for `work`, and meanwhile shows on a terminal how it goes.
+async fn live<T>(name: &str, load: &Load, work: impl Future<Output = T>) -> T {
+    if !io::stderr().is_terminal() {
+        return work.await;
+    }
+    let mut work = std::pin::pin!(work);
+    let mut ticks = tokio::time::interval(LIVE_INTERVAL);
+    let started = Instant::now();
+    let (mut before, mut at) = (0, started);
+    ticks.tick().await;
+    loop {
+        tokio::select! {
+            result = &mut work => {
+                let _ = write!(io::stderr(), "\r\x1b[K");
+                return result;
+            }
+            _ = ticks.tick() => {
+                let keys = load.keys_answered.load(Ordering::Relaxed);
+                let now = Instant::now();
+                let rate = keys.saturating_sub(before) as f64 / (now - at).as_secs_f64().max(1e-9);
+                (before, at) = (keys, now);
+                let _ = write!(
+                    io::stderr(),
+                    "\r\x1b[K{name}: {:.0} s, {} keys, {} keys/s",
+                    (now - started).as_secs_f64(),
+                    thousands(keys),
+                    thousands(rate as u64),
+                );
+            }
+        }
+    }
+}

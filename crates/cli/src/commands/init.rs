@@ -1,0 +1,106 @@
+//! `keydb init`: creates the cluster that the settings describe.
+
+use std::{fmt::Write, process::ExitCode};
+
+use keydb_core::{ClusterMap, NewCluster};
+use keydb_storage::{Init, InitError, MapStore};
+use serde_json::json;
+
+use super::durability_meaning;
+use crate::{
+    args::InitArgs,
+    connect,
+    exit::Failure,
+    logging,
+    output::{Stdout, say},
+    settings::{self, Settings},
+};
+
+pub(crate) fn run(args: &InitArgs) -> Result<ExitCode, Failure> {
+    let settings = settings::load()?;
+    settings.required_addresses()?;
+    logging::start(settings.log.as_deref().unwrap_or("warn"));
+    for warning in &settings.warnings {
+        say(&format!("warning: {warning}"));
+    }
+    let runtime = connect::runtime()?;
+    let made = runtime.block_on(create(&settings))?;
+    let (map, created) = match &made {
+        Init::Created(map) => (map, true),
+        Init::Existing(map) => (map, false),
+    };
+    for difference in settings.differences(map) {
+        say(&format!("warning: {difference}"));
+    }
+    let storage = settings.storage_text();
+    let mut out = Stdout::open()?;
+    if args.json {
+        out.json(&json!({
+            "created": created,
+            "cluster_id": map.cluster_id,
+            "storage": storage,
+            "durability": map.durability,
+            "durability_meaning": durability_meaning(map.durability),
+            "ranges": map.ranges.len(),
+            "nodes": map.nodes.iter().map(|node| json!({
+                "id": node.id,
+                "address": node.address,
+                "ranges": ranges_of(map, node.id),
+            })).collect::<Vec<_>>(),
+        }))?;
+    } else {
+        out.write(describe(map, created, &storage).as_bytes())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Creates the cluster in its storage, unless it exists.
+pub(super) async fn create(settings: &Settings) -> Result<Init, Failure> {
+    let new = NewCluster {
+        addresses: settings.required_addresses()?.to_vec(),
+        range_count: settings.range_count.value,
+        durability: settings.durability.value,
+    };
+    let storage = settings.open_storage()?;
+    MapStore::new(storage).init(&new).await.map_err(|error| {
+        let message = format!(
+            "cannot create the cluster in {}: {error}",
+            settings.storage_text()
+        );
+        match error {
+            InitError::Invalid(_) => Failure::usage(message),
+            _ => Failure::failed(message),
+        }
+    })
+}
+
+fn describe(map: &ClusterMap, created: bool, storage: &str) -> String {
+    let id = map.cluster_id;
+    let mut text = if created {
+        format!("created cluster {id} in {storage}\n")
+    } else {
+        format!("cluster {id} exists already in {storage}; nothing was changed\n")
+    };
+    for node in &map.nodes {
+        let ranges = ranges_of(map, node.id);
+        let _ = writeln!(
+            text,
+            "  node {}  {}  {ranges} hash ranges",
+            node.id, node.address
+        );
+    }
+    let _ = writeln!(
+        text,
+        "durability {}: {}",
+        map.durability,
+        durability_meaning(map.durability)
+    );
+    text
+}
+
+fn ranges_of(map: &ClusterMap, node: keydb_core::NodeId) -> usize {
+    map.ranges
+        .iter()
+        .filter(|range| range.owner == node)
+        .count()
+}

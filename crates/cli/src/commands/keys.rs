@@ -1,0 +1,221 @@
+//! `keydb put`, `get` and `claim`: keys from the command line or standard input, an answer for each.
+
+use std::{
+    io::{self, IsTerminal},
+    os::unix::ffi::OsStrExt,
+    process::ExitCode,
+};
+
+use keydb_client::{Claim, Client};
+use keydb_core::{KEY_BYTES_MAX, KeyError, Ttl};
+use serde::Serialize;
+use tokio::runtime::Runtime;
+
+use crate::{
+    args::{GetArgs, KeyArgs, WriteArgs},
+    connect,
+    exit::Failure,
+    lines::{Batch, Extract, Fill, Form, Format, Input, Limits, Lines},
+    output::{Stdout, hex, json_line, say},
+};
+
+/// What one call has at most.
+const BATCH_LIMITS: Limits = Limits {
+    records: 8192,
+    bytes: 4 << 20,
+};
+/// A line with more bytes is not read as a whole, so an error cannot say how long it is.
+const LINE_BYTES_MAX: usize = 1 << 20;
+
+pub(crate) fn put(args: &WriteArgs) -> Result<ExitCode, Failure> {
+    run(&args.keys, Operation::Put(args.ttl.ttl))
+}
+
+pub(crate) fn get(args: &GetArgs) -> Result<ExitCode, Failure> {
+    run(&args.keys, Operation::Get)
+}
+
+pub(crate) fn claim(args: &WriteArgs) -> Result<ExitCode, Failure> {
+    run(&args.keys, Operation::Claim(args.ttl.ttl))
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Operation {
+    Put(Ttl),
+    Get,
+    Claim(Ttl),
+}
+
+fn run(args: &KeyArgs, operation: Operation) -> Result<ExitCode, Failure> {
+    let given: Vec<&[u8]> = args.keys.iter().map(|key| key.as_bytes()).collect();
+    for (key, number) in given.iter().zip(1..) {
+        check(key)
+            .map_err(|error| Failure::failed(format!("key {number}: {error}; nothing was done")))?;
+    }
+    let config = connect::config(&args.connect)?;
+    let runtime = connect::runtime()?;
+    let client = runtime.block_on(connect::connect(config))?;
+    let mut session = Session {
+        runtime: &runtime,
+        client: &client,
+        operation,
+        out: Stdout::open()?,
+        json: args.json,
+        terminator: if args.null { 0 } else { b'\n' },
+    };
+    if given.is_empty() {
+        session.answer_input()?;
+    } else {
+        session.answer(given.len(), || given.iter().copied())?;
+    }
+    runtime.block_on(client.close());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Whether these bytes can be a key.
+fn check(key: &[u8]) -> Result<(), KeyError> {
+    match key.len() {
+        0 => Err(KeyError::Empty),
+        1..=KEY_BYTES_MAX => Ok(()),
+        length => Err(KeyError::TooLong { length }),
+    }
+}
+
+struct Session<'a> {
+    runtime: &'a Runtime,
+    client: &'a Client,
+    operation: Operation,
+    out: Stdout,
+    json: bool,
+    terminator: u8,
+}
+
+impl Session<'_> {
+    /// Answers the keys on standard input, as they come.
+    fn answer_input(&mut self) -> Result<(), Failure> {
+        if io::stdin().is_terminal() {
+            say("keydb: reading keys from standard input, one a line (Ctrl-D ends them)");
+        }
+        let format = Format {
+            terminator: self.terminator,
+            extract: Extract::WholeLine,
+            line_bytes_max: LINE_BYTES_MAX,
+        };
+        let lines = Lines::start(vec![Input::Stdin], format, BATCH_LIMITS, Fill::WhatIsThere)
+            .map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
+        let mut spare = Batch::default();
+        let mut answered: u64 = 0;
+        while let Some(batch) = lines.next(spare)? {
+            check_batch(&batch, answered)?;
+            self.answer(batch.len(), || batch.keys())?;
+            answered += batch.len() as u64;
+            spare = batch;
+        }
+        Ok(())
+    }
+
+    /// Asks about keys and writes their answers.
+    fn answer<'k, I: Iterator<Item = &'k [u8]>>(
+        &mut self,
+        count: usize,
+        keys: impl Fn() -> I,
+    ) -> Result<(), Failure> {
+        let answers: Vec<&'static str> = match self.operation {
+            Operation::Put(ttl) => {
+                self.runtime.block_on(self.client.put(keys(), ttl))?;
+                vec!["stored"; count]
+            }
+            Operation::Get => {
+                let present = self.runtime.block_on(self.client.get(keys()))?;
+                let text = |present| if present { "present" } else { "absent" };
+                present.into_iter().map(text).collect()
+            }
+            Operation::Claim(ttl) => {
+                let claims = self.runtime.block_on(self.client.claim(keys(), ttl))?;
+                claims.into_iter().map(claim_text).collect()
+            }
+        };
+        let mut text = Vec::new();
+        for (key, answer) in keys().zip(answers) {
+            if self.json {
+                text.extend_from_slice(json_line(&Answer::new(key, answer))?.as_bytes());
+                text.push(b'\n');
+            } else {
+                text.extend_from_slice(answer.as_bytes());
+                text.push(b'\t');
+                text.extend_from_slice(key);
+                text.push(self.terminator);
+            }
+        }
+        self.out.write(&text)
+    }
+}
+
+/// Refuses a batch as a whole if one of its lines is no key; `before` lines have been answered already.
+fn check_batch(batch: &Batch, before: u64) -> Result<(), Failure> {
+    if batch.key_count() == batch.len() {
+        return Ok(());
+    }
+    for (line, number) in batch.lines().zip(before + 1..) {
+        let problem = match (line.key, line.form) {
+            (Some(_), _) => continue,
+            (None, Form::Line) => match check(&line.raw[..line.raw.len() - 1]) {
+                Err(error) => error.to_string(),
+                Ok(()) => continue,
+            },
+            (None, Form::LongFirst | Form::LongMore) => format!(
+                "the key has more than {LINE_BYTES_MAX} bytes; a key has 1 to {KEY_BYTES_MAX} bytes"
+            ),
+        };
+        let nothing_from = match before {
+            0 => "nothing was done".to_owned(),
+            _ => format!("nothing was done from line {} on", before + 1),
+        };
+        return Err(Failure::failed(format!(
+            "standard input, line {number}: {problem}; {nothing_from}"
+        )));
+    }
+    Ok(())
+}
+
+const fn claim_text(claim: Claim) -> &'static str {
+    match claim {
+        Claim::First => "first",
+        Claim::Duplicate => "duplicate",
+        Claim::Unknown => "unknown",
+    }
+}
+
+/// One answer as JSON.
+#[derive(Debug, Serialize)]
+struct Answer<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<&'a str>,
+    /// Of a key that is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_hex: Option<String>,
+    answer: &'a str,
+}
+
+impl<'a> Answer<'a> {
+    fn new(key: &'a [u8], answer: &'a str) -> Self {
+        let text = std::str::from_utf8(key).ok();
+        Self {
+            key: text,
+            key_hex: text.is_none().then(|| hex(key)),
+            answer,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_is_not_utf8_is_told_in_hex() {
+        let json = |key: &[u8]| json_line(&Answer::new(key, "first")).unwrap();
+        assert_eq!(json(b"a\"b"), r#"{"key":"a\"b","answer":"first"}"#);
+        assert_eq!(json(b"\xff\x00"), r#"{"key_hex":"ff00","answer":"first"}"#);
+    }
+}

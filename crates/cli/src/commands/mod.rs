@@ -1,0 +1,18 @@
+//! One command a file.
+
+pub(crate) mod completions;
+pub(crate) mod dev;
+pub(crate) mod init;
+pub(crate) mod keys;
+pub(crate) mod node;
+pub(crate) mod status;
+
+use keydb_core::Durability;
+
+/// What a durability mode means to somebody who reads it for the first time.
+fn durability_meaning(durability: Durability) -> &'static str {
+    match durability {
+        Durability::Memory => "nothing is kept: a node that stops forgets its keys",
+        _ => "unknown to this build",
+    }
+}

@@ -1,0 +1,163 @@
+//! `keydb node`: one node of a cluster.
+
+use std::{future::Future, io, process::ExitCode, sync::Arc, time::Duration};
+
+use keydb_core::NodeId;
+use keydb_node::{NodeConfig, SystemClock};
+use keydb_storage::{Init, MapStore, ObjectStorage};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::{
+    args::NodeArgs,
+    connect,
+    exit::Failure,
+    logging,
+    output::{Align, Stdout, say, table},
+    settings::{self, Settings},
+    signals::StopSignals,
+};
+
+/// How often a node looks for the map that its settings are compared with.
+const MAP_WAIT: Duration = Duration::from_secs(1);
+
+pub(crate) fn run(args: &NodeArgs) -> Result<ExitCode, Failure> {
+    let settings = settings::load()?;
+    let id = settings.required_node_id()?;
+    if settings.init.value {
+        settings.required_addresses()?;
+    }
+    if args.check {
+        return check(&settings, args.json);
+    }
+    logging::start(settings.log.as_deref().unwrap_or("info"));
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    connect::runtime()?.block_on(serve(&settings, id))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the settings in force.
+fn check(settings: &Settings, json: bool) -> Result<ExitCode, Failure> {
+    for warning in &settings.warnings {
+        say(&format!("warning: {warning}"));
+    }
+    let effective = settings.effective();
+    let mut out = Stdout::open()?;
+    if json {
+        out.json(&json!({"settings": effective, "warnings": settings.warnings}))?;
+    } else {
+        let rows: Vec<Vec<String>> = effective
+            .into_iter()
+            .map(|setting| {
+                let source = match (setting.given, setting.value.is_empty()) {
+                    (true, _) => "set",
+                    (false, true) => "not set",
+                    (false, false) => "default",
+                };
+                vec![setting.name.to_owned(), setting.value, source.to_owned()]
+            })
+            .collect();
+        let header = [
+            ("SETTING", Align::Left),
+            ("VALUE", Align::Left),
+            ("FROM", Align::Left),
+        ];
+        out.write(table(&header, &rows).as_bytes())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
+    let mut signals = StopSignals::listen()
+        .map_err(|error| Failure::failed(format!("cannot listen for signals: {error}")))?;
+    if !settings.storage.given {
+        tracing::info!(
+            "KEYDB_STORAGE_URL is not set; the cluster map is looked for in {}",
+            settings.storage_text()
+        );
+    }
+    let storage = settings.open_storage()?;
+    let listener = listen(settings.port.value).await?;
+    if settings.init.value && id == NodeId(0) {
+        match super::init::create(settings).await? {
+            Init::Created(map) => {
+                tracing::info!(cluster = %map.cluster_id, nodes = map.nodes.len(), durability = %map.durability, "created the cluster");
+            }
+            Init::Existing(map) => {
+                tracing::info!(cluster = %map.cluster_id, "the cluster exists already");
+            }
+        }
+    }
+    let comparison = tokio::spawn(warn_of_differences(settings.clone(), Arc::clone(&storage)));
+    let mut config = NodeConfig::new(id);
+    config.limits = settings.limits.clone();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let signals = tokio::spawn(async move {
+        let name = signals.next().await;
+        tracing::info!("{name}: stopping");
+        // An error means that the node has ended by itself.
+        let _ = stop.send(());
+        signals.exit_at_next().await;
+    });
+    let result = run_node(config, listener, storage, async {
+        let _ = stopped.await;
+    })
+    .await;
+    comparison.abort();
+    signals.abort();
+    result
+}
+
+/// Runs a node with this machine's clock.
+async fn run_node(
+    config: NodeConfig,
+    listener: TcpListener,
+    storage: Arc<dyn ObjectStorage>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), Failure> {
+    let id = config.id;
+    let clock = Arc::new(SystemClock::new());
+    keydb_node::run(config, listener, storage, clock, shutdown)
+        .await
+        .map_err(|error| Failure::failed(format!("node {id} had to stop: {error}")))
+}
+
+/// Listens at `port` on every interface, with IPv6 where the machine has it.
+async fn listen(port: u16) -> Result<TcpListener, Failure> {
+    let listener = match TcpListener::bind(("::", port)).await {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
+            ) || error.raw_os_error() == Some(ADDRESS_FAMILY_NOT_SUPPORTED) =>
+        {
+            TcpListener::bind(("0.0.0.0", port)).await
+        }
+        other => other,
+    };
+    listener.map_err(|error| {
+        Failure::failed(format!(
+            "cannot listen on port {port} (KEYDB_PORT): {error}"
+        ))
+    })
+}
+
+/// `EAFNOSUPPORT` on Linux; it has no `io::ErrorKind`.
+const ADDRESS_FAMILY_NOT_SUPPORTED: i32 = 97;
+
+/// Waits for the cluster map and says once where it differs from the settings.
+async fn warn_of_differences(settings: Settings, storage: Arc<dyn ObjectStorage>) {
+    let maps = MapStore::new(storage);
+    loop {
+        // What stands in the way of reading it is the node's to report.
+        if let Ok(Some(map)) = maps.load().await {
+            for difference in settings.differences(&map) {
+                tracing::warn!("{difference}");
+            }
+            return;
+        }
+        tokio::time::sleep(MAP_WAIT).await;
+    }
+}

@@ -1,0 +1,46 @@
+//! The way to a cluster that all client commands share.
+
+use keydb_client::{Client, ClientConfig};
+use tokio::runtime::{self, Runtime};
+
+use crate::{
+    args::{Addresses, ConnectArgs},
+    exit::Failure,
+    logging,
+    settings::{self, ClientSettings},
+};
+
+/// Where a cluster is looked for when nobody says.
+const ADDRESS_DEFAULT: &str = "127.0.0.1:50051";
+
+/// The runtime that a command runs in.
+pub(crate) fn runtime() -> Result<Runtime, Failure> {
+    runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("cannot start threads: {error}")))
+}
+
+/// Starts logging and reads how the cluster is found. The flag outranks the environment.
+pub(crate) fn config(args: &ConnectArgs) -> Result<ClientConfig, Failure> {
+    let settings = ClientSettings::read(settings::environment()?)?;
+    logging::start(settings.log.as_deref().unwrap_or("warn"));
+    let addresses = match (&args.addresses, settings.addresses) {
+        (Some(Addresses(flag)), _) => flag.clone(),
+        (None, Some(environment)) => environment,
+        (None, None) => vec![ADDRESS_DEFAULT.to_owned()],
+    };
+    let mut config = ClientConfig::new(addresses);
+    config.call_timeout = args.timeout;
+    Ok(config)
+}
+
+/// Connects, or says what to do about it.
+pub(crate) async fn connect(config: ClientConfig) -> Result<Client, Failure> {
+    let addresses = config.addresses.join(",");
+    Client::connect(config).await.map_err(|error| {
+        Failure::from(error).with_line(&format!(
+            "is a cluster running at {addresses}? `keydb dev` starts one; --addresses or KEYDB_NODE_ADDRESSES says where it is"
+        ))
+    })
+}

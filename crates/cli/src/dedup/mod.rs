@@ -1,0 +1,251 @@
+//! `keydb dedup`: writes each line whose key was not seen before.
+//!
+//! Three stages work at the same time on batches of lines: one thread reads, splits and finds keys ([`crate::lines`]), this one
+//! claims the keys, one writes. Batches are claimed one after the other, so that the first line with a key in input order is the
+//! one that is written; within a batch the claim itself sees to that. At most one batch waits between two stages.
+//!
+//! In a named run (`--run`) a batch's operation id is derived from the run's name and the batch's number, and the batches
+//! depend on the input only: [`BATCH_LIMITS`], [`line_bytes_max`] and [`KEYS_PER_REQUEST`] are part of what a repeated run must
+//! have in common with the first.
+
+mod args;
+mod claim;
+mod summary;
+mod writer;
+
+use std::{
+    fs::{self, Metadata},
+    io,
+    os::unix::fs::MetadataExt,
+    process::ExitCode,
+    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    thread,
+    time::Instant,
+};
+
+use keydb_core::KEY_BYTES_MAX;
+
+use args::{Again, Run};
+pub(crate) use args::{DedupArgs, EXAMPLES};
+use claim::{Claimer, ClusterClaimer, EmbeddedClaimer};
+use summary::{Counts, Progress};
+use writer::{Answered, Writer, create_duplicates};
+
+use crate::{
+    connect,
+    exit::Failure,
+    lines::{Extract, Fill, Format, Input, Limits, Lines},
+    output::{Stdout, json_line, say, shell_word},
+};
+
+/// What one claim has at most. Changing it makes runs of before unrepeatable.
+const BATCH_LIMITS: Limits = Limits {
+    records: 32_768,
+    bytes: 4 << 20,
+};
+/// Likewise.
+const KEYS_PER_REQUEST: usize = 8192;
+/// A longer line has no field and no JSON value that are looked for. Likewise.
+const KEYED_LINE_BYTES_MAX: usize = 16 << 20;
+/// A claim is tried again until its time is up: starting a long run over costs more than waiting.
+const RETRIES: u32 = 1000;
+
+pub(crate) fn run(args: DedupArgs) -> Result<ExitCode, Failure> {
+    let inputs = args.inputs();
+    let out = Stdout::open()?;
+    check_files(&args, &inputs, &out)?;
+    let claimer = claimer(&args)?;
+    let duplicates = match &args.duplicates {
+        Some(path) => Some(create_duplicates(path)?),
+        None => None,
+    };
+    let format = Format {
+        terminator: b'\n',
+        extract: args.extract(),
+        line_bytes_max: line_bytes_max(&args.extract()),
+    };
+    let run = args.named_run();
+    let fill = match run {
+        Some(_) => Fill::Exact,
+        None => Fill::WhatIsThere,
+    };
+    let started = Instant::now();
+    let lines = Lines::start(inputs, format, BATCH_LIMITS, fill).map_err(no_thread)?;
+    let writer = Writer::new(out, duplicates, Progress::start());
+    let (counts, sent, result) = pump(&lines, claimer, writer)?;
+    let elapsed = started.elapsed();
+    if args.json {
+        say(&json_line(&counts.json(elapsed))?);
+    } else {
+        say(&format!("keydb dedup: {}", counts.text(elapsed)));
+    }
+    match result {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(failure) => Err(failure.with_line(&how_to_go_on(&args, run.as_ref(), sent, &counts))),
+    }
+}
+
+/// A line with more bytes than this has no key that is looked for.
+const fn line_bytes_max(extract: &Extract) -> usize {
+    match extract {
+        Extract::WholeLine => KEY_BYTES_MAX,
+        Extract::Field { .. } | Extract::Json(_) => KEYED_LINE_BYTES_MAX,
+    }
+}
+
+fn claimer(args: &DedupArgs) -> Result<Claimer, Failure> {
+    let ttl = args.ttl.ttl;
+    if args.embedded {
+        return Ok(Claimer::Embedded(Box::new(EmbeddedClaimer::new(ttl))));
+    }
+    let mut config = connect::config(&args.connect)?;
+    config.keys_per_request_max = KEYS_PER_REQUEST;
+    config.retry_count = RETRIES;
+    config.coalescing = None;
+    let runtime = connect::runtime()?;
+    let client = runtime.block_on(connect::connect(config))?;
+    Ok(Claimer::Cluster(Box::new(ClusterClaimer {
+        runtime,
+        client,
+        ttl,
+        run: args.named_run(),
+    })))
+}
+
+/// Claims batch after batch and hands each on to be written. Returns what was written, the number of the last batch that was
+/// sent, and how it ended.
+fn pump(
+    lines: &Lines,
+    mut claimer: Claimer,
+    mut writer: Writer,
+) -> Result<(Counts, u64, Result<(), Failure>), Failure> {
+    let (to_writer, answered): (SyncSender<Answered>, Receiver<Answered>) = sync_channel(1);
+    let (give_back, spares) = sync_channel(4);
+    let writing = thread::Builder::new()
+        .name("output".to_owned())
+        .spawn(move || {
+            let mut result = Ok(());
+            for answered in answered {
+                result = writer.write(&answered);
+                if result.is_err() {
+                    break;
+                }
+                // Nobody needs it back at the end.
+                let _ = give_back.try_send(answered.batch);
+            }
+            (writer.finish(), result)
+        })
+        .map_err(no_thread)?;
+    let mut sent = 0;
+    let claiming = loop {
+        let spare = spares.try_recv().unwrap_or_default();
+        let batch = match lines.next(spare) {
+            Ok(Some(batch)) => batch,
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(Failure::from(error)),
+        };
+        sent += 1;
+        match claimer.claim(&batch, sent) {
+            // The writer has failed, and says why.
+            Ok(claims) => {
+                if to_writer.send(Answered { batch, claims }).is_err() {
+                    break Ok(());
+                }
+            }
+            Err(failure) => break Err(failure),
+        }
+    };
+    drop(to_writer);
+    let (counts, written) = writing
+        .join()
+        .map_err(|_| Failure::failed("the thread that writes has failed"))?;
+    Ok((counts, sent, written.and(claiming)))
+}
+
+/// What somebody whose run broke off can do.
+fn how_to_go_on(args: &DedupArgs, run: Option<&Run>, sent: u64, counts: &Counts) -> String {
+    if args.embedded {
+        return "nothing is kept of this run; start it again".to_owned();
+    }
+    match run {
+        Some(run) => {
+            let again = match run.sent_through(sent) {
+                Again::All => "--again".to_owned(),
+                Again::Through(last) => format!("--again={last}"),
+            };
+            let stdin = args.inputs().contains(&Input::Stdin);
+            format!(
+                "to go on, give it the same input from its start{}, and discard what was written so far: {}",
+                if stdin { " on standard input" } else { "" },
+                repeat_command(&again)
+            )
+        }
+        None => format!(
+            "{} lines were written; keys claimed after them count as seen, so the same lines would be dropped by another run. With --run ID a run can be repeated",
+            counts.lines - counts.duplicates
+        ),
+    }
+}
+
+/// This command, said again with `again`.
+fn repeat_command(again: &str) -> String {
+    let mut words: Vec<String> = Vec::new();
+    let mut said = false;
+    for word in std::env::args_os().map(|word| word.to_string_lossy().into_owned()) {
+        if !said && (word == "--again" || word.starts_with("--again=")) {
+            continue;
+        }
+        words.push(shell_word(&word));
+        // Before the files, which may follow a `--`.
+        if !said && word == "dedup" {
+            words.push(again.to_owned());
+            said = true;
+        }
+    }
+    words.join(" ")
+}
+
+/// Looks at every file before anything is claimed: whether it is there, and is not written to at the same time.
+fn check_files(args: &DedupArgs, inputs: &[Input], out: &Stdout) -> Result<(), Failure> {
+    let same = |a: &Metadata, b: &Metadata| {
+        a.is_file() && b.is_file() && (a.dev(), a.ino()) == (b.dev(), b.ino())
+    };
+    let output = out.file().metadata().ok();
+    let duplicates = args
+        .duplicates
+        .as_ref()
+        .and_then(|path| fs::metadata(path).ok());
+    if let (Some(output), Some(duplicates)) = (&output, &duplicates)
+        && same(output, duplicates)
+    {
+        return Err(Failure::usage(
+            "--duplicates names the file that standard output goes to",
+        ));
+    }
+    for input in inputs {
+        let Input::File(path) = input else { continue };
+        let metadata = fs::metadata(path).map_err(|error| input.error(error))?;
+        if metadata.is_dir() {
+            return Err(input.error(io::ErrorKind::IsADirectory.into()).into());
+        }
+        if metadata.is_file() {
+            // Only a regular file: opening and closing a pipe would end its writer.
+            fs::File::open(path).map_err(|error| input.error(error))?;
+        }
+        for (written, what) in [(&output, "standard output"), (&duplicates, "--duplicates")] {
+            if written
+                .as_ref()
+                .is_some_and(|written| same(written, &metadata))
+            {
+                return Err(Failure::usage(format!(
+                    "{input} is an input, and {what} goes to it as well"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn no_thread(error: io::Error) -> Failure {
+    Failure::failed(format!("cannot start a thread: {error}"))
+}

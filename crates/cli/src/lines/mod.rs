@@ -1,0 +1,125 @@
+//! Lines from standard input and files, in batches: one thread reads, splits and finds keys; whoever asks gets a batch.
+//!
+//! Memory is bounded: there is one batch being filled (see [`Limits`]) and one chunk being split. The reader waits while nobody
+//! takes the batch. A line that is too long to hold as a whole comes in pieces, without a key.
+//!
+//! With [`Fill::Exact`] the batches depend on the input only: each ends at the first record that brings it to one of its limits.
+//! With [`Fill::WhatIsThere`] a batch is handed out as soon as there is anything in it, so a slow input is answered line by line
+//! and a fast one in full batches.
+
+mod batch;
+mod exchange;
+mod extract;
+mod json_pointer;
+mod reader;
+
+use std::{fmt, io, path::PathBuf, sync::Arc, thread};
+
+pub(crate) use batch::{Batch, Form, KeyAt};
+use exchange::Exchange;
+pub(crate) use extract::Extract;
+pub(crate) use json_pointer::JsonPointer;
+
+/// Where lines come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// Standard input.
+    Stdin,
+    /// A file.
+    File(PathBuf),
+}
+
+/// How lines are told apart and keyed.
+#[derive(Debug, Clone)]
+pub(crate) struct Format {
+    /// The byte that ends a line.
+    pub(crate) terminator: u8,
+    /// How a line's key is found.
+    pub(crate) extract: Extract,
+    /// A line with more bytes than this comes in pieces.
+    pub(crate) line_bytes_max: usize,
+}
+
+/// How large a batch gets.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// It is full with this many records.
+    pub(crate) records: usize,
+    /// It is full as soon as it has this many bytes.
+    pub(crate) bytes: usize,
+}
+
+/// When a batch is handed out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fill {
+    /// As soon as there is something in it.
+    WhatIsThere,
+    /// When it is full, or the input ends. What was read before an input failed is not handed out.
+    Exact,
+}
+
+/// An input that cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read {name}: {source}")]
+pub(crate) struct InputError {
+    name: String,
+    source: io::Error,
+}
+
+/// The lines of several inputs, one after the other.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    exchange: Arc<Exchange>,
+    fill: Fill,
+}
+
+impl fmt::Display for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stdin => f.write_str("standard input"),
+            Self::File(path) => fmt::Debug::fmt(&path.display().to_string(), f),
+        }
+    }
+}
+
+impl Input {
+    /// An error about this input.
+    pub(crate) fn error(&self, source: io::Error) -> InputError {
+        InputError {
+            name: self.to_string(),
+            source,
+        }
+    }
+}
+
+impl Lines {
+    /// Starts reading.
+    pub(crate) fn start(
+        inputs: Vec<Input>,
+        format: Format,
+        limits: Limits,
+        fill: Fill,
+    ) -> io::Result<Self> {
+        let exchange = Arc::new(Exchange::new(limits));
+        let theirs = Arc::clone(&exchange);
+        // Not joined: it may hang in a read of a silent pipe for ever. It owns nothing that must be put in order.
+        thread::Builder::new()
+            .name("input".to_owned())
+            .spawn(move || reader::run(&inputs, &format, &theirs))?;
+        Ok(Self { exchange, fill })
+    }
+
+    /// Waits for the next batch; `None` at the end. `spare` is an emptied batch to fill next.
+    ///
+    /// # Errors
+    /// When an input cannot be read, after what was read before it (but see [`Fill::Exact`]).
+    pub(crate) fn next(&self, spare: Batch) -> Result<Option<Batch>, InputError> {
+        self.exchange.take(spare, self.fill)
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        self.exchange.abandon();
+    }
+}

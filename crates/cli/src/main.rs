@@ -1,0 +1,50 @@
+//! The `keydb` command: everything of KeyDB that is run from a shell.
+//!
+//! Data goes to standard output, everything else to standard error. [`exit`] has the exit codes.
+
+mod args;
+mod bench;
+mod commands;
+mod connect;
+mod dedup;
+mod exit;
+mod lines;
+mod logging;
+mod output;
+mod settings;
+mod signals;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{
+    args::{Cli, Command},
+    exit::Failure,
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(failure) => {
+            output::say(&format!("keydb: {failure}"));
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Init(args) => commands::init::run(&args),
+        Command::Node(args) => commands::node::run(&args),
+        Command::Dev(args) => commands::dev::run(&args),
+        Command::Put(args) => commands::keys::put(&args),
+        Command::Get(args) => commands::keys::get(&args),
+        Command::Claim(args) => commands::keys::claim(&args),
+        Command::Dedup(args) => dedup::run(*args),
+        Command::Status(args) => commands::status::run(&args),
+        Command::Bench(args) => bench::run(*args),
+        Command::Completions(args) => commands::completions::run(&args),
+    }
+}

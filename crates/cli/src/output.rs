@@ -1,0 +1,200 @@
+//! Writing: data to standard output, words to standard error.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    os::fd::AsFd,
+};
+
+use serde::Serialize;
+
+use crate::exit::Failure;
+
+/// Writes a line to standard error. Where that cannot be written, there is nobody to tell.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Standard output, unbuffered: what was written has been handed over.
+#[derive(Debug)]
+pub(crate) struct Stdout(File);
+
+impl Stdout {
+    /// Takes standard output over.
+    pub(crate) fn open() -> Result<Self, Failure> {
+        match io::stdout().as_fd().try_clone_to_owned() {
+            Ok(fd) => Ok(Self(File::from(fd))),
+            Err(error) => Err(stdout_failure(&error)),
+        }
+    }
+
+    /// The file behind it.
+    pub(crate) const fn file(&self) -> &File {
+        &self.0
+    }
+
+    /// Writes all of `bytes`.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.0
+            .write_all(bytes)
+            .map_err(|error| stdout_failure(&error))
+    }
+
+    /// Writes `value` as one line of JSON.
+    pub(crate) fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
+        let mut line = json_line(value)?;
+        line.push('\n');
+        self.write(line.as_bytes())
+    }
+}
+
+fn stdout_failure(error: &io::Error) -> Failure {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        Failure::failed("cannot write to standard output: its reader has closed the pipe")
+    } else {
+        Failure::failed(format!("cannot write to standard output: {error}"))
+    }
+}
+
+/// `value` as JSON without line breaks.
+pub(crate) fn json_line(value: &impl Serialize) -> Result<String, Failure> {
+    serde_json::to_string(value)
+        .map_err(|error| Failure::failed(format!("cannot write the answer as JSON: {error}")))
+}
+
+/// Rows as columns; numbers read better to the right, so each column says where it goes.
+pub(crate) fn table(header: &[(&str, Align)], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([header[column].0.len()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let mut out = String::new();
+    let names: Vec<String> = header.iter().map(|(name, _)| (*name).to_owned()).collect();
+    for row in [&names].into_iter().chain(rows) {
+        let mut line = String::new();
+        for ((cell, (_, align)), width) in row.iter().zip(header).zip(&widths) {
+            match align {
+                Align::Left => line.push_str(&format!("{cell:<width$}  ")),
+                Align::Right => line.push_str(&format!("{cell:>width$}  ")),
+            }
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// Where a column's cells stand.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Align {
+    /// For text.
+    Left,
+    /// For numbers.
+    Right,
+}
+
+/// A number with commas between thousands.
+pub(crate) fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A number of bytes in the largest unit that leaves at least 1.
+pub(crate) fn bytes_text(bytes: u64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    units
+        .into_iter()
+        .find(|(shift, _)| bytes >> shift > 0)
+        .map_or_else(
+            || format!("{bytes} B"),
+            |(shift, unit)| format!("{:.1} {unit}", bytes as f64 / (1_u64 << shift) as f64),
+        )
+}
+
+/// Milliseconds since the Unix epoch as `2025-06-01T12:00:00Z`.
+pub(crate) fn time_text(unix_ms: u64) -> String {
+    let seconds = unix_ms / 1000;
+    let (year, month, day) = civil_date(seconds / 86_400);
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// Year, month and day of the day that lies `days` after 1970-01-01
+/// (Howard Hinnant, <https://howardhinnant.github.io/date_algorithms.html#civil_from_days>).
+fn civil_date(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let era = days / 146_097;
+    let day_of_era = days % 146_097;
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    (year, month, day)
+}
+
+/// A word that a POSIX shell reads back as it is.
+pub(crate) fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// Bytes as lower-case hex digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_and_sizes_are_readable() {
+        assert_eq!(thousands(0), "0");
+        assert_eq!(thousands(999), "999");
+        assert_eq!(thousands(1000), "1,000");
+        assert_eq!(thousands(12_345_678), "12,345,678");
+        assert_eq!(bytes_text(512), "512 B");
+        assert_eq!(bytes_text(1536), "1.5 KiB");
+    }
+
+    #[test]
+    fn times_are_utc_dates() {
+        assert_eq!(time_text(0), "1970-01-01T00:00:00Z");
+        assert_eq!(time_text(951_782_400_000), "2000-02-29T00:00:00Z");
+        assert_eq!(time_text(1_767_225_599_999), "2025-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn a_shell_reads_words_back_as_they_are() {
+        assert_eq!(shell_word("a-b/c.d"), "a-b/c.d");
+        assert_eq!(shell_word("it's"), r"'it'\''s'");
+        assert_eq!(shell_word(""), "''");
+        assert_eq!(shell_word("a b\t$x"), "'a b\t$x'");
+    }
+
+    #[test]
+    fn a_table_has_columns_as_wide_as_their_widest_cell() {
+        let rows = [vec!["1".to_owned(), "long".to_owned()]];
+        let text = table(&[("KEYS", Align::Right), ("X", Align::Left)], &rows);
+        assert_eq!(text, "KEYS  X\n   1  long\n");
+    }
+}

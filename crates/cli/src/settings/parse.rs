@@ -1,0 +1,216 @@
+//! Reading single values. Each error says what would be right; the caller adds the variable and the value.
+
+use std::time::Duration;
+
+/// `host:port`, addresses separated by commas or as a JSON array of strings.
+pub(crate) fn addresses(text: &str) -> Result<Vec<String>, String> {
+    let example = r#"give a comma list such as "keydb-0:50051,keydb-1:50051" or a JSON array such as ["keydb-0:50051","keydb-1:50051"]"#;
+    let text = text.trim();
+    let list: Vec<String> = if text.starts_with('[') {
+        serde_json::from_str(text)
+            .map_err(|error| format!("is not a JSON array of strings ({error}); {example}"))?
+    } else {
+        text.split(',').map(|part| part.trim().to_owned()).collect()
+    };
+    if list.is_empty() {
+        return Err(format!("has no address; {example}"));
+    }
+    for (index, address) in list.iter().enumerate() {
+        host_and_port(address).map_err(|problem| {
+            format!("has the address {address:?}, which {problem}; {example}")
+        })?;
+        if list[..index].contains(address) {
+            return Err(format!(
+                "has the address {address:?} twice; each node has its own"
+            ));
+        }
+    }
+    Ok(list)
+}
+
+/// Splits `host:port`; an IPv6 host stands in brackets.
+pub(crate) fn host_and_port(address: &str) -> Result<(&str, u16), String> {
+    let (host, port) = address
+        .rsplit_once(':')
+        .ok_or("has no port (host:port is expected)")?;
+    let bare_colon = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
+    let odd = |c: char| c.is_whitespace() || c.is_control() || matches!(c, '/' | '@' | '"');
+    if host.is_empty() || bare_colon || host.chars().any(odd) {
+        return Err(format!("has no usable host ({host:?})"));
+    }
+    match port.parse() {
+        Ok(port) if port != 0 => Ok((host, port)),
+        _ => Err(format!(
+            "has the port {port:?}; a port is a number from 1 to 65535"
+        )),
+    }
+}
+
+/// A node's number: as such, or as the end of a host name such as `keydb-3`.
+pub(crate) fn node_id(text: &str) -> Result<u32, String> {
+    let label = text.split('.').next().unwrap_or(text);
+    let digits = match label.rsplit_once('-') {
+        Some((name, digits)) if !name.is_empty() => digits,
+        _ => text,
+    };
+    Some(digits)
+        .filter(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
+        .and_then(|digits| digits.parse().ok())
+        .ok_or_else(|| {
+            "is neither a number nor a host name that ends in -N; give a number such as 0, or a host name such as keydb-0".to_owned()
+        })
+}
+
+/// A whole number within bounds.
+pub(crate) fn number(text: &str, least: u64, most: u64) -> Result<u64, String> {
+    text.parse()
+        .ok()
+        .filter(|number| (least..=most).contains(number))
+        .ok_or_else(|| format!("is not a whole number from {least} to {most}"))
+}
+
+/// `true` or `false`.
+pub(crate) fn truth(text: &str) -> Result<bool, String> {
+    match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("is neither true nor false".to_owned()),
+    }
+}
+
+/// A whole number of bytes, on its own or with KiB, MiB or GiB.
+pub(crate) fn bytes(text: &str) -> Result<usize, String> {
+    let (digits, unit) = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)]
+        .into_iter()
+        .find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, unit)))
+        .unwrap_or((text, 1_usize));
+    digits
+        .trim_end()
+        .parse()
+        .ok()
+        .and_then(|number: usize| number.checked_mul(unit))
+        .ok_or_else(|| {
+            "is not a number of bytes; give a whole number, or one with KiB, MiB or GiB, such as 16MiB"
+                .to_owned()
+        })
+}
+
+/// A whole number with a unit, above zero: `500ms`, `10s`, `5m`, `1h`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let right =
+        "is not a duration; give a whole number above 0 with a unit, such as 500ms, 10s, 5m or 1h";
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(right.to_owned()),
+    };
+    digits
+        .parse()
+        .ok()
+        .and_then(|number: u64| number.checked_mul(unit_ms))
+        .filter(|ms| *ms > 0)
+        .map(Duration::from_millis)
+        .ok_or_else(|| right.to_owned())
+}
+
+/// A duration as [`duration`] reads it.
+pub(crate) fn duration_text(duration: Duration) -> String {
+    match duration.as_millis() {
+        ms if ms % 3_600_000 == 0 => format!("{}h", ms / 3_600_000),
+        ms if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
+        ms if ms % 1000 == 0 => format!("{}s", ms / 1000),
+        ms => format!("{ms}ms"),
+    }
+}
+
+/// A value without the user and password that a URL in it may carry.
+pub(crate) fn without_secrets(value: &str) -> String {
+    let Some((scheme, rest)) = value.split_once("://") else {
+        return value.to_owned();
+    };
+    let authority_end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+    match rest[..authority_end].rfind('@') {
+        Some(at) => format!("{scheme}://***{}", &rest[at..]),
+        None => value.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_a_comma_list_or_a_json_array() {
+        let expected = vec!["a:1".to_owned(), "b:2".to_owned()];
+        assert_eq!(addresses("a:1, b:2"), Ok(expected.clone()));
+        assert_eq!(addresses(r#"["a:1","b:2"]"#), Ok(expected));
+        assert_eq!(addresses("[::1]:50051").unwrap(), ["[::1]:50051"]);
+        for text in [
+            "",
+            "[]",
+            "a",
+            "a:",
+            "a:0",
+            "a:99999",
+            ":1",
+            "a:1,",
+            "a:1,a:1",
+            "::1:5",
+            "[1]",
+            "[\"a:1\"",
+            "http://a:1",
+            "a b:1",
+        ] {
+            assert!(addresses(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_id_is_a_number_or_the_end_of_a_host_name() {
+        assert_eq!(node_id("7"), Ok(7));
+        assert_eq!(node_id("keydb-12"), Ok(12));
+        assert_eq!(node_id("my-keydb-0.keydb.prod.svc"), Ok(0));
+        for text in [
+            "",
+            "keydb",
+            "keydb-",
+            "-",
+            "+1",
+            "-1",
+            "keydb-x",
+            "1.5-a",
+            "99999999999",
+            "keydb0",
+        ] {
+            assert!(node_id(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_durations_have_units() {
+        assert_eq!(bytes("16MiB"), Ok(16 << 20));
+        assert_eq!(bytes("1024"), Ok(1024));
+        assert!(bytes("16MB").is_err() && bytes("-1").is_err() && bytes("").is_err());
+        assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(duration_text(Duration::from_secs(300)), "5m");
+        assert_eq!(duration_text(Duration::from_millis(1500)), "1500ms");
+        for text in ["", "5", "0s", "-1s", "1.5s", "s", "99999999999999999999h"] {
+            assert!(duration(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_url_is_shown_without_its_user_and_password() {
+        assert_eq!(
+            without_secrets("s3://key:secret@bucket/prefix"),
+            "s3://***@bucket/prefix"
+        );
+        assert_eq!(without_secrets("file:///a@b"), "file:///a@b");
+    }
+}
