@@ -273,7 +273,7 @@ pub(crate) async fn a_reader_sees_only_whole_writes(storage: Handles) {
     let reader = storage.handles[1].clone();
     let reader = tokio::spawn(async move {
         let mut seen: Vec<u8> = Vec::new();
-        while seen.last() != Some(&20) {
+        while seen.last() != Some(&200) {
             let bytes = read(&*reader, "key").await.bytes;
             assert_eq!(bytes.len(), BYTES);
             assert!(bytes.iter().all(|byte| *byte == bytes[0]));
@@ -281,7 +281,7 @@ pub(crate) async fn a_reader_sees_only_whole_writes(storage: Handles) {
         }
         assert!(seen.is_sorted(), "{seen:?}");
     });
-    for write in 1..=20 {
+    for write in 1..=200 {
         let put = storage
             .one()
             .put_if_match("key", vec![write; BYTES].into(), &version);

@@ -111,30 +111,30 @@ impl LocalStorage {
         }
     }
 
-    fn open_lock_file(&self) -> Result<File, StorageError> {
+    /// Fails when the directory is not the one that was opened: what is not in it says nothing about the storage.
+    fn check_dir(&self) -> Result<(), StorageError> {
         let path = self.path_of(LOCK_NAME);
-        OpenOptions::new()
-            .append(true)
-            .open(&path)
-            .map_err(|error| match error.kind() {
-                ErrorKind::NotFound => self.not_the_opened_directory(),
-                _ => not_done("open", &path, &error),
-            })
-    }
-
-    fn not_the_opened_directory(&self) -> StorageError {
-        StorageError::new(
-            StorageErrorKind::Unavailable,
-            format!(
-                "storage directory {} was removed or is no longer mounted: it has no file {LOCK_NAME}",
-                self.dir.display()
-            ),
-        )
+        match fs::exists(&path) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(StorageError::new(
+                StorageErrorKind::Unavailable,
+                format!(
+                    "storage directory {} was removed or is no longer mounted: it has no file {LOCK_NAME}",
+                    self.dir.display()
+                ),
+            )),
+            Err(error) => Err(not_done("read", &path, &error)),
+        }
     }
 
     /// Takes the lock; it is held until the file is dropped.
     fn lock(&self) -> Result<File, StorageError> {
-        let file = self.open_lock_file()?;
+        self.check_dir()?;
+        let path = self.path_of(LOCK_NAME);
+        let file = OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .map_err(|error| not_done("open", &path, &error))?;
         let started = Instant::now();
         let mut poll = LOCK_POLL_MIN;
         // Polling, because a blocking flock cannot be given up.
@@ -149,14 +149,14 @@ impl LocalStorage {
                     return Err(StorageError::new(
                         StorageErrorKind::Unavailable,
                         format!(
-                            "another process held the lock on {} for more than {} ms",
-                            self.path_of(LOCK_NAME).display(),
+                            "{} was locked by other writers for more than {} ms",
+                            path.display(),
                             self.lock_wait_max.as_millis()
                         ),
                     ));
                 }
                 Err(error) => {
-                    return Err(not_done("lock", &self.path_of(LOCK_NAME), &error.into()));
+                    return Err(not_done("lock", &path, &error.into()));
                 }
             }
         }
@@ -176,8 +176,7 @@ impl LocalStorage {
         let mut file = match File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                // Fails when the whole directory is gone, which says nothing about the object.
-                self.open_lock_file()?;
+                self.check_dir()?;
                 return Ok(None);
             }
             Err(error) => return Err(cannot_read(error)),
@@ -238,8 +237,7 @@ impl LocalStorage {
     }
 
     fn now_blocking(&self) -> Result<UnixMillis, StorageError> {
-        // Fails when the directory is gone; otherwise a new one would be asked for its time.
-        self.open_lock_file()?;
+        self.check_dir()?;
         let path = self.path_of(CLOCK_NAME);
         let touch = || {
             let file = OpenOptions::new().append(true).create(true).open(&path)?;

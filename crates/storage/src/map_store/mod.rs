@@ -61,7 +61,8 @@ impl MapStore {
     /// afterwards.
     ///
     /// `change` is called again, with the map of then, when another writer was faster or the storage did not answer; so it must
-    /// decide by the map alone whether the change is still wanted. The next map's `write_nonce` is set here.
+    /// decide by the map alone whether the change is still wanted. The next map's `write_nonce` is set here. While the storage
+    /// is unavailable this goes on trying, with pauses, for half a minute at most.
     ///
     /// # Errors
     /// All kinds but [`OutcomeUnknown`](UpdateError::OutcomeUnknown) mean that nothing was changed by this call.
@@ -145,7 +146,7 @@ impl MapStore {
         let mut attempts = Attempts::new();
         let mut in_doubt = None;
         loop {
-            let failure = match self.storage.put_if_absent(MAP_KEY, json.clone()).await {
+            let mut failure = match self.storage.put_if_absent(MAP_KEY, json.clone()).await {
                 Ok(Put::Done(_)) => return Ok(Init::Created(map)),
                 Ok(Put::Conflict) => InitError::NotExclusive {
                     found: format!("creating object {MAP_KEY:?} met a conflict, yet there is none"),
@@ -169,6 +170,7 @@ impl MapStore {
                 Ok(Some(found)) => return Ok(Init::Existing(found)),
                 Ok(None) => {}
                 Err(MapStoreError::Storage(error)) if error.kind() != StorageErrorKind::Refused => {
+                    failure = InitError::Load(error.into());
                 }
                 Err(error) => return Err(init_failed(in_doubt, error.into())),
             }
