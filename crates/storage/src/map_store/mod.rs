@@ -62,7 +62,7 @@ impl MapStore {
     ///
     /// `change` is called again, with the map of then, when another writer was faster or the storage did not answer; so it must
     /// decide by the map alone whether the change is still wanted. The next map's `write_nonce` is set here. While the storage
-    /// is unavailable this goes on trying, with pauses, for half a minute at most.
+    /// is unavailable it is tried again, with pauses; no attempt starts later than half a minute after the first.
     ///
     /// # Errors
     /// All kinds but [`OutcomeUnknown`](UpdateError::OutcomeUnknown) mean that nothing was changed by this call.
