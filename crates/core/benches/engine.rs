@@ -1,10 +1,13 @@
 //! The key set beside `hashbrown` and beside plain random reads of cache lines, in one run.
 //!
-//! `cargo bench -p keydb-core --bench engine -- [--keys MILLIONS] [--skip-hashbrown]`
+//! `cargo bench -p keydb-core --bench engine -- [--keys MILLIONS] [--skip-hashbrown] [--trace]`
 //!
 //! Keys go in and are looked up in random order, one thread, in batches of 1,000 whose addresses are known ahead, as a node gets
 //! them. The random line reads are batched alike and set the scale: they are what the memory does without any data structure.
-#![expect(clippy::print_stdout, reason = "a benchmark's result is what it prints")]
+#![expect(
+    clippy::print_stdout,
+    reason = "a benchmark's result is what it prints"
+)]
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on stops")]
 
 use std::{
@@ -13,7 +16,8 @@ use std::{
 };
 
 use keydb_core::{
-    Arena, Bitmap, Expiry, FINGERPRINT_BYTES, Fingerprint, HashRange, KeySet, PackedFingerprints, Provisioner, Times, UnixMillis,
+    Arena, Bitmap, Expiry, FINGERPRINT_BYTES, Fingerprint, HashRange, KeySet, PackedFingerprints,
+    Provisioner, Times, UnixMillis,
 };
 
 const BATCH: u64 = 1000;
@@ -25,23 +29,43 @@ fn main() {
     let millions = arguments
         .iter()
         .position(|argument| argument == "--keys")
-        .map_or(100, |at| arguments[at + 1].parse().expect("--keys takes a number of millions"));
+        .map_or(100, |at| {
+            arguments[at + 1]
+                .parse()
+                .expect("--keys takes a number of millions")
+        });
     let keys = millions * MILLION;
 
     let lines = line_read_ns(keys);
     println!("random line read, batched        {lines:7.1} ns");
-    let engine = engine(keys);
+    let engine = engine(keys, arguments.iter().any(|argument| argument == "--trace"));
     println!("key set at {millions} M keys, per key (and in random line reads):");
-    for (name, ns) in [("insert (claim of a new key)", engine.insert_ns), ("get, hit", engine.hit_ns), ("get, miss", engine.miss_ns)] {
+    for (name, ns) in [
+        ("insert (claim of a new key)", engine.insert_ns),
+        ("get, hit", engine.hit_ns),
+        ("get, miss", engine.miss_ns),
+    ] {
         println!("  {name:<30} {ns:7.1} ns  {:5.2} x", ns / lines);
     }
-    println!("  bytes a key, resident, at every million from 10 M on: {:.2} to {:.2}", engine.bytes.0, engine.bytes.1);
+    println!(
+        "  bytes a key, resident, at every million from 10 M on: {:.2} to {:.2}",
+        engine.bytes.0, engine.bytes.1
+    );
     engine.stalls.print();
-    if !arguments.iter().any(|argument| argument == "--skip-hashbrown") {
+    if !arguments
+        .iter()
+        .any(|argument| argument == "--skip-hashbrown")
+    {
         let (insert, hit) = hashbrown_ns(keys);
         println!("hashbrown map of 16-byte entries, per key (key set / hashbrown):");
-        println!("  insert                         {insert:7.1} ns  {:5.2} x", engine.insert_ns / insert);
-        println!("  get, hit                       {hit:7.1} ns  {:5.2} x", engine.hit_ns / hit);
+        println!(
+            "  insert                         {insert:7.1} ns  {:5.2} x",
+            engine.insert_ns / insert
+        );
+        println!(
+            "  get, hit                       {hit:7.1} ns  {:5.2} x",
+            engine.hit_ns / hit
+        );
     }
 }
 
@@ -66,7 +90,6 @@ fn line_read_ns(keys: u64) -> f64 {
     const WORDS_PER_LINE: usize = 8;
     let lines = (keys * 20 / 64) as usize;
     let mut memory: Vec<u64> = Vec::with_capacity(lines * WORDS_PER_LINE);
-    advise_huge_pages(&memory);
     memory.extend((0..lines * WORDS_PER_LINE).map(|index| index as u64));
     let reads = 20 * MILLION;
     let start = Instant::now();
@@ -79,7 +102,9 @@ fn line_read_ns(keys: u64) -> f64 {
             ((u128::from(top) * lines as u128) >> 64) as usize * WORDS_PER_LINE
         }));
         // The indexes are independent of what is read, so the processor overlaps the reads by itself.
-        sum = indexes.iter().fold(sum, |sum, index| sum.wrapping_add(memory[*index]));
+        sum = indexes
+            .iter()
+            .fold(sum, |sum, index| sum.wrapping_add(memory[*index]));
     }
     black_box(sum);
     start.elapsed().as_nanos() as f64 / reads as f64
@@ -93,7 +118,7 @@ struct Engine {
     stalls: Stalls,
 }
 
-fn engine(keys: u64) -> Engine {
+fn engine(keys: u64, trace: bool) -> Engine {
     let arena = Arena::new();
     let _provisioner = Provisioner::start(&arena);
     let mut set = KeySet::new(HashRange::ALL, &arena);
@@ -104,7 +129,6 @@ fn engine(keys: u64) -> Engine {
     let mut bits = Bitmap::new(BATCH as usize);
     let mut bytes = (f64::INFINITY, 0_f64);
     let mut insert = Duration::ZERO;
-    let mut last_million = Duration::ZERO;
     let mut stalls = Stalls::default();
     for million in 0..keys / MILLION {
         let inserted = insert;
@@ -112,20 +136,30 @@ fn engine(keys: u64) -> Engine {
             fill(&mut batch, start..start + BATCH);
             bits.clear();
             let begin = Instant::now();
-            set.claim(PackedFingerprints::new(&batch).unwrap(), expiry, times, &mut bits, 0).unwrap();
+            set.claim(
+                PackedFingerprints::new(&batch).unwrap(),
+                expiry,
+                times,
+                &mut bits,
+                0,
+            )
+            .unwrap();
             let took = begin.elapsed();
             insert += took;
             stalls.add(took, arena.inline_chunks());
             assert_eq!(bits.count(), BATCH as usize);
         }
-        last_million = insert - inserted;
+        let last_million = insert - inserted;
         let held = (million + 1) * MILLION;
         let a_key = (resident_bytes() - before) as f64 / held as f64;
         if million >= 9 {
             bytes = (bytes.0.min(a_key), bytes.1.max(a_key));
         }
-        if std::env::var_os("KEYSET_TRACE").is_some() {
-            println!("{held:>11} keys: {a_key:.2} bytes, {:.1} ns an insert", last_million.as_nanos() as f64 / MILLION as f64);
+        if trace {
+            println!(
+                "{held:>11} keys: {a_key:.2} bytes, {:.1} ns an insert",
+                last_million.as_nanos() as f64 / MILLION as f64
+            );
         }
     }
     let lookups = (keys / 5).min(20 * MILLION);
@@ -133,19 +167,31 @@ fn engine(keys: u64) -> Engine {
         let mut took = Duration::ZERO;
         for start in (0..lookups).step_by(BATCH as usize) {
             // In another random order than they came in: a stride that is coprime to the number of keys.
-            fill(&mut batch, (start..start + BATCH).map(|at| first + at.wrapping_mul(982_451_653) % keys));
+            fill(
+                &mut batch,
+                (start..start + BATCH).map(|at| first + at.wrapping_mul(982_451_653) % keys),
+            );
             bits.clear();
             let begin = Instant::now();
-            set.get(PackedFingerprints::new(&batch).unwrap(), times, &mut bits, 0);
+            set.get(
+                PackedFingerprints::new(&batch).unwrap(),
+                times,
+                &mut bits,
+                0,
+            );
             took += begin.elapsed();
             assert_eq!(bits.count(), if expected { BATCH as usize } else { 0 });
         }
         took.as_nanos() as f64 / lookups as f64
     };
     let (hit_ns, miss_ns) = (get(0, true), get(keys, false));
-    // Over the last tenth: at full size.
-    let _ = last_million;
-    Engine { insert_ns: insert.as_nanos() as f64 / keys as f64, hit_ns, miss_ns, bytes, stalls }
+    Engine {
+        insert_ns: insert.as_nanos() as f64 / keys as f64,
+        hit_ns,
+        miss_ns,
+        bytes,
+        stalls,
+    }
 }
 
 /// Batches that took long.
@@ -185,7 +231,11 @@ fn hashbrown_ns(keys: u64) -> (f64, f64) {
     type Map = hashbrown::HashMap<[u32; 3], u32, std::hash::BuildHasherDefault<TopBits>>;
     let key = |number: u64| {
         let fingerprint = fingerprint(number);
-        [fingerprint.top() as u32, (fingerprint.top() >> 32) as u32, fingerprint.low()]
+        [
+            fingerprint.top() as u32,
+            (fingerprint.top() >> 32) as u32,
+            fingerprint.low(),
+        ]
     };
     let mut map = Map::default();
     let begin = Instant::now();
@@ -195,7 +245,9 @@ fn hashbrown_ns(keys: u64) -> (f64, f64) {
     let insert = begin.elapsed().as_nanos() as f64 / keys as f64;
     let lookups = (keys / 5).min(20 * MILLION);
     let begin = Instant::now();
-    let found = (0..lookups).filter(|at| map.contains_key(&key(at.wrapping_mul(982_451_653) % keys))).count();
+    let found = (0..lookups)
+        .filter(|at| map.contains_key(&key(at.wrapping_mul(982_451_653) % keys)))
+        .count();
     assert_eq!(found as u64, lookups);
     (insert, begin.elapsed().as_nanos() as f64 / lookups as f64)
 }
@@ -214,14 +266,14 @@ impl std::hash::Hasher for TopBits {
             self.0 ^= u64::from_le_bytes(*word);
         }
     }
-
 }
-
-fn advise_huge_pages(_memory: &[u64]) {}
 
 /// Resident bytes of this process (Linux), less file pages.
 fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let fields: Vec<u64> = statm.split_whitespace().map(|field| field.parse().unwrap()).collect();
+    let fields: Vec<u64> = statm
+        .split_whitespace()
+        .map(|field| field.parse().unwrap())
+        .collect();
     (fields[1] - fields[2]) * 4096
 }

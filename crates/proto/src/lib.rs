@@ -5,14 +5,14 @@ mod convert;
 pub use convert::{FieldError, error_code, id_field, refusal_status};
 
 /// `keydb.shard.v1`: what the routing client and a node say to each other.
-#[expect(
+#[allow(
     missing_docs,
     unreachable_pub,
+    unused_qualifications,
     clippy::all,
-    clippy::pedantic,
+    clippy::unwrap_used,
     reason = "generated; documented in proto/keydb/shard/v1/shard.proto"
 )]
-#[allow(unused_qualifications)]
 pub mod shard {
     tonic::include_proto!("keydb.shard.v1");
 }

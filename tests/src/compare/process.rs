@@ -10,7 +10,6 @@ use std::{
 
 pub(crate) struct Server {
     child: Child,
-    pub(crate) port: u16,
 }
 
 impl Server {
@@ -21,7 +20,7 @@ impl Server {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
-        let mut server = Self { child, port };
+        let mut server = Self { child };
         let give_up = Instant::now() + Duration::from_secs(20);
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             if let Some(status) = server.child.try_wait()? {

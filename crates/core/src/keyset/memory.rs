@@ -1,53 +1,71 @@
-//! The project's only `unsafe`: chunks of memory from the system, and the processor's prefetch.
+//! The project's only `unsafe`: memory from the system, and the processor's prefetch.
 //!
-//! A chunk is handed out once and never taken back, so that what points into it is an ordinary `&'static mut`: everything above
+//! Memory is handed out once and never taken back, so that what points into it is an ordinary `&'static mut`: everything above
 //! this module is safe code. The [`Arena`](super::Arena) reuses what is no longer needed.
 #![expect(
     unsafe_code,
     reason = "the one place where memory is taken from the system by hand"
 )]
 
+use std::sync::{Mutex, PoisonError};
+
 use super::{EXTENT_SLOTS, Extent, Slot};
 
-/// Extents in a chunk: together 2 MiB, the size of a huge page.
-pub(super) const CHUNK_EXTENTS: usize = if cfg!(miri) { 4 } else { 128 };
+/// Slots in a chunk: 2 MiB, the size of a huge page.
+const CHUNK_SLOTS: usize = if cfg!(miri) { 4 } else { 128 } * EXTENT_SLOTS;
 
-const CHUNK_BYTES: usize = CHUNK_EXTENTS * EXTENT_SLOTS * size_of::<Slot>();
+/// Extents in a chunk.
+pub(super) const CHUNK_EXTENTS: usize = CHUNK_SLOTS / EXTENT_SLOTS;
+
+/// Addresses are reserved 64 MiB at a time, since the number of a process's mappings is limited.
+const REGION_SLOTS: usize = 32 * CHUNK_SLOTS;
+
+/// Reserved addresses that nobody has touched yet, so that no memory is behind them.
+static UNTOUCHED: Mutex<&'static mut [Slot]> = Mutex::new(&mut []);
 
 /// Takes a chunk of resident, empty memory from the system; `None` when it has none left.
-#[cfg(not(miri))]
 pub(super) fn take_chunk() -> Option<Vec<Extent>> {
-    use memmap2::{Advice, MmapMut, MmapOptions};
+    let chunk = {
+        let mut untouched = UNTOUCHED.lock().unwrap_or_else(PoisonError::into_inner);
+        if untouched.is_empty() {
+            *untouched = reserve_region()?;
+        }
+        let (chunk, rest) = std::mem::take(&mut *untouched).split_at_mut(CHUNK_SLOTS);
+        *untouched = rest;
+        chunk
+    };
+    // The first touch of each page is what takes memory, and may take milliseconds: here, not in the middle of an insert.
+    const PAGE_SLOTS: usize = 4096 / size_of::<Slot>();
+    chunk
+        .iter_mut()
+        .step_by(PAGE_SLOTS)
+        .for_each(|slot| *slot = Slot::EMPTY);
+    Some(chunk.as_chunks_mut().0.iter_mut().collect())
+}
 
-    // Twice the size, so that an aligned chunk lies in it. The rest is never touched: it costs addresses, not memory.
-    let map: MmapMut = MmapOptions::new().len(2 * CHUNK_BYTES).map_anon().ok()?;
+/// Reserves addresses, aligned for huge pages. They read as empty slots.
+#[cfg(not(miri))]
+fn reserve_region() -> Option<&'static mut [Slot]> {
+    const CHUNK_BYTES: usize = CHUNK_SLOTS * size_of::<Slot>();
+    const REGION_BYTES: usize = REGION_SLOTS * size_of::<Slot>();
+    let mut map = memmap2::MmapMut::map_anon(REGION_BYTES + CHUNK_BYTES).ok()?;
     let skip = map.as_ptr().align_offset(CHUNK_BYTES);
-    let bytes: &'static mut [u8] = {
-        let map: &'static mut MmapMut = Box::leak(Box::new(map));
-        // Advice that the system does not know costs speed only. With it, 512 page faults become one.
-        let _ = map.advise_range(Advice::HugePage, skip, CHUNK_BYTES);
-        let _ = map.advise_range(Advice::PopulateWrite, skip, CHUNK_BYTES);
-        &mut map[skip..skip + CHUNK_BYTES]
-    };
-    // SAFETY: `Slot` is a transparent u128, for which every bit pattern is valid. The bytes are aligned to CHUNK_BYTES, a multiple
-    // of a slot's alignment, are exactly CHUNK_BYTES long, live for ever (the map is leaked), and `bytes`, the only reference to
-    // them, is given up for the new one. The system hands out anonymous memory zeroed: all slots are empty.
-    let slots: &'static mut [Slot] = unsafe {
-        std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), CHUNK_BYTES / size_of::<Slot>())
-    };
-    Some(into_extents(slots))
+    // Advice that the system does not know costs speed only.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise_range(memmap2::Advice::HugePage, skip, REGION_BYTES);
+    let region = map[skip..skip + REGION_BYTES].as_mut_ptr();
+    // From here on the mapping lives as long as the process.
+    std::mem::forget(map);
+    // SAFETY: the range was in bounds of a readable and writable mapping, and is aligned to CHUNK_BYTES, a multiple of a slot's
+    // alignment. The mapping is never unmapped, and nothing else refers to it: its owner is forgotten. `Slot` is a transparent
+    // u128, for which every bit pattern is valid; the system hands out anonymous memory zeroed, so all slots are empty.
+    Some(unsafe { std::slice::from_raw_parts_mut(region.cast(), REGION_SLOTS) })
 }
 
 /// Miri has no memory maps.
 #[cfg(miri)]
-pub(super) fn take_chunk() -> Option<Vec<Extent>> {
-    Some(into_extents(
-        vec![Slot::EMPTY; CHUNK_EXTENTS * EXTENT_SLOTS].leak(),
-    ))
-}
-
-fn into_extents(slots: &'static mut [Slot]) -> Vec<Extent> {
-    slots.as_chunks_mut().0.iter_mut().collect()
+fn reserve_region() -> Option<&'static mut [Slot]> {
+    Some(vec![Slot::EMPTY; REGION_SLOTS].leak())
 }
 
 /// Asks the processor to fetch the cache line of `slot`. A hint: it changes no value.
