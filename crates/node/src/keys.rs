@@ -262,7 +262,7 @@ fn expiry(now: UnixMillis, ttl_seconds: u32) -> Result<Expiry, Status> {
         .map_err(|error| refusal_status(ErrorCode::InvalidRequest, error.to_string()))
 }
 
-fn owned<'a>(table: &'a Table, group: Group) -> &'a OwnedRange {
+fn owned(table: &Table, group: Group) -> &OwnedRange {
     &table.ranges()[group.range]
 }
 

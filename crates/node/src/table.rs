@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError},
+    sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use bytes::Bytes;
@@ -135,10 +135,7 @@ impl OwnedRange {
     /// The keys, if nobody is changing them right now.
     #[inline]
     pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, KeySet>> {
-        match self.keys.try_read() {
-            Ok(keys) => Some(keys),
-            Err(TryLockError::WouldBlock | TryLockError::Poisoned(PoisonError { .. })) => None,
-        }
+        self.keys.try_read().ok()
     }
 }
 
