@@ -1,0 +1,31 @@
+# The commands that people and CI run. Each is one plain command, so `just` is a convenience, not a need.
+
+# Formatting, lints and documentation, warnings as errors.
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+# All tests, doc tests included.
+test:
+    cargo test --workspace
+
+# The key set beside hashbrown and plain random reads of memory (100 M keys, 6 GiB).
+bench *arguments:
+    cargo bench -p keydb-core --bench engine -- {{arguments}}
+
+# Valkey and a KeyDB node on the same keys.
+compare *arguments:
+    scripts/compare-valkey {{arguments}}
+
+# A three-node cluster in this terminal.
+dev *arguments:
+    cargo run --release -- dev {{arguments}}
+
+# The engine's tests under AddressSanitizer (needs a nightly toolchain).
+asan:
+    RUSTFLAGS=-Zsanitizer=address cargo +nightly test -p keydb-core --lib --target "$(rustc -vV | sed -n 's/host: //p')" --target-dir target/asan keyset
+
+# The engine's tests under Miri (needs a nightly toolchain with miri).
+miri:
+    cargo +nightly miri test -p keydb-core --lib keyset
