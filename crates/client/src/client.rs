@@ -30,8 +30,8 @@ use crate::{
 /// again, hold the [`Operation`] and use [`claim_as`](Self::claim_as).
 ///
 /// ```
-/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-/// # doc(async |client: keydb_client::Client| {
+/// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+/// # cluster::example(async |client: keydb_client::Client| {
 /// use keydb_client::Claim;
 ///
 /// let month = "30d".parse().unwrap();
@@ -91,8 +91,8 @@ impl Client {
     /// not what was expected. See [`ConnectError`].
     ///
     /// ```
-    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-    /// # doc(async |client: keydb_client::Client| {
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
     /// # let address = client.cluster_map().nodes[0].address.clone();
     /// use keydb_client::{Client, ClientConfig};
     ///
@@ -131,8 +131,8 @@ impl Client {
     /// See [`GetError`]. There are no partial answers.
     ///
     /// ```
-    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-    /// # doc(async |client: keydb_client::Client| {
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
     /// client.put(["a"], "1h".parse().unwrap()).await.unwrap();
     /// assert_eq!(client.get(["a", "b"]).await.unwrap(), [true, false]);
     /// # });
@@ -151,8 +151,8 @@ impl Client {
     /// See [`WriteError`]. Making the same call again is always safe.
     ///
     /// ```
-    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-    /// # doc(async |client: keydb_client::Client| {
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
     /// client.put(["a", "b"], "30d".parse().unwrap()).await.unwrap();
     /// # });
     /// ```
@@ -180,8 +180,8 @@ impl Client {
     /// See [`WriteError`]. A call that may have been applied can be repeated with the operation that the error names.
     ///
     /// ```
-    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-    /// # doc(async |client: keydb_client::Client| {
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
     /// use keydb_client::Claim;
     ///
     /// let claims = client.claim(["a", "b", "a"], "30d".parse().unwrap()).await.unwrap();
@@ -203,8 +203,8 @@ impl Client {
     /// See [`WriteError`]. For a repeat, "not applied" tells of this call only, not of the earlier one.
     ///
     /// ```
-    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-    /// # doc(async |client: keydb_client::Client| {
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
     /// use keydb_client::{Claim, Operation};
     ///
     /// let (operation, ttl) = (Operation::new(), "30d".parse().unwrap());
@@ -228,8 +228,8 @@ impl Client {
     /// See [`GetError`].
     ///
     /// ```
-    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-    /// # doc(async |client: keydb_client::Client| {
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
     /// assert!(!client.get_one("a").await.unwrap());
     /// # });
     /// ```
@@ -246,8 +246,8 @@ impl Client {
     /// See [`WriteError`].
     ///
     /// ```
-    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-    /// # doc(async |client: keydb_client::Client| {
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
     /// client.put_one("a", "1h".parse().unwrap()).await.unwrap();
     /// assert!(client.get_one("a").await.unwrap());
     /// # });
@@ -266,8 +266,8 @@ impl Client {
     /// See [`WriteError`]. To be able to repeat a single claim, use [`claim_as`](Self::claim_as).
     ///
     /// ```
-    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-    /// # doc(async |client: keydb_client::Client| {
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
     /// use keydb_client::Claim;
     ///
     /// let ttl = "30d".parse().unwrap();
@@ -285,8 +285,8 @@ impl Client {
     /// The cluster map that the client goes by: the newest that it has heard of.
     ///
     /// ```
-    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-    /// # doc(async |client: keydb_client::Client| {
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
     /// let map = client.cluster_map();
     /// println!("{} nodes, {} hash ranges, epoch {}", map.nodes.len(), map.ranges.len(), map.epoch);
     /// # });
@@ -298,8 +298,8 @@ impl Client {
     /// What each member of the cluster says of itself, in the order of the map. All are asked at once, each one time.
     ///
     /// ```
-    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-    /// # doc(async |client: keydb_client::Client| {
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
     /// for (member, status) in client.node_statuses().await {
     ///     match status {
     ///         Ok(status) => println!("{}: {} keys", member.address, status.keys),
@@ -358,8 +358,8 @@ impl Client {
     /// Dropping the last clone stops the background tasks as well, without waiting for them.
     ///
     /// ```
-    /// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-    /// # doc(async |client: keydb_client::Client| {
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
     /// use keydb_client::GetError;
     ///
     /// let clone = client.clone();

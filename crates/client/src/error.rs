@@ -9,8 +9,8 @@ use keydb_core::{ClusterId, KeyError, MapError, OperationId};
 /// Why a `get` has no answer.
 ///
 /// ```
-/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-/// # doc(async |client: keydb_client::Client| {
+/// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+/// # cluster::example(async |client: keydb_client::Client| {
 /// use keydb_client::GetError;
 ///
 /// let error = client.get(["good", ""]).await.unwrap_err();
@@ -58,8 +58,8 @@ pub enum GetError {
 /// Why a write did nothing: none of its keys was stored, for certain.
 ///
 /// ```
-/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-/// # doc(async |client: keydb_client::Client| {
+/// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+/// # cluster::example(async |client: keydb_client::Client| {
 /// use keydb_client::{NotApplied, WriteError};
 ///
 /// let error = client.put(["good", ""], "30d".parse().unwrap()).await.unwrap_err();
@@ -136,8 +136,8 @@ impl From<NotApplied> for GetError {
 /// this call was the first to store are `First` again, for as long as the nodes remember it.
 ///
 /// ```
-/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-/// # doc(async |client: keydb_client::Client| {
+/// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+/// # cluster::example(async |client: keydb_client::Client| {
 /// use keydb_client::{Claim, Operation, WriteError};
 ///
 /// async fn claim_patiently(client: &keydb_client::Client, keys: &[&str]) -> Result<Vec<Claim>, WriteError> {
@@ -172,8 +172,8 @@ pub struct MaybeApplied {
 /// Why a `put` or `claim` failed, and whether it may have done something.
 ///
 /// ```
-/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-/// # doc(async |client: keydb_client::Client| {
+/// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+/// # cluster::example(async |client: keydb_client::Client| {
 /// use keydb_client::WriteError;
 ///
 /// match client.put(["a"], "30d".parse().unwrap()).await {

@@ -10,8 +10,8 @@
 //! | [`claim`](Client::claim) | atomically: insert if absent | [`Claim`] |
 //!
 //! ```
-//! # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-//! # doc(async |client: keydb_client::Client| {
+//! # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+//! # cluster::example(async |client: keydb_client::Client| {
 //! # let address = client.cluster_map().nodes[0].address.clone();
 //! use keydb_client::{Claim, Client, ClientConfig};
 //!

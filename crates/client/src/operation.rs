@@ -12,8 +12,8 @@ use keydb_core::OperationId;
 /// part of a call has an id derived from the operation's and the part's number.
 ///
 /// ```
-/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-/// # doc(async |client: keydb_client::Client| {
+/// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+/// # cluster::example(async |client: keydb_client::Client| {
 /// use keydb_client::{Claim, Operation};
 ///
 /// let ttl = "30d".parse().unwrap();

@@ -6,8 +6,8 @@ use keydb_proto::{id_field, shard};
 /// What one node holds, as it says itself.
 ///
 /// ```
-/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-/// # doc(async |client: keydb_client::Client| {
+/// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+/// # cluster::example(async |client: keydb_client::Client| {
 /// client.put(["a", "b"], "30d".parse().unwrap()).await.unwrap();
 /// for (member, status) in client.node_statuses().await {
 ///     let status = status.unwrap();
@@ -52,8 +52,8 @@ pub struct NodeStatus {
 /// What a node holds of one hash range.
 ///
 /// ```
-/// # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/doc.rs"));
-/// # doc(async |client: keydb_client::Client| {
+/// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+/// # cluster::example(async |client: keydb_client::Client| {
 /// let (_, status) = client.node_statuses().await.remove(0);
 /// assert!(status.unwrap().ranges.iter().all(|range| range.keys == 0));
 /// # });

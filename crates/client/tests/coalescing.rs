@@ -1,0 +1,206 @@
+//! Single-key calls of many tasks, which travel together.
+
+#[allow(dead_code, unreachable_pub)]
+#[path = "support/cluster.rs"]
+mod cluster;
+#[allow(dead_code, unreachable_pub)]
+#[path = "support/fake.rs"]
+mod fake;
+
+use std::{sync::Arc, time::Duration};
+
+use cluster::Cluster;
+use fake::{Fake, NOW_MS, Notes, Script, header, one_node};
+use keydb_client::{
+    Claim::{Duplicate, First, Unknown},
+    Client, Ttl,
+};
+use keydb_proto::shard::ClaimReply;
+use tokio::{sync::Semaphore, task::JoinHandle};
+
+fn hour() -> Ttl {
+    "1h".parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_tasks_that_claim_equal_keys_exactly_one_is_first() {
+    let cluster = Cluster::start(3).await;
+    for coalescing in [true, false] {
+        let mut config = cluster.config();
+        if !coalescing {
+            config.coalescing = None;
+        }
+        let client = Client::connect(config).await.unwrap();
+        let tasks: Vec<_> = (0..64)
+            .map(|task| {
+                let client = client.clone();
+                tokio::spawn(async move {
+                    let mut firsts = Vec::new();
+                    for number in 0..100 {
+                        let key = format!("{coalescing}/{}", (number + task) % 100);
+                        match client.claim_one(&key, hour()).await.unwrap() {
+                            First => firsts.push(key),
+                            Duplicate => {}
+                            Unknown => panic!("{key}: nothing went wrong here"),
+                        }
+                    }
+                    firsts
+                })
+            })
+            .collect();
+        let mut firsts = Vec::new();
+        for task in tasks {
+            firsts.extend(task.await.unwrap());
+        }
+        firsts.sort();
+        firsts.dedup();
+        assert_eq!(firsts.len(), 100);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_caller_gets_the_answer_to_its_own_key() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client().await;
+    // More TTLs than have queues.
+    let puts: Vec<_> = (0..1000)
+        .map(|number| {
+            let client = client.clone();
+            let ttl = Ttl::from_seconds(1000 + number % 100).unwrap();
+            tokio::spawn(async move { client.put_one(format!("{number}"), ttl).await })
+        })
+        .collect();
+    for put in puts {
+        put.await.unwrap().unwrap();
+    }
+    let gets: Vec<_> = (0..2000)
+        .map(|number| {
+            let client = client.clone();
+            tokio::spawn(async move { client.get_one(format!("{number}")).await })
+        })
+        .collect();
+    for (number, get) in gets.into_iter().enumerate() {
+        assert_eq!(get.await.unwrap().unwrap(), number < 1000);
+    }
+}
+
+/// A node whose claims wait until the test lets them go, and how many keys each had. Every key is first once.
+async fn gated() -> (Fake, Arc<Semaphore>, Notes<usize>) {
+    let (listener, map) = one_node(1).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let sizes = Notes::new();
+    let mut script = Script::of(&map);
+    let (opened, noted) = (Arc::clone(&gate), sizes.clone());
+    script.claim = Box::new(move |request| {
+        noted.add(request.fingerprints.len() / 12);
+        let opened = Arc::clone(&opened);
+        Box::pin(async move {
+            opened.acquire().await.unwrap().forget();
+            let (keys, _) = request.fingerprints.as_chunks::<12>();
+            let mut first = vec![0; keys.len().div_ceil(8)];
+            for (at, key) in keys.iter().enumerate() {
+                if !keys[..at].contains(key) {
+                    first[at / 8] |= 1 << (at % 8);
+                }
+            }
+            Ok(ClaimReply {
+                header: header(1, NOW_MS),
+                first: first.into(),
+                ..ClaimReply::default()
+            })
+        })
+    });
+    (Fake::start(listener, script).await, gate, sizes)
+}
+
+/// Starts a claim and waits until it is in its queue.
+async fn claim(client: &Client, key: &'static str) -> JoinHandle<keydb_client::Claim> {
+    let client = client.clone();
+    let claim = tokio::spawn(async move { client.claim_one(key, hour()).await.unwrap() });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    claim
+}
+
+async fn sent(sizes: &Notes<usize>, batches: usize) -> Vec<usize> {
+    while sizes.all().len() < batches {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    sizes.all()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_has_gone_away_leaves_unknown_to_equal_keys_behind_it() {
+    let (fake, gate, sizes) = gated().await;
+    let mut config = fake.config();
+    config.coalescing.as_mut().unwrap().wait_max = Duration::from_secs(5);
+    let client = Client::connect(config).await.unwrap();
+    let alone = claim(&client, "alone").await;
+    // These gather while the first batch is on its way.
+    let gone = claim(&client, "same").await;
+    let second = claim(&client, "same").await;
+    let third = claim(&client, "same").await;
+    let heard = claim(&client, "heard").await;
+    let heard_again = claim(&client, "heard").await;
+    let gone_before = claim(&client, "never sent").await;
+    gone_before.abort();
+    assert!(gone_before.await.unwrap_err().is_cancelled());
+    gate.add_permits(1);
+    assert_eq!(alone.await.unwrap(), First);
+    // Sent, and only then the caller of its first key goes away.
+    assert_eq!(sent(&sizes, 2).await, [1, 5]);
+    gone.abort();
+    assert!(gone.await.unwrap_err().is_cancelled());
+    gate.add_permits(1);
+    assert_eq!(second.await.unwrap(), Unknown);
+    assert_eq!(third.await.unwrap(), Unknown);
+    assert_eq!(heard.await.unwrap(), First);
+    assert_eq!(heard_again.await.unwrap(), Duplicate);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_goes_when_it_is_full_or_its_first_key_has_waited_long_enough() {
+    let (fake, gate, sizes) = gated().await;
+    let mut config = fake.config();
+    let coalescing = config.coalescing.as_mut().unwrap();
+    coalescing.wait_max = Duration::from_secs(3600);
+    coalescing.keys_max = 3;
+    let client = Client::connect(config).await.unwrap();
+    let mut claims = Vec::new();
+    for key in ["1", "2", "3", "4", "5", "6"] {
+        claims.push(claim(&client, key).await);
+    }
+    // The first at once, three as a full batch, two that wait for the ones before.
+    assert_eq!(sent(&sizes, 2).await, [1, 3]);
+    gate.add_permits(3);
+    for claim in claims {
+        assert_eq!(claim.await.unwrap(), First);
+    }
+    assert_eq!(sizes.all(), [1, 3, 2]);
+
+    let (fake, gate, sizes) = gated().await;
+    let client = fake.client().await;
+    let claims = [claim(&client, "1").await, claim(&client, "2").await];
+    assert_eq!(sent(&sizes, 2).await, [1, 1]);
+    gate.add_permits(2);
+    for claim in claims {
+        assert_eq!(claim.await.unwrap(), First);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn batches_on_their_way_are_bounded_and_the_rest_gathers() {
+    let (fake, gate, sizes) = gated().await;
+    let mut config = fake.config();
+    config.coalescing.as_mut().unwrap().keys_max = 1;
+    let client = Client::connect(config).await.unwrap();
+    let mut claims = Vec::new();
+    for key in ["1", "2", "3", "4", "5", "6"] {
+        claims.push(claim(&client, key).await);
+    }
+    assert_eq!(sizes.all(), [1; 4]);
+    gate.add_permits(6);
+    for claim in claims {
+        assert_eq!(claim.await.unwrap(), First);
+    }
+    assert_eq!(sizes.all(), [1; 6]);
+}

@@ -1,0 +1,305 @@
+//! What callers see when nodes and networks fail.
+
+#[allow(dead_code, unreachable_pub)]
+#[path = "support/cluster.rs"]
+mod cluster;
+#[allow(dead_code, unreachable_pub)]
+#[path = "support/proxy.rs"]
+mod proxy;
+
+use std::time::Duration;
+
+use cluster::Cluster;
+use keydb_client::{
+    Claim::{Duplicate, First},
+    Client, ClientConfig, GetError, NotApplied, Operation, Ttl, WriteError,
+};
+use proxy::{Mode, Proxy};
+use tokio::{net::TcpListener, time::timeout};
+
+fn hour() -> Ttl {
+    "1h".parse().unwrap()
+}
+
+fn keys(range: std::ops::Range<u32>) -> Vec<String> {
+    range.map(|number| format!("key-{number}")).collect()
+}
+
+/// Far more than any of these calls may take.
+const LONG: Duration = Duration::from_secs(60);
+
+/// One node that is reached through a proxy.
+async fn behind_proxy() -> (Cluster, Proxy) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = Proxy::start(listener.local_addr().unwrap()).await;
+    let cluster = Cluster::start_as(vec![listener], vec![proxy.address.clone()]).await;
+    (cluster, proxy)
+}
+
+fn through(proxy: &Proxy) -> ClientConfig {
+    let mut config = ClientConfig::new([proxy.address.clone()]);
+    config.retry_delay = Duration::from_millis(10);
+    config
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_reply_does_not_turn_a_first_into_a_duplicate() {
+    let (_cluster, proxy) = behind_proxy().await;
+    let client = Client::connect(through(&proxy)).await.unwrap();
+    client.put(keys(0..100), hour()).await.unwrap();
+    proxy.set(Mode::LoseNextReply);
+    let claims = client.claim(keys(0..1000), hour()).await.unwrap();
+    assert_eq!(proxy.lost(), 1);
+    assert!(claims[..100].iter().all(|claim| *claim == Duplicate));
+    assert!(claims[100..].iter().all(|claim| *claim == First));
+
+    proxy.set(Mode::LoseNextReply);
+    let single = client.claim_one("single", hour()).await.unwrap();
+    assert_eq!((proxy.lost(), single), (2, First));
+    proxy.set(Mode::LoseNextReply);
+    let present = client.get(["single", "none"]).await.unwrap();
+    assert_eq!((proxy.lost(), present), (3, vec![true, false]));
+    let claims = client.claim(keys(0..1000), hour()).await.unwrap();
+    assert!(claims.iter().all(|claim| *claim == Duplicate));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_whose_replies_all_get_lost_may_be_applied_and_can_be_repeated() {
+    let (_cluster, proxy) = behind_proxy().await;
+    let mut config = through(&proxy);
+    config.retry_count = 1;
+    let client = Client::connect(config).await.unwrap();
+    client.get(["warm"]).await.unwrap();
+    proxy.set(Mode::LoseReplies);
+    let error = client.claim(keys(0..100), hour()).await.unwrap_err();
+    let WriteError::MaybeApplied(maybe) = error else {
+        panic!("{error}");
+    };
+    assert_eq!((maybe.keys, maybe.keys_answered), (100, 0));
+    proxy.set(Mode::Pass);
+    let operation = Operation::with_id(maybe.operation.unwrap()).again();
+    let claims = client.claim_as(operation, keys(0..100), hour()).await;
+    assert_eq!(claims.unwrap(), [First; 100]);
+
+    proxy.set(Mode::LoseReplies);
+    let error = client.put(keys(0..100), hour()).await.unwrap_err();
+    let WriteError::MaybeApplied(maybe) = error else {
+        panic!("{error}");
+    };
+    assert_eq!(maybe.operation, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_cannot_be_reached_has_applied_nothing() {
+    let mut cluster = Cluster::start(1).await;
+    let mut config = cluster.config();
+    config.retry_delay = Duration::from_millis(10);
+    let client = Client::connect(config).await.unwrap();
+    client.get(["warm"]).await.unwrap();
+    cluster.stop(0).await;
+    let error = client.claim(keys(0..10), hour()).await.unwrap_err();
+    let WriteError::NotApplied(NotApplied::Unavailable {
+        attempts,
+        last_error,
+    }) = &error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!(*attempts, 4);
+    assert!(last_error.contains("node 0"), "{error}");
+    let error = client.get(["a"]).await.unwrap_err();
+    assert!(matches!(error, GetError::Unavailable { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_one_node_of_three_is_gone_a_write_to_all_may_be_applied_in_part() {
+    let mut cluster = Cluster::start(3).await;
+    let mut config = cluster.config();
+    config.retry_delay = Duration::from_millis(10);
+    let client = Client::connect(config).await.unwrap();
+    cluster.stop(1).await;
+    let error = client.put(keys(0..300), hour()).await.unwrap_err();
+    let WriteError::MaybeApplied(maybe) = &error else {
+        panic!("{error}");
+    };
+    assert!(
+        maybe.keys_answered > 100 && maybe.keys_answered < 300,
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_go_on_when_a_stopped_node_is_back_on_its_port() {
+    let mut cluster = Cluster::start(3).await;
+    let mut config = cluster.config();
+    config.retry_count = 20;
+    let client = Client::connect(config).await.unwrap();
+    let load: Vec<_> = (0..8)
+        .map(|task| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                for batch in 0..100 {
+                    let start = (task * 100 + batch) * 100;
+                    let claims = timeout(LONG, client.claim(keys(start..start + 100), hour()))
+                        .await
+                        .expect("a call ends within its deadline")
+                        .expect("the node came back in time");
+                    // The node forgot its keys, so nothing here can have been there.
+                    assert!(claims.iter().all(|claim| *claim != Duplicate));
+                }
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    cluster.stop(1).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    cluster.restart(1).await;
+    for task in load {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_to_a_hanging_node_end_by_their_deadline_and_go_on_when_it_is_back() {
+    let (_cluster, proxy) = behind_proxy().await;
+    let mut config = through(&proxy);
+    config.call_timeout = Duration::from_millis(300);
+    let client = Client::connect(config).await.unwrap();
+    client.get(["warm"]).await.unwrap();
+    proxy.set(Mode::Hang);
+    let error = timeout(LONG, client.get(["a"])).await.unwrap().unwrap_err();
+    assert!(
+        matches!(error, GetError::DeadlineExceeded { .. }),
+        "{error}"
+    );
+    assert!(
+        error.to_string().contains("no answer from node 0"),
+        "{error}"
+    );
+    let error = timeout(LONG, client.claim(["a"], hour()))
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert!(matches!(error, WriteError::MaybeApplied(_)), "{error}");
+    let error = timeout(LONG, client.claim_one("a", hour()))
+        .await
+        .unwrap()
+        .unwrap_err();
+    let WriteError::MaybeApplied(maybe) = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(
+        maybe.operation, None,
+        "the batch's operation is not this caller's"
+    );
+
+    // The connection never comes back to life: a ping that stays unanswered makes room for another one.
+    proxy.set(Mode::Pass);
+    let again = async { while client.get(["a"]).await.is_err() {} };
+    timeout(LONG, again).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_waits_for_room_at_a_node_has_not_been_sent() {
+    let (_cluster, proxy) = behind_proxy().await;
+    let mut config = through(&proxy);
+    config.requests_in_flight_max = 1;
+    let client = Client::connect(config).await.unwrap();
+    client.get(["warm"]).await.unwrap();
+    proxy.set(Mode::Hang);
+    let [first, second] = [client.clone(), client.clone()];
+    let first = tokio::spawn(async move { first.put(["a"], hour()).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let second = tokio::spawn(async move { second.put(["b"], hour()).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    client.close().await;
+    let error = first.await.unwrap().unwrap_err();
+    assert!(matches!(error, WriteError::MaybeApplied(_)), "{error}");
+    let error = second.await.unwrap().unwrap_err();
+    assert!(
+        matches!(error, WriteError::NotApplied(NotApplied::Closed)),
+        "{error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_ends_calls_in_progress_and_later_ones() {
+    let (_cluster, proxy) = behind_proxy().await;
+    let client = Client::connect(through(&proxy)).await.unwrap();
+    client.get(["warm"]).await.unwrap();
+    proxy.set(Mode::Hang);
+    let calls = [client.clone(), client.clone(), client.clone()];
+    let [get, claim, single] = calls;
+    let get = tokio::spawn(async move { get.get(["a"]).await });
+    let claim = tokio::spawn(async move { claim.claim(["a"], hour()).await });
+    let single = tokio::spawn(async move { single.get_one("a").await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let other = client.clone();
+    timeout(LONG, client.close()).await.unwrap();
+    assert!(matches!(get.await.unwrap(), Err(GetError::Closed)));
+    let error = claim.await.unwrap().unwrap_err();
+    assert!(matches!(error, WriteError::MaybeApplied(_)), "{error}");
+    assert!(matches!(single.await.unwrap(), Err(GetError::Closed)));
+
+    assert!(matches!(other.get(["a"]).await, Err(GetError::Closed)));
+    assert!(matches!(other.get_one("a").await, Err(GetError::Closed)));
+    for error in [
+        other.put(["a"], hour()).await.unwrap_err(),
+        other.put_one("a", hour()).await.unwrap_err(),
+        other.claim(["a"], hour()).await.unwrap_err(),
+    ] {
+        assert!(
+            matches!(error, WriteError::NotApplied(NotApplied::Closed)),
+            "{error}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_task_outlives_its_client_or_a_dropped_call() {
+    // The node and the proxy have a runtime of their own, so that every task here is the client's.
+    let (up, cluster_up) = tokio::sync::oneshot::channel();
+    let (down, cluster_down) = tokio::sync::oneshot::channel::<()>();
+    let servers = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let (_cluster, proxy) = behind_proxy().await;
+            up.send(proxy).ok().unwrap();
+            let _ = cluster_down.await;
+        });
+    });
+    let proxy = cluster_up.await.unwrap();
+    let metrics = tokio::runtime::Handle::current().metrics();
+    let before = metrics.num_alive_tasks();
+    for close in [true, false] {
+        let mut config = through(&proxy);
+        config.keys_per_request_max = 50;
+        let client = Client::connect(config).await.unwrap();
+        client.put(keys(0..1000), hour()).await.unwrap();
+        client.claim_one("a", hour()).await.unwrap();
+        proxy.set(Mode::Hang);
+        // Dropped in the middle: of many parts, and of a coalesced batch.
+        let wait = Duration::from_millis(50);
+        assert!(
+            timeout(wait, client.claim(keys(0..1000), hour()))
+                .await
+                .is_err()
+        );
+        assert!(timeout(wait, client.claim_one("b", hour())).await.is_err());
+        proxy.set(Mode::Pass);
+        match close {
+            true => client.close().await,
+            false => drop(client),
+        }
+    }
+    // A dropped connection's task needs a moment to notice.
+    let settled = async {
+        while metrics.num_alive_tasks() > before {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let settled = timeout(LONG, settled).await;
+    assert!(settled.is_ok(), "{} > {before}", metrics.num_alive_tasks());
+    down.send(()).unwrap();
+    servers.join().unwrap();
+}

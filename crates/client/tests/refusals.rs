@@ -1,0 +1,275 @@
+//! How the client takes what nodes refuse, told by a node that follows a script.
+
+#[allow(dead_code, unreachable_pub)]
+#[path = "support/fake.rs"]
+mod fake;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use fake::{Fake, NOW_MS, Notes, Script, all, header, map_reply, one_node, refuse_all};
+use keydb_client::{Claim::First, Client, GetError, NotApplied, Operation, Ttl, WriteError};
+use keydb_proto::{
+    refusal_status,
+    shard::{ClaimReply, ErrorCode, GetReply, RefusalCode},
+};
+use tonic::Status;
+
+fn hour() -> Ttl {
+    "1h".parse().unwrap()
+}
+
+async fn quick(fake: &Fake) -> Client {
+    let mut config = fake.config();
+    config.retry_delay = Duration::from_millis(5);
+    Client::connect(config).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stale_map_is_refreshed_once_for_all_who_wait() {
+    let (listener, map) = one_node(16).await;
+    let newer = map.successor();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let mut script = Script::of(&map);
+    let count = Arc::clone(&asked);
+    script.get_map = Box::new(move |_| {
+        let reply = match count.fetch_add(1, SeqCst) {
+            0 => map_reply(&map, NOW_MS),
+            _ => map_reply(&newer, NOW_MS),
+        };
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            Ok(reply)
+        })
+    });
+    script.get = Box::new(|request| {
+        let stale = request.header.unwrap().epoch == 1;
+        let reply = GetReply {
+            header: header(2, NOW_MS),
+            present: all(&request.ranges),
+            refused: match stale {
+                true => refuse_all(&request.ranges, RefusalCode::NotOwner),
+                false => Vec::new(),
+            },
+        };
+        Box::pin(async { Ok(reply) })
+    });
+    let fake = Fake::start(listener, script).await;
+    let mut config = fake.config();
+    // Following a map that makes progress is not one of the retries.
+    config.retry_count = 0;
+    let client = Client::connect(config).await.unwrap();
+    let calls: Vec<_> = (0..50)
+        .map(|call| {
+            let client = client.clone();
+            tokio::spawn(async move { client.get([format!("{call}"), "x".into()]).await })
+        })
+        .collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap(), [true, true]);
+    }
+    assert_eq!(client.cluster_map().epoch, 2);
+    assert_eq!(asked.load(SeqCst), 2, "once to connect, once for all calls");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_map_or_one_of_another_cluster_is_never_taken_over() {
+    let (listener, map) = one_node(1).await;
+    let (_, foreign) = one_node(1).await;
+    let mut first = map.successor();
+    first.epoch = 5;
+    let later = [map.clone(), {
+        let mut foreign = foreign.successor();
+        foreign.epoch = 9;
+        foreign
+    }];
+    let asked = Arc::new(AtomicUsize::new(0));
+    let mut script = Script::of(&map);
+    let count = Arc::clone(&asked);
+    script.get_map = Box::new(move |_| {
+        let reply = match count.fetch_add(1, SeqCst) {
+            0 => map_reply(&first, NOW_MS),
+            other => map_reply(&later[other % 2], NOW_MS),
+        };
+        Box::pin(async { Ok(reply) })
+    });
+    script.get = Box::new(|request| {
+        let refused = refuse_all(&request.ranges, RefusalCode::NotOwner);
+        let present = all(&request.ranges);
+        let header = header(9, NOW_MS);
+        let reply = GetReply {
+            header,
+            present,
+            refused,
+        };
+        Box::pin(async { Ok(reply) })
+    });
+    let fake = Fake::start(listener, script).await;
+    let client = quick(&fake).await;
+    let error = client.get(["a"]).await.unwrap_err();
+    assert!(
+        matches!(error, GetError::Unavailable { attempts: 4, .. }),
+        "{error}"
+    );
+    assert!(asked.load(SeqCst) > 3);
+    assert_eq!(client.cluster_map().epoch, 5);
+    assert_eq!(client.cluster_map().cluster_id, map.cluster_id);
+}
+
+/// What a claim's requests carried: operation, attempt.
+async fn attempts_after(
+    refusals: impl Fn(
+        usize,
+        &[keydb_proto::shard::RangeKeys],
+    ) -> Result<Vec<keydb_proto::shard::RangeRefusal>, Status>
+    + Send
+    + Sync
+    + 'static,
+    operation: Operation,
+) -> (Result<Vec<keydb_client::Claim>, WriteError>, Vec<u32>) {
+    let (listener, map) = one_node(1).await;
+    let mut script = Script::of(&map);
+    let notes = Notes::new();
+    let noted = notes.clone();
+    script.claim = Box::new(move |request| {
+        let attempt = request.ranges[0].attempt;
+        assert_eq!(request.operation_id, operation.id().part(0).to_bytes()[..]);
+        let reply = refusals(noted.add(attempt), &request.ranges).map(|refused| ClaimReply {
+            header: header(1, NOW_MS),
+            first: all(&request.ranges),
+            refused,
+            ..ClaimReply::default()
+        });
+        Box::pin(async { reply })
+    });
+    let fake = Fake::start(listener, script).await;
+    let client = quick(&fake).await;
+    let result = client.claim_as(operation, ["a", "b"], hour()).await;
+    (result, notes.all())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_attempt_counts_sendings_that_may_have_been_applied() {
+    let script = |number, ranges: &[_]| match number {
+        0 => Ok(refuse_all(ranges, RefusalCode::Loading)),
+        1 => Err(refusal_status(ErrorCode::Overloaded, "busy")),
+        2 => Err(Status::unknown("nobody knows")),
+        _ => Ok(Vec::new()),
+    };
+    let (claims, attempts) = attempts_after(script, Operation::new()).await;
+    assert_eq!(claims.unwrap(), [First, First]);
+    assert_eq!(attempts, [0, 0, 0, 1]);
+    let (claims, attempts) = attempts_after(script, Operation::new().again()).await;
+    assert_eq!(claims.unwrap(), [First, First]);
+    assert_eq!(attempts, [1, 1, 1, 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_certainly_refused_is_not_applied_and_what_is_full_may_be() {
+    let loading = |_, ranges: &[_]| Ok(refuse_all(ranges, RefusalCode::Loading));
+    let (result, attempts) = attempts_after(loading, Operation::new()).await;
+    let error = result.unwrap_err();
+    let WriteError::NotApplied(NotApplied::Unavailable { attempts: told, .. }) = error else {
+        panic!("{error}");
+    };
+    assert_eq!((told, attempts), (4, vec![0; 4]));
+
+    let full = |_, ranges: &[_]| Ok(refuse_all(ranges, RefusalCode::Full));
+    let (result, attempts) = attempts_after(full, Operation::new()).await;
+    let error = result.unwrap_err();
+    assert!(matches!(error, WriteError::MaybeApplied(_)), "{error}");
+    assert_eq!(attempts, [0, 1, 2, 3]);
+
+    // Once nobody knows, a later clear refusal does not make it certain.
+    let mixed = |number, ranges: &[_]| match number {
+        0 => Err(Status::unavailable("connection reset")),
+        _ => Ok(refuse_all(ranges, RefusalCode::Loading)),
+    };
+    let (result, attempts) = attempts_after(mixed, Operation::new()).await;
+    let error = result.unwrap_err();
+    assert!(matches!(error, WriteError::MaybeApplied(_)), "{error}");
+    assert_eq!(attempts, [0, 1, 1, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_breaks_a_rule_is_refused_without_a_retry() {
+    let invalid = |_, _: &[_]| {
+        Err(refusal_status(
+            ErrorCode::InvalidRequest,
+            "2 keys; the limit is 1",
+        ))
+    };
+    let (result, attempts) = attempts_after(invalid, Operation::new()).await;
+    let error = result.unwrap_err();
+    let WriteError::NotApplied(NotApplied::Refused { message }) = &error else {
+        panic!("{error}");
+    };
+    assert!(message.contains("2 keys; the limit is 1"), "{error}");
+    assert_eq!(attempts, [0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_ends_by_the_clock_of_its_node() {
+    let (listener, map) = one_node(1).await;
+    let mut script = Script::of(&map);
+    let notes = Notes::new();
+    let noted = notes.clone();
+    script.get = Box::new(move |request| {
+        // The clock jumps back an hour after the first request.
+        noted.add(request.header.unwrap().not_after_unix_ms);
+        let reply = GetReply {
+            header: header(1, NOW_MS - 3_600_000),
+            present: all(&request.ranges),
+            refused: Vec::new(),
+        };
+        Box::pin(async { Ok(reply) })
+    });
+    let fake = Fake::start(listener, script).await;
+    let client = fake.client().await;
+    for _ in 0..2 {
+        client.get(["a"]).await.unwrap();
+    }
+    let [first, second] = notes.all()[..] else {
+        panic!("two requests");
+    };
+    // 10 s from then on, and a minute for a slow machine.
+    assert!(
+        (NOW_MS + 10_000..NOW_MS + 70_000).contains(&first),
+        "{first}"
+    );
+    assert_eq!(first.abs_diff(second).div_ceil(600_000), 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_keys_of_a_claim_go_to_a_node_in_one_part_only() {
+    let (listener, map) = one_node(1).await;
+    let mut script = Script::of(&map);
+    let notes = Notes::new();
+    let noted = notes.clone();
+    script.claim = Box::new(move |request| {
+        noted.add(request.fingerprints.len() / 12);
+        let reply = ClaimReply {
+            header: header(1, NOW_MS),
+            first: vec![0; all(&request.ranges).len()].into(),
+            unknown: all(&request.ranges),
+            ..ClaimReply::default()
+        };
+        Box::pin(async { Ok(reply) })
+    });
+    let fake = Fake::start(listener, script).await;
+    let mut config = fake.config();
+    config.keys_per_request_max = 3;
+    let client = Client::connect(config).await.unwrap();
+    let keys = ["a", "b", "c", "a", "d", "d", "c", "b", "a"];
+    let claims = client.claim(keys, hour()).await.unwrap();
+    // A repeat of what is unknown is unknown as well.
+    assert_eq!(claims, [keydb_client::Claim::Unknown; 9]);
+    let mut sent = notes.all();
+    sent.sort_unstable();
+    assert_eq!(sent, [2, 3]);
+}
