@@ -1,5 +1,7 @@
 //! Claims: who is told what, also after a reply was lost.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails here has failed")]
+
 mod support;
 
 use std::time::Duration;

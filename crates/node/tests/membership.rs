@@ -1,5 +1,7 @@
 //! How a node finds its place in the cluster, and when it gives it up.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails here has failed")]
+
 mod support;
 
 use std::{

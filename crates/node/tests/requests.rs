@@ -1,5 +1,7 @@
 //! What a node does with requests for keys, good and bad.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails here has failed")]
+
 mod support;
 
 use std::time::Duration;

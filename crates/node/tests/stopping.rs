@@ -1,5 +1,7 @@
 //! How a node ends.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails here has failed")]
+
 mod support;
 
 use std::time::Duration;
