@@ -124,14 +124,15 @@ fn sorted(
     for (node, of_node) in &table.nodes {
         let start = total;
         let mut ranges = Vec::new();
-        for slot in of_node.start as usize..of_node.end as usize {
-            let count = std::mem::replace(&mut places[slot], total);
+        let of_node = of_node.start as usize..of_node.end as usize;
+        let in_node = places[of_node.clone()].iter_mut();
+        for (place, (id, generation)) in in_node.zip(&table.ranges[of_node]) {
+            let count = std::mem::replace(place, total);
             if count > 0 {
                 total += count;
-                let (id, generation) = table.ranges[slot];
                 ranges.push(RangeKeys {
                     range_id: id.0,
-                    generation,
+                    generation: *generation,
                     key_count: count,
                     attempt: 0,
                 });

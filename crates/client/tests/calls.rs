@@ -1,6 +1,6 @@
 //! What calls answer, through three real nodes.
 
-#[allow(dead_code, unreachable_pub)]
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 #[path = "support/cluster.rs"]
 mod cluster;
 

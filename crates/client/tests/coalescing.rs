@@ -1,9 +1,9 @@
 //! Single-key calls of many tasks, which travel together.
 
-#[allow(dead_code, unreachable_pub)]
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 #[path = "support/cluster.rs"]
 mod cluster;
-#[allow(dead_code, unreachable_pub)]
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 #[path = "support/fake.rs"]
 mod fake;
 

@@ -1,9 +1,9 @@
 //! What callers see when nodes and networks fail.
 
-#[allow(dead_code, unreachable_pub)]
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 #[path = "support/cluster.rs"]
 mod cluster;
-#[allow(dead_code, unreachable_pub)]
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 #[path = "support/proxy.rs"]
 mod proxy;
 

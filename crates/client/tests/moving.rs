@@ -1,6 +1,6 @@
 //! Ranges that change owners under a client, at real nodes.
 
-#[allow(dead_code, unreachable_pub)]
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 #[path = "support/cluster.rs"]
 mod cluster;
 

@@ -1,6 +1,6 @@
 //! How the client takes what nodes refuse, told by a node that follows a script.
 
-#[allow(dead_code, unreachable_pub)]
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
 #[path = "support/fake.rs"]
 mod fake;
 
