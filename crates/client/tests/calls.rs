@@ -1,6 +1,11 @@
 //! What calls answer, through three real nodes.
 
-#[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test ends where something unexpected happens"
+)]
+
+#[allow(dead_code, unreachable_pub)]
 #[path = "support/cluster.rs"]
 mod cluster;
 

@@ -1,9 +1,14 @@
 //! Single-key calls of many tasks, which travel together.
 
-#[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test ends where something unexpected happens"
+)]
+
+#[allow(dead_code, unreachable_pub)]
 #[path = "support/cluster.rs"]
 mod cluster;
-#[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+#[allow(dead_code, unreachable_pub)]
 #[path = "support/fake.rs"]
 mod fake;
 

@@ -1,6 +1,11 @@
 //! How the client takes what nodes refuse, told by a node that follows a script.
 
-#[allow(dead_code, unreachable_pub, clippy::unwrap_used)]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test ends where something unexpected happens"
+)]
+
+#[allow(dead_code, unreachable_pub)]
 #[path = "support/fake.rs"]
 mod fake;
 
