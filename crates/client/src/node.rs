@@ -200,3 +200,60 @@ fn with_sources(error: &dyn Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io, sync::mpsc};
+
+    use keydb_core::{ClusterMap, NewCluster};
+
+    use super::*;
+
+    fn header(incarnation: u8, time_ms: u64) -> ReplyHeader {
+        ReplyHeader {
+            incarnation: vec![incarnation; 16].into(),
+            node_time_unix_ms: time_ms,
+            ..ReplyHeader::default()
+        }
+    }
+
+    #[derive(Clone)]
+    struct Log(mpsc::Sender<String>);
+
+    impl io::Write for Log {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            let text = String::from_utf8_lossy(line).into_owned();
+            self.0.send(text).map_err(io::Error::other)?;
+            Ok(line.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_restart_is_logged_once_with_what_it_means() {
+        let map = ClusterMap::create(&NewCluster {
+            addresses: vec!["somewhere:50051".to_owned()],
+            range_count: 1,
+            durability: Durability::Memory,
+        })
+        .unwrap();
+        let node = Node::new(&map.nodes[0], 1, ClockSample::of(&header(0, 5))).unwrap();
+        let (log, lines) = mpsc::channel();
+        let log = Log(log);
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(move || log.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            for incarnation in [1, 1, 2, 2, 2] {
+                node.heard(&header(incarnation, 1000), Durability::Memory);
+            }
+        });
+        let lines: Vec<String> = lines.try_iter().collect();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(lines[0].contains("node 0 was restarted; with durability memory"));
+        let later = Instant::now() + Duration::from_secs(100);
+        assert!(node.clock().at(later) >= UnixMillis(101_000));
+    }
+}

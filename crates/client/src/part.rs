@@ -40,11 +40,17 @@ pub(crate) async fn run_part<A: Answer>(
         deadline,
         progress: Progress::default(),
     };
-    let timed = timeout_at(deadline, part.answers());
-    let reason = match shared.unless_closed(timed).await {
-        Some(Ok(Ok(answers))) => return Ok(answers),
-        Some(Ok(Err(reason))) => reason,
-        Some(Err(_)) => NotApplied::DeadlineExceeded {
+    // Polled at least once by the timeout, the part would be sent however late it is.
+    let in_time = async {
+        match Instant::now() < deadline {
+            true => timeout_at(deadline, part.answers()).await.ok(),
+            false => None,
+        }
+    };
+    let reason = match shared.unless_closed(in_time).await {
+        Some(Some(Ok(answers))) => return Ok(answers),
+        Some(Some(Err(reason))) => reason,
+        Some(None) => NotApplied::DeadlineExceeded {
             timeout: shared.config.call_timeout,
             waiting_for: part.progress.waiting_for().into(),
         },

@@ -251,6 +251,34 @@ async fn a_request_ends_by_the_clock_of_its_node() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_was_thought_to_be_another_is_learned_from_the_refusal() {
+    let (listener, map) = one_node(1).await;
+    let mut script = Script::of(&map);
+    let asked = Arc::new(AtomicUsize::new(0));
+    // The clock jumps ahead by an hour after the client connected.
+    let later = NOW_MS + 3_600_000;
+    script.get_map = Box::new(move |_| {
+        let first = asked.fetch_add(1, SeqCst) == 0;
+        let reply = map_reply(&map, if first { NOW_MS } else { later });
+        Box::pin(async { Ok(reply) })
+    });
+    script.get = Box::new(move |request| {
+        let reply = match request.header.unwrap().not_after_unix_ms < later {
+            true => Err(refusal_status(ErrorCode::TooLate, "not_after has passed")),
+            false => Ok(GetReply {
+                header: header(1, later),
+                present: all(&request.ranges),
+                refused: Vec::new(),
+            }),
+        };
+        Box::pin(async { reply })
+    });
+    let fake = Fake::start(listener, script).await;
+    let client = fake.client().await;
+    assert_eq!(client.get(["a"]).await.unwrap(), [true]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn equal_keys_of_a_claim_go_to_a_node_in_one_part_only() {
     let (listener, map) = one_node(1).await;
     let mut script = Script::of(&map);
