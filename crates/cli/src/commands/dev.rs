@@ -1,11 +1,25 @@
 //! `keydb dev`: a whole cluster in this process, on real sockets.
 
-use std::{fmt::Write, io, net::Ipv4Addr, path::Path, process::ExitCode, sync::Arc};
+use std::{
+    fmt::Write,
+    future::pending,
+    io,
+    net::Ipv4Addr,
+    path::Path,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use keydb_client::{Client, ClientConfig};
 use keydb_core::{Clock, Durability, NewCluster, NodeId};
-use keydb_node::{NodeConfig, SystemClock};
+use keydb_node::{NodeConfig, NodeError, SystemClock};
 use keydb_storage::{MapStore, MemoryStorage, ObjectStorage};
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::{JoinError, JoinSet},
+};
 
 use super::durability_meaning;
 use crate::{
@@ -13,16 +27,20 @@ use crate::{
     connect,
     exit::Failure,
     logging,
-    output::{Stdout, shell_word},
+    output::{Stdout, say, shell_word},
     settings::{ClientSettings, HASH_RANGES_DEFAULT, PORT_DEFAULT, environment},
     signals::StopSignals,
 };
 
+/// How long the nodes of this process may take to come up.
+const READY_DEADLINE: Duration = Duration::from_secs(10);
+const READY_POLL: Duration = Duration::from_millis(10);
+
 pub(crate) fn run(args: &DevArgs) -> Result<ExitCode, Failure> {
     // A dev cluster has nothing to set, but an unknown setting is an error here as well.
     let settings = ClientSettings::read(environment()?)?;
-    // A node's log line is worth reading here only when something is wrong: what matters is printed.
-    logging::start(settings.log.as_deref().unwrap_or("info"));
+    // What matters is printed; the nodes' logs are worth a look when something is wrong.
+    logging::start(settings.log.as_deref().unwrap_or("warn"));
     connect::runtime()?.block_on(serve(args.nodes))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -76,34 +94,61 @@ async fn serve(node_count: u16) -> Result<(), Failure> {
         );
         nodes.spawn(async move { (id, node.await) });
     }
-    Stdout::open()?.write(greeting(&ports).as_bytes())?;
-
-    let first_ended = tokio::select! {
+    // Ends only when something is wrong.
+    let greet = async {
+        wait_until_ready(&new.addresses).await?;
+        Stdout::open()?.write(greeting(&ports).as_bytes())?;
+        pending::<Result<(), Failure>>().await
+    };
+    let mut failure = tokio::select! {
+        result = greet => result.err(),
         name = signals.next() => {
-            tracing::info!("{name}: stopping");
+            say(&format!("{name}: stopping"));
             None
         }
-        ended = nodes.join_next() => ended,
+        Some(ended) = nodes.join_next() => failure_of(ended),
     };
     drop(stop);
     let impatient = tokio::spawn(signals.exit_at_next());
-    let mut failure = None;
-    let mut ended = first_ended;
-    loop {
-        let reason = match ended {
-            Some(Ok((_, Ok(())))) => None,
-            Some(Ok((id, Err(error)))) => Some(format!("node {id} had to stop: {error}")),
-            Some(Err(error)) => Some(format!("a node failed: {error}")),
-            None => None,
-        };
-        failure = failure.or(reason);
-        if nodes.is_empty() {
-            break;
-        }
-        ended = nodes.join_next().await;
+    while let Some(ended) = nodes.join_next().await {
+        failure = failure.or(failure_of(ended));
     }
     impatient.abort();
-    failure.map_or(Ok(()), |message| Err(Failure::failed(message)))
+    match failure {
+        None => {
+            say("stopped");
+            Ok(())
+        }
+        Some(failure) => Err(failure),
+    }
+}
+
+type Ended = Result<(NodeId, Result<(), NodeError>), JoinError>;
+
+/// What was wrong with a node's end, if anything.
+fn failure_of(ended: Ended) -> Option<Failure> {
+    match ended {
+        Ok((_, Ok(()))) => None,
+        Ok((id, Err(error))) => Some(Failure::failed(format!("node {id} had to stop: {error}"))),
+        Err(error) => Some(Failure::failed(format!("a node failed: {error}"))),
+    }
+}
+
+/// Waits until every node has its place in the cluster and answers.
+async fn wait_until_ready(addresses: &[String]) -> Result<(), Failure> {
+    let client = Client::connect(ClientConfig::new(addresses)).await?;
+    let deadline = Instant::now() + READY_DEADLINE;
+    loop {
+        let statuses = client.node_statuses().await;
+        let unready = statuses.into_iter().find_map(|(_, status)| status.err());
+        match unready {
+            None => break,
+            Some(error) if Instant::now() >= deadline => return Err(error.into()),
+            Some(_) => tokio::time::sleep(READY_POLL).await,
+        }
+    }
+    client.close().await;
+    Ok(())
 }
 
 /// Listens once a node: at the ports from the default on, or where one is taken, at any free one.

@@ -1,8 +1,8 @@
 //! `keydb status`: what a cluster is and holds.
 
-use std::{fmt::Write, process::ExitCode};
+use std::{fmt::Write, process::ExitCode, sync::Arc};
 
-use keydb_client::{GetError, NodeStatus};
+use keydb_client::{ClientConfig, GetError, NodeStatus};
 use keydb_core::{ClusterMap, NodeEntry, NodeState};
 use serde_json::{Value, json};
 
@@ -16,13 +16,7 @@ use crate::{
 
 pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode, Failure> {
     let config = connect::config(&args.connect)?;
-    let (map, nodes) = connect::runtime()?.block_on(async {
-        let client = connect::connect(config).await?;
-        let nodes = client.node_statuses().await;
-        let map = client.cluster_map();
-        client.close().await;
-        Ok::<_, Failure>((map, nodes))
-    })?;
+    let (map, nodes) = connect::runtime()?.block_on(ask(config))?;
     let mut out = Stdout::open()?;
     if args.json {
         out.json(&as_json(&map, &nodes))?;
@@ -36,6 +30,28 @@ pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode, Failure> {
     }
 }
 
+/// The newest map that any node goes by, and what its members say.
+async fn ask(mut config: ClientConfig) -> Result<(Arc<ClusterMap>, Answers), Failure> {
+    loop {
+        let client = connect::connect(config.clone()).await?;
+        let nodes = client.node_statuses().await;
+        let map = client.cluster_map();
+        client.close().await;
+        // Right after a change a node may not have met the new map yet: then another one is asked for it.
+        let newer = nodes
+            .iter()
+            .filter_map(|(node, status)| Some((status.as_ref().ok()?, node)))
+            .find(|(status, _)| (status.lineage, status.epoch) > map.version());
+        match newer {
+            Some((_, node)) if config.addresses != [node.address.as_str()] => {
+                config.addresses = vec![node.address.clone()];
+            }
+            _ => return Ok((map, nodes)),
+        }
+    }
+}
+
+type Answers = Vec<(NodeEntry, Result<NodeStatus, GetError>)>;
 type Nodes = [(NodeEntry, Result<NodeStatus, GetError>)];
 
 /// Of the nodes that answered.

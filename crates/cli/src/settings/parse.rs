@@ -6,7 +6,9 @@ use std::time::Duration;
 pub(crate) fn addresses(text: &str) -> Result<Vec<String>, String> {
     let example = r#"give a comma list such as "keydb-0:50051,keydb-1:50051" or a JSON array such as ["keydb-0:50051","keydb-1:50051"]"#;
     let text = text.trim();
-    let list: Vec<String> = if text.starts_with('[') {
+    // An IPv6 host begins with a bracket as well.
+    let in_brackets = text.strip_prefix('[').map(str::trim_start);
+    let list: Vec<String> = if in_brackets.is_some_and(|inside| inside.starts_with(['"', ']'])) {
         serde_json::from_str(text)
             .map_err(|error| format!("is not a JSON array of strings ({error}); {example}"))?
     } else {

@@ -1,0 +1,433 @@
+//! `keydb dedup` against a cluster of this machine and against a plain set.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::{
+    cell::Cell,
+    collections::HashSet,
+    fs,
+    io::{BufRead, BufReader, Read, Write},
+    process::Stdio,
+};
+
+use proptest::{
+    prelude::*,
+    test_runner::{Config, TestRunner},
+};
+use rustix::process::Signal;
+use support::{Dev, assert_code, free_ports, keydb, run, stderr, stdout, with_input};
+
+/// What `awk '$0=="" || !seen[$0]++'` writes, with lines over the longest key passed through.
+fn reference(inputs: &[&[u8]]) -> Vec<u8> {
+    let mut seen = HashSet::new();
+    let mut out = Vec::new();
+    for input in inputs {
+        for line in input.split_inclusive(|byte| *byte == b'\n') {
+            let line = line.strip_suffix(b"\n").unwrap_or(line);
+            if line.is_empty() || line.len() > 65_536 || seen.insert(line.to_vec()) {
+                out.extend_from_slice(line);
+                out.push(b'\n');
+            }
+        }
+    }
+    out
+}
+
+/// Lines that repeat, some empty, some with odd bytes, some around the longest key; perhaps no line end at the end.
+fn input() -> impl Strategy<Value = Vec<u8>> {
+    let line = prop_oneof![
+        8 => (0..40_u32).prop_map(|number| format!("line {number}").into_bytes()),
+        2 => Just(Vec::new()),
+        2 => (0..5_u32).prop_map(|number| format!("line {number}\r").into_bytes()),
+        2 => proptest::collection::vec(any::<u8>().prop_filter("a line end", |byte| *byte != b'\n'), 1..20),
+        1 => (65_534..65_540_usize).prop_map(|length| vec![b'x'; length]),
+        1 => (200_000..200_003_usize).prop_map(|length| vec![b'y'; length]),
+    ];
+    (proptest::collection::vec(line, 0..200), any::<bool>()).prop_map(|(lines, ends)| {
+        let mut bytes = lines.join(&b'\n');
+        if ends {
+            bytes.push(b'\n');
+        }
+        bytes
+    })
+}
+
+#[test]
+fn the_output_is_that_of_awk() {
+    let dev = Dev::start();
+    let directory = tempfile::tempdir().unwrap();
+    let mut runner = TestRunner::new(Config {
+        cases: 24,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    let rounds = Cell::new(0);
+    runner
+        .run(&(input(), input()), |(one, two)| {
+            let file = directory.path().join("one");
+            fs::write(&file, &one).unwrap();
+            let expected = reference(&[&one, &two]);
+            let embedded = with_input(
+                keydb().args(["dedup", "--embedded"]).arg(&file).arg("-"),
+                &two,
+            );
+            prop_assert_eq!(&embedded.stdout, &expected, "{}", stderr(&embedded));
+            // Each round has keys of its own in the cluster: a prefix that does not change which lines are equal.
+            let round = rounds.replace(rounds.get() + 1);
+            let prefixed = |bytes: &[u8]| -> Vec<u8> {
+                let lines = bytes
+                    .split_inclusive(|byte| *byte == b'\n')
+                    .flat_map(|line| {
+                        let prefix = if line == b"\n" {
+                            String::new()
+                        } else {
+                            format!("{round} ")
+                        };
+                        [prefix.into_bytes(), line.to_vec()].concat()
+                    });
+                lines.collect()
+            };
+            let (one, two) = (prefixed(&one), prefixed(&two));
+            fs::write(&file, &one).unwrap();
+            let clustered = with_input(dev.client(["dedup"]).arg(&file).arg("-"), &two);
+            prop_assert_eq!(
+                &clustered.stdout,
+                &reference(&[&one, &two]),
+                "{}",
+                stderr(&clustered)
+            );
+            Ok(())
+        })
+        .unwrap();
+}
+
+fn numbers(count: u32) -> String {
+    (0..count)
+        .map(|number| format!("number-{number:08}\n"))
+        .collect()
+}
+
+#[test]
+fn two_dedups_of_one_stream_share_its_lines() {
+    let dev = Dev::start();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("lines");
+    let lines = numbers(150_000);
+    fs::write(&file, &lines).unwrap();
+    let start = || {
+        let mut command = dev.client(["dedup"]);
+        command
+            .arg(&file)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let both = [start(), start()].map(|mut child| {
+        let mut out = child.stdout.take().unwrap();
+        let reading = std::thread::spawn(move || {
+            let mut text = String::new();
+            out.read_to_string(&mut text).unwrap();
+            text
+        });
+        (child, reading)
+    });
+    let mut all: Vec<String> = Vec::new();
+    for (mut child, reading) in both {
+        all.extend(reading.join().unwrap().lines().map(str::to_owned));
+        assert!(child.wait().unwrap().success());
+    }
+    all.sort_unstable();
+    assert!(
+        all.iter().map(String::as_str).eq(lines.lines()),
+        "{} lines",
+        all.len()
+    );
+}
+
+#[test]
+fn lines_come_out_before_the_input_ends() {
+    let dev = Dev::start();
+    let mut child = dev
+        .client(["dedup"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    for (line, expected) in [("a\n", "a\n"), ("a\nb\n", "b\n"), ("\n", "\n")] {
+        stdin.write_all(line.as_bytes()).unwrap();
+        let mut read = String::new();
+        out.read_line(&mut read).unwrap();
+        assert_eq!(read, expected);
+    }
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    assert!(
+        stderr(&output).contains("4 lines: 2 first, 1 duplicate, 0 unknown, 1 without key"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn keys_can_be_fields_or_json_values() {
+    let csv = with_input(
+        keydb().args([
+            "dedup",
+            "--embedded",
+            "--json",
+            "--field",
+            "2",
+            "--delimiter",
+            ",",
+        ]),
+        b"1,a\n2,b,x\n3,a\n4\n5,,\n6,b\n",
+    );
+    assert_eq!(stdout(&csv), "1,a\n2,b,x\n4\n5,,\n");
+    let summary: serde_json::Value = serde_json::from_slice(&csv.stderr).unwrap();
+    assert_eq!(
+        (
+            &summary["lines"],
+            &summary["duplicates"],
+            &summary["without_key"]
+        ),
+        (&6.into(), &2.into(), &2.into())
+    );
+    let json = with_input(
+        keydb().args(["dedup", "--embedded", "--json-pointer", "/e/id"]),
+        b"{\"e\":{\"id\":\"a\"}}\n{\"e\":{\"id\":7}}\n{\"e\":{\"id\":\"\\u0061\"},\"x\":1}\nnot json\n{\"e\":{}}\n{\"e\":{\"id\":7}}\nnot json\n",
+    );
+    assert_eq!(
+        stdout(&json),
+        "{\"e\":{\"id\":\"a\"}}\n{\"e\":{\"id\":7}}\nnot json\n{\"e\":{}}\nnot json\n"
+    );
+    // A long line has its key near the front, and is more than one read long.
+    let long = format!("{{\"id\":1,\"x\":\"{}\"}}\n", "x".repeat(1 << 20));
+    let twice = with_input(
+        keydb().args(["dedup", "--embedded", "--json-pointer", "/id"]),
+        long.repeat(2).as_bytes(),
+    );
+    assert_eq!(stdout(&twice), long);
+}
+
+#[test]
+fn duplicates_can_be_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("duplicates");
+    let output = with_input(
+        keydb()
+            .args(["dedup", "--embedded", "--duplicates"])
+            .arg(&file),
+        b"a\nb\na\n\na\nc",
+    );
+    assert_code(&output, 0);
+    assert_eq!(stdout(&output), "a\nb\n\nc\n");
+    assert_eq!(fs::read(&file).unwrap(), b"a\na\n");
+}
+
+/// Runs `keydb dedup` and closes its output after the first few bytes; returns what it said.
+fn break_off(dev: &Dev, args: &[&str]) -> String {
+    let mut child = dev
+        .client(args)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = child.stdout.take().unwrap();
+    out.read_exact(&mut [0; 100]).unwrap();
+    drop(out);
+    let output = child.wait_with_output().unwrap();
+    assert_code(&output, 1);
+    stderr(&output)
+}
+
+#[test]
+fn a_run_whose_pipe_was_closed_can_be_repeated_from_the_start() {
+    let dev = Dev::start();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lines");
+    // Every line twice: once near its first and once far from it.
+    let lines = numbers(200_000);
+    fs::write(&path, lines.repeat(2)).unwrap();
+    let path = path.to_str().unwrap();
+    let said = break_off(&dev, &["dedup", "--run", "import-7", path]);
+    assert!(said.contains("closed the pipe"), "{said}");
+    // The command that it names does it: what had been claimed is written again, and nothing twice.
+    let command = said.lines().find(|line| line.contains("--again=")).unwrap();
+    let command = command.rsplit_once(": ").unwrap().1;
+    let args: Vec<&str> = command.split_whitespace().skip(1).collect();
+    let again = dev.client(&args).output().unwrap();
+    assert_code(&again, 0);
+    assert!(stdout(&again) == lines, "{}", stderr(&again));
+    // Said once more, it gives the same answers again.
+    let again = dev.client(&args).output().unwrap();
+    assert!(stdout(&again) == lines, "{}", stderr(&again));
+    // Without it, everything has been seen.
+    let other = dev.client(["dedup", path]).output().unwrap();
+    assert_eq!(stdout(&other), "");
+}
+
+#[test]
+fn a_bare_again_loses_nothing() {
+    let dev = Dev::start();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lines");
+    let lines = numbers(200_000);
+    fs::write(&path, &lines).unwrap();
+    let path = path.to_str().unwrap();
+    break_off(&dev, &["dedup", "--run", "import-8", path]);
+    let again = dev
+        .client(["dedup", "--again", "--run", "import-8", path])
+        .output()
+        .unwrap();
+    assert_code(&again, 0);
+    assert!(stdout(&again) == lines, "{}", stderr(&again));
+}
+
+#[test]
+fn another_input_under_the_same_run_is_unknown_and_so_written() {
+    let dev = Dev::start();
+    let run = |input: &str, again: &[&str]| {
+        let mut command = dev.client(["dedup", "--run", "r"]);
+        with_input(command.args(again), input.as_bytes())
+    };
+    let (all, half) = (numbers(4000), numbers(2000));
+    let (first, other) = (&all[..3 * all.len() / 4], &all[half.len()..]);
+    assert_eq!(stdout(&run(first, &[])), first);
+    let output = run(other, &["--again"]);
+    assert!(stdout(&output) == other, "{}", stderr(&output));
+    let said = stderr(&output);
+    assert!(
+        said.contains(" 0 duplicate") && !said.contains(" 0 unknown"),
+        "{said}"
+    );
+}
+
+#[test]
+fn unreadable_input_is_named_before_anything_is_claimed() {
+    let dev = Dev::start();
+    let directory = tempfile::tempdir().unwrap();
+    let good = directory.path().join("good");
+    fs::write(&good, "a\n").unwrap();
+    let output = dev
+        .client(["dedup"])
+        .arg(&good)
+        .arg("/no/such/file")
+        .output()
+        .unwrap();
+    assert_code(&output, 1);
+    assert!(
+        stderr(&output).contains("/no/such/file") && stderr(&output).contains("No such file"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(stdout(&output), "");
+    let output = dev
+        .client(["dedup"])
+        .arg(directory.path())
+        .output()
+        .unwrap();
+    assert_code(&output, 1);
+    assert!(stderr(&output).contains("directory"), "{}", stderr(&output));
+    assert_eq!(dev.answer(["get", "a"]), "absent\ta\n");
+    // Writing to what is read would never end, or begin by emptying it.
+    let output = run([
+        "dedup",
+        "--embedded",
+        "--duplicates",
+        good.to_str().unwrap(),
+        good.to_str().unwrap(),
+    ]);
+    assert_code(&output, 2);
+    let both = fs::OpenOptions::new().append(true).open(&good).unwrap();
+    let output = keydb()
+        .args(["dedup", "--embedded"])
+        .arg(&good)
+        .stdout(both)
+        .stderr(Stdio::piped())
+        .output()
+        .unwrap();
+    assert_code(&output, 2);
+    assert_eq!(fs::read(&good).unwrap(), b"a\n");
+}
+
+#[test]
+fn a_full_output_disk_is_said_and_is_no_success() {
+    // A device that is always full, where there is one.
+    let Ok(full) = fs::OpenOptions::new().write(true).open("/dev/full") else {
+        return;
+    };
+    let dev = Dev::start();
+    let mut command = dev.client(["dedup", "--run", "full"]);
+    let output = with_input_to(&mut command, b"a\n", full.into());
+    assert_code(&output, 1);
+    let said = stderr(&output);
+    assert!(
+        said.contains("No space left") && said.contains("dedup --again=1 --run full"),
+        "{said}"
+    );
+    let output = with_input(
+        keydb().args(["dedup", "--embedded", "--duplicates", "/dev/full"]),
+        b"a\na\n",
+    );
+    assert_code(&output, 1);
+    assert!(stderr(&output).contains("/dev/full"), "{}", stderr(&output));
+}
+
+fn with_input_to(
+    command: &mut std::process::Command,
+    input: &[u8],
+    out: Stdio,
+) -> std::process::Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(out)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn a_cluster_that_does_not_answer_is_said_with_how_to_go_on() {
+    let dev = Dev::start();
+    let mut child = dev
+        .client(["dedup", "--run", "dead", "--timeout", "500ms"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // A named run claims full batches; this is the first.
+    let lines = numbers(32_768);
+    stdin.write_all(lines.as_bytes()).unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut written = vec![0; lines.len()];
+    out.read_exact(&mut written).unwrap();
+    assert!(written == lines.as_bytes());
+    dev.process.signal(Signal::STOP);
+    stdin.write_all(b"later\n").unwrap();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    assert!(matches!(output.status.code(), Some(3 | 4)), "{output:?}");
+    let said = stderr(&output);
+    assert!(
+        said.contains("the same input") && said.contains("--again=2 --run dead"),
+        "{said}"
+    );
+    assert!(said.contains("32,768 lines"), "{said}");
+
+    let [port] = free_ports(1)[..] else {
+        unreachable!()
+    };
+    let address = format!("127.0.0.1:{port}");
+    let output = run(["dedup", "--addresses", &address, "--timeout", "300ms"]);
+    assert_code(&output, 3);
+}

@@ -1,0 +1,200 @@
+//! Runs the real binary.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::{
+    ffi::OsStr,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    thread,
+};
+
+/// The binary, with no setting of the machine that the test runs on.
+pub(crate) fn keydb() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keydb"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("KEYDB_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs the binary to its end.
+pub(crate) fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    keydb().args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// Runs a command to its end with this on its standard input.
+pub(crate) fn with_input(command: &mut Command, input: &[u8]) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let feeding = thread::spawn(move || {
+        // A command that ends early does not read the rest.
+        let _ = stdin.write_all(&input);
+    });
+    let output = child.wait_with_output().unwrap();
+    feeding.join().unwrap();
+    output
+}
+
+pub(crate) fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Asserts the exit code, and shows what was said if it is another.
+#[track_caller]
+pub(crate) fn assert_code(output: &Output, code: i32) {
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "stdout: {}\nstderr: {}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// A process that is killed when the test is over.
+pub(crate) struct Process {
+    pub(crate) child: Child,
+}
+
+impl Process {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        Self {
+            child: command.spawn().unwrap(),
+        }
+    }
+
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A cluster in one process.
+pub(crate) struct Dev {
+    pub(crate) process: Process,
+    /// All it printed before it was ready.
+    pub(crate) greeting: String,
+    /// Of all its nodes.
+    pub(crate) addresses: Vec<String>,
+}
+
+impl Dev {
+    pub(crate) fn start() -> Self {
+        Self::with_args(&[])
+    }
+
+    pub(crate) fn with_args(args: &[&str]) -> Self {
+        let mut process = Process::start(
+            keydb()
+                .arg("dev")
+                .args(args)
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped()),
+        );
+        let mut out = BufReader::new(process.child.stdout.take().unwrap());
+        let mut greeting = String::new();
+        while !greeting.ends_with("Ctrl-C stops it.\n") {
+            if out.read_line(&mut greeting).unwrap() == 0 {
+                let mut said = String::new();
+                let mut stderr = process.child.stderr.take().unwrap();
+                stderr.read_to_string(&mut said).unwrap();
+                panic!("it ended before it was ready: {greeting}{said}");
+            }
+        }
+        let addresses = greeting
+            .lines()
+            .filter(|line| line.trim_start().starts_with("node "))
+            .map(|line| line.split_whitespace().nth(2).unwrap().to_owned())
+            .collect();
+        Self {
+            process,
+            greeting,
+            addresses,
+        }
+    }
+
+    /// A client command for this cluster.
+    pub(crate) fn client<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = keydb();
+        command
+            .args(args)
+            .env("KEYDB_NODE_ADDRESSES", self.addresses.join(","))
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a client command to its end and returns what it wrote.
+    #[track_caller]
+    pub(crate) fn answer<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
+        let output = self.client(args).output().unwrap();
+        assert_code(&output, 0);
+        stdout(&output)
+    }
+}
+
+/// Ports that were free a moment ago.
+pub(crate) fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<TcpListener> = (0..count)
+        .map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap())
+        .collect();
+    let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
+    listeners.iter().map(port).collect()
+}
+
+/// A node with the settings of `env`, working in `directory`. Logs are read from its standard error.
+pub(crate) fn node(directory: &Path, env: &[(&str, &str)]) -> Process {
+    Process::start(
+        keydb()
+            .arg("node")
+            .current_dir(directory)
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped()),
+    )
+}
+
+/// Reads a process's standard error up to the first line that has `text` in it; panics when it ends before.
+#[track_caller]
+pub(crate) fn wait_for_line(process: &mut Process, text: &str) -> String {
+    let stderr = process.child.stderr.as_mut().unwrap();
+    let mut seen = String::new();
+    let mut line = Vec::new();
+    let mut byte = [0];
+    loop {
+        let count = stderr.read(&mut byte).unwrap();
+        assert_ne!(count, 0, "it ended without {text:?}:\n{seen}");
+        line.push(byte[0]);
+        if byte[0] == b'\n' {
+            let text_line = String::from_utf8_lossy(&line).into_owned();
+            seen.push_str(&text_line);
+            if text_line.contains(text) {
+                return text_line;
+            }
+            line.clear();
+        }
+    }
+}
