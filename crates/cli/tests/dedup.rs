@@ -16,7 +16,6 @@ use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
 };
-use rustix::process::Signal;
 use support::{Dev, assert_code, free_ports, keydb, run, stderr, stdout, with_input};
 
 /// What `awk '$0=="" || !seen[$0]++'` writes, with lines over the longest key passed through.
@@ -412,7 +411,7 @@ fn a_cluster_that_does_not_answer_is_said_with_how_to_go_on() {
     let mut written = vec![0; lines.len()];
     out.read_exact(&mut written).unwrap();
     assert!(written == lines.as_bytes());
-    dev.process.signal(Signal::STOP);
+    dev.process.freeze();
     stdin.write_all(b"later\n").unwrap();
     drop(stdin);
     let output = child.wait_with_output().unwrap();

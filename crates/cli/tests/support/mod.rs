@@ -11,6 +11,8 @@ use std::{
     thread,
 };
 
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+
 /// The binary, with no setting of the machine that the test runs on.
 pub(crate) fn keydb() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keydb"));
@@ -78,9 +80,19 @@ impl Process {
         }
     }
 
-    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, signal).unwrap();
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).unwrap();
+    }
+}
+
+impl Process {
+    /// Freezes the process; from then on it does nothing, and keeps its ports.
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::STOP);
+        let pid = Pid::from_child(&self.child);
+        let (_, status) = waitpid(Some(pid), WaitOptions::UNTRACED).unwrap().unwrap();
+        assert!(status.stopped());
     }
 }
 
