@@ -34,6 +34,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long one look at the map may take.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long registering may take, the store's own retries included.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(45);
+
 /// The least time between two looks at the map.
 const POLL_GAP_MIN: Duration = Duration::from_millis(50);
 
@@ -87,6 +90,7 @@ impl Membership {
         }
     }
 
+    /// Looks at the stored map and goes by it.
     async fn look(&mut self) -> Result<(), NodeError> {
         match timeout(LOAD_TIMEOUT, self.store.load()).await {
             Ok(Ok(Some(map))) => {
@@ -271,7 +275,15 @@ impl Membership {
             }
             Ok(Some(next))
         };
-        match self.store.update(change).await {
+        let Ok(updated) = timeout(REGISTER_TIMEOUT, self.store.update(change)).await else {
+            // It may have been applied; if so, the next look finds it.
+            self.storage_fails(&format!(
+                "registering in the cluster map took longer than {} s",
+                REGISTER_TIMEOUT.as_secs()
+            ));
+            return Ok(());
+        };
+        match updated {
             Ok(map) => {
                 self.registered(map);
                 Ok(())
