@@ -75,7 +75,12 @@ pub(crate) struct Shared {
 impl Shared {
     /// Waits for `work` unless the client is closed first.
     pub(crate) async fn unless_closed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        self.closed.run_until_cancelled(work).await
+        // The end comes first: it frees room at nodes, and what waited for it must not be sent any more.
+        tokio::select! {
+            biased;
+            () = self.closed.cancelled() => None,
+            done = work => Some(done),
+        }
     }
 
     pub(crate) fn deadline(&self) -> Instant {

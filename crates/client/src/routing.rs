@@ -280,11 +280,8 @@ impl Router {
             epoch = next.map.epoch,
             "going by a newer cluster map"
         );
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        if next.map.version() <= current.map.version() {
-            return Ok(false);
-        }
-        *current = Arc::new(next);
+        // Rounds are the only writers, and they come one after the other.
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
         Ok(true)
     }
 }

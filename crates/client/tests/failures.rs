@@ -165,7 +165,7 @@ async fn calls_go_on_when_a_stopped_node_is_back_on_its_port() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_to_a_hanging_node_end_by_their_deadline_and_go_on_when_it_is_back() {
+async fn calls_to_a_hanging_node_end_by_their_deadline() {
     let (_cluster, proxy) = behind_proxy().await;
     let mut config = through(&proxy);
     config.call_timeout = Duration::from_millis(300);
@@ -197,11 +197,22 @@ async fn calls_to_a_hanging_node_end_by_their_deadline_and_go_on_when_it_is_back
         maybe.operation, None,
         "the batch's operation is not this caller's"
     );
+}
 
-    // The connection never comes back to life: a ping that stays unanswered makes room for another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_outlives_a_connection_that_died_without_a_word() {
+    let (_cluster, proxy) = behind_proxy().await;
+    let client = Client::connect(through(&proxy)).await.unwrap();
+    client.get(["warm"]).await.unwrap();
+    proxy.set(Mode::Hang);
+    let call = {
+        let client = client.clone();
+        tokio::spawn(async move { client.claim(["a"], hour()).await })
+    };
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    // This connection stays dead; only a new one gets through.
     proxy.set(Mode::Pass);
-    let again = async { while client.get(["a"]).await.is_err() {} };
-    timeout(LONG, again).await.unwrap();
+    assert_eq!(call.await.unwrap().unwrap(), [First]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
