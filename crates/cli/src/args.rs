@@ -186,7 +186,7 @@ pub(crate) struct KeyArgs {
     /// Keys on standard input, and answers, end in NUL instead of a new line
     #[arg(short = '0', long)]
     pub(crate) null: bool,
-    /// Answer with one JSON object a line: {\"key\":…,\"answer\":…}, or key_hex where a key is not UTF-8
+    /// Answer with one JSON object a line: {"key":…,"answer":…}, or key_hex where a key is not UTF-8
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]

@@ -1,5 +1,7 @@
 //! The way to a cluster that all client commands share.
 
+use std::time::Duration;
+
 use keydb_client::{Client, ClientConfig};
 use tokio::runtime::{self, Runtime};
 
@@ -7,11 +9,15 @@ use crate::{
     args::{Addresses, ConnectArgs},
     exit::Failure,
     logging,
+    output::say,
     settings::{self, ClientSettings},
 };
 
 /// Where a cluster is looked for when nobody says.
 const ADDRESS_DEFAULT: &str = "127.0.0.1:50051";
+
+/// How long to wait before saying what is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The runtime that a command runs in.
 pub(crate) fn runtime() -> Result<Runtime, Failure> {
@@ -38,7 +44,16 @@ pub(crate) fn config(args: &ConnectArgs) -> Result<ClientConfig, Failure> {
 /// Connects, or says what to do about it.
 pub(crate) async fn connect(config: ClientConfig) -> Result<Client, Failure> {
     let addresses = config.addresses.join(",");
-    Client::connect(config).await.map_err(|error| {
+    let timeout = config.call_timeout;
+    let mut connecting = std::pin::pin!(Client::connect(config));
+    let connected = tokio::select! {
+        connected = &mut connecting => connected,
+        () = tokio::time::sleep(PATIENCE) => {
+            say(&format!("keydb: no answer from {addresses} yet; waiting for up to {timeout:?}"));
+            connecting.await
+        }
+    };
+    connected.map_err(|error| {
         Failure::from(error).with_line(&format!(
             "is a cluster running at {addresses}? `keydb dev` starts one; --addresses or KEYDB_NODE_ADDRESSES says where it is"
         ))

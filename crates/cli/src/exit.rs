@@ -9,11 +9,12 @@ use crate::{lines::InputError, settings::SettingsError};
 /// The exit codes of every command, as `--help` prints them. [`Code`] holds the numbers.
 pub(crate) const TABLE: &str = "\
 Exit codes:
-  0  done
-  1  failed: input, output, a key that is refused, a node that had to stop
-  2  wrong usage or a wrong setting; nothing was done
-  3  the cluster, or part of it, did not answer in time; the call that failed was not applied
-  4  a call ended without an answer and may have been applied";
+  0    done
+  1    failed: input, output, a key that is refused, a node that had to stop
+  2    wrong usage or a wrong setting; nothing was done
+  3    the cluster, or part of it, did not answer in time; the call that failed was not applied
+  4    a call ended without an answer and may have been applied
+  130  dedup was stopped by SIGINT or SIGTERM before the end of its input";
 
 /// Why a command did not succeed, for scripts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub(crate) enum Code {
     Unreachable = 3,
     /// A call ended without an answer and may have been applied.
     Uncertain = 4,
+    /// Stopped by a signal.
+    Interrupted = 130,
 }
 
 /// What a command that did not succeed tells its user.
@@ -86,14 +89,25 @@ impl From<GetError> for Failure {
 
 impl From<WriteError> for Failure {
     fn from(error: WriteError) -> Self {
-        let code = match error {
-            WriteError::NotApplied(
-                NotApplied::Unavailable { .. } | NotApplied::DeadlineExceeded { .. },
-            ) => Code::Unreachable,
-            WriteError::NotApplied(_) => Code::Failed,
-            WriteError::MaybeApplied(_) => Code::Uncertain,
-        };
-        Self::new(code, error.to_string())
+        match error {
+            WriteError::NotApplied(reason) => {
+                let code = match reason {
+                    NotApplied::Unavailable { .. } | NotApplied::DeadlineExceeded { .. } => {
+                        Code::Unreachable
+                    }
+                    _ => Code::Failed,
+                };
+                Self::new(code, reason.to_string())
+            }
+            // Without the operation's id: no command takes one.
+            WriteError::MaybeApplied(what) => Self::new(
+                Code::Uncertain,
+                format!(
+                    "may have been applied in part: {} of {} keys are stored or were there, the others are uncertain; {}",
+                    what.keys_answered, what.keys, what.cause
+                ),
+            ),
+        }
     }
 }
 
@@ -116,6 +130,10 @@ impl From<SettingsError> for Failure {
 
 impl From<InputError> for Failure {
     fn from(error: InputError) -> Self {
-        Self::failed(error.to_string())
+        let code = match error {
+            InputError::Unreadable { .. } => Code::Failed,
+            InputError::Stopped { .. } => Code::Interrupted,
+        };
+        Self::new(code, error.to_string())
     }
 }

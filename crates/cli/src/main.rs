@@ -7,6 +7,7 @@ mod bench;
 mod commands;
 mod connect;
 mod dedup;
+mod embedded;
 mod exit;
 mod lines;
 mod logging;

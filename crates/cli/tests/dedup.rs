@@ -16,7 +16,8 @@ use proptest::{
     prelude::*,
     test_runner::{Config, TestRunner},
 };
-use support::{Dev, assert_code, free_ports, keydb, run, stderr, stdout, with_input};
+use rustix::process::Signal;
+use support::{Dev, Process, assert_code, free_ports, keydb, run, stderr, stdout, with_input};
 
 /// What `awk '$0=="" || !seen[$0]++'` writes, with lines over the longest key passed through.
 fn reference(inputs: &[&[u8]]) -> Vec<u8> {
@@ -170,6 +171,31 @@ fn lines_come_out_before_the_input_ends() {
         stderr(&output).contains("4 lines: 2 first, 1 duplicate, 0 unknown, 1 without key"),
         "{}",
         stderr(&output)
+    );
+}
+
+#[test]
+fn a_signal_ends_the_input_and_what_was_read_is_written() {
+    let dev = Dev::start();
+    let mut process = Process::start(
+        dev.client(["dedup"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped()),
+    );
+    // Kept open, so that only the signal ends the input.
+    let mut stdin = process.child.stdin.take().unwrap();
+    stdin.write_all(b"a\nb\n").unwrap();
+    let mut out = process.child.stdout.take().unwrap();
+    out.read_exact(&mut [0; 4]).unwrap();
+    process.signal(Signal::TERM);
+    assert_eq!(process.child.wait().unwrap().code(), Some(130));
+    let mut said = String::new();
+    let stderr = process.child.stderr.as_mut().unwrap();
+    stderr.read_to_string(&mut said).unwrap();
+    assert!(
+        said.contains("2 lines: 2 first") && said.contains("stopped by SIGTERM"),
+        "{said}"
     );
 }
 

@@ -105,6 +105,7 @@ fn bench_counts_every_answer() {
     let rate = json(&["--rate", "20000", "--operations", "4000", "--batch", "100"]);
     assert_eq!(rate["corrected_for_coordinated_omission"], true);
     assert_eq!(rate["total"]["first"], 4_000);
+    assert_eq!(rate["missed_calls"], 0);
 }
 
 #[test]

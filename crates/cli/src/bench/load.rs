@@ -1,17 +1,19 @@
 //! Callers that put load on a target.
 //!
 //! Each call has a number. At a fixed rate call `n` is due `n × batch / rate` seconds after the start, whichever caller makes it
-//! and whenever that one is free; its latency counts from then.
+//! and whenever that one is free; its latency counts from then. A thread of its own says when calls are due: the timers of the
+//! async runtime are only exact to a millisecond.
 
 use std::{
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
-use tokio::task::JoinSet;
+use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{
     args::{Kind, Plan},
@@ -25,6 +27,9 @@ const PRELOAD_BATCH: usize = 4096;
 /// Calls of the preload at the same time.
 const PRELOAD_CONCURRENCY: u64 = 8;
 
+/// How long after the end of a measurement at a fixed rate calls that are late may still be made.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// What all callers share.
 #[derive(Debug)]
 pub(crate) struct Load {
@@ -37,6 +42,17 @@ pub(crate) struct Load {
     next_call: AtomicU64,
     /// The next new key's number, the preload's included.
     next_key: AtomicU64,
+    /// At a fixed rate: the calls that are due and not yet made. Closed when no more are to be made.
+    due: Semaphore,
+}
+
+/// How a measurement went.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ran {
+    /// How long it took.
+    pub(crate) elapsed: Duration,
+    /// At a fixed rate: calls that were due and never made, because every caller was waiting for an answer.
+    pub(crate) missed_calls: u64,
 }
 
 impl Load {
@@ -48,6 +64,7 @@ impl Load {
             recorder: Recorder::new(),
             keys_answered: AtomicU64::new(0),
             next_call: AtomicU64::new(0),
+            due: Semaphore::new(0),
         }
     }
 
@@ -82,9 +99,18 @@ impl Load {
         Ok(())
     }
 
-    /// Runs all callers until the plan is fulfilled; returns how long it took.
-    pub(crate) async fn run(self: &Arc<Self>) -> Result<Duration, String> {
+    /// Runs all callers until the plan is fulfilled.
+    pub(crate) async fn run(self: &Arc<Self>) -> Result<Ran, String> {
         let started = Instant::now();
+        let pacer = match self.plan.rate {
+            None => None,
+            Some(rate) => {
+                let load = Arc::clone(self);
+                let pacer = thread::Builder::new().name("pacer".to_owned());
+                let spawned = pacer.spawn(move || load.pace(rate, started));
+                Some(spawned.map_err(|error| format!("cannot start a thread: {error}"))?)
+            }
+        };
         let mut callers = JoinSet::new();
         for caller in 0..self.plan.concurrency {
             let load = Arc::clone(self);
@@ -93,7 +119,37 @@ impl Load {
         while let Some(result) = callers.join_next().await {
             result.map_err(|error| format!("a caller failed: {error}"))?;
         }
-        Ok(started.elapsed())
+        let elapsed = started.elapsed();
+        let missed_calls = match pacer.map(thread::JoinHandle::join) {
+            None => 0,
+            Some(announced) => announced
+                .map_err(|_| "the thread that paces calls failed")?
+                .saturating_sub(self.next_call.load(Ordering::Relaxed)),
+        };
+        Ok(Ran {
+            elapsed,
+            missed_calls,
+        })
+    }
+
+    /// Announces each call when it is due; returns how many those were.
+    fn pace(&self, rate: u64, started: Instant) -> u64 {
+        let mut announced: u64 = 0;
+        while self.keys_of(announced) > 0 {
+            let due = self.due_after(announced, rate);
+            if self.plan.duration.is_some_and(|duration| due >= duration) {
+                break;
+            }
+            thread::sleep(due.saturating_sub(started.elapsed()));
+            self.due.add_permits(1);
+            announced += 1;
+        }
+        let end = self.due_after(announced, rate) + GRACE;
+        while self.next_call.load(Ordering::Relaxed) < announced && started.elapsed() < end {
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.due.close();
+        announced
     }
 
     async fn call_until_done(&self, caller: usize, started: Instant) {
@@ -101,19 +157,7 @@ impl Load {
         let mut random = mixed(plan.seed ^ mixed(caller as u64));
         let mut batch = vec![[0; KEY_BYTES]; plan.batch];
         let mut expected = vec![Expected::Anything; plan.batch];
-        loop {
-            let call = self.next_call.fetch_add(1, Ordering::Relaxed);
-            let Some((count, due)) = self.call(call, started) else {
-                return;
-            };
-            // When it is due counts, not when this caller came to it.
-            let begin = match due {
-                Some(due) => {
-                    tokio::time::sleep_until(due.into()).await;
-                    due
-                }
-                None => Instant::now(),
-            };
+        while let Some((count, begin)) = self.next_call(started).await {
             random = mixed(random);
             let kind = plan.mix.choose(random);
             let (batch, expected) = (&mut batch[..count], &mut expected[..count]);
@@ -131,22 +175,38 @@ impl Load {
         }
     }
 
-    /// How many keys call number `call` has, and when it is due; `None` when there is none.
-    fn call(&self, call: u64, started: Instant) -> Option<(usize, Option<Instant>)> {
-        let plan = &self.plan;
-        let before = call.saturating_mul(plan.batch as u64);
-        let left = plan
-            .operations
-            .map_or(u64::MAX, |total| total.saturating_sub(before));
-        let count = left.min(plan.batch as u64) as usize;
-        let due = plan
-            .rate
-            .map(|rate| started + Duration::from_secs_f64(before as f64 / rate as f64));
-        let at = due.unwrap_or_else(Instant::now);
-        let over = plan
-            .duration
-            .is_some_and(|duration| at - started >= duration);
-        (count > 0 && !over).then_some((count, due))
+    /// Waits for the next call: how many keys it has, and from when its latency counts. `None` when there is none.
+    async fn next_call(&self, started: Instant) -> Option<(usize, Instant)> {
+        let begin = match self.plan.rate {
+            Some(rate) => {
+                self.due.acquire().await.ok()?.forget();
+                let call = self.next_call.fetch_add(1, Ordering::Relaxed);
+                // When it was due counts, not when this caller came to it.
+                return Some((self.keys_of(call), started + self.due_after(call, rate)));
+            }
+            None => Instant::now(),
+        };
+        let is_over = |duration| begin - started >= duration;
+        if self.plan.duration.is_some_and(is_over) {
+            return None;
+        }
+        let count = self.keys_of(self.next_call.fetch_add(1, Ordering::Relaxed));
+        (count > 0).then_some((count, begin))
+    }
+
+    /// How many keys call number `call` has; 0 when there is none.
+    fn keys_of(&self, call: u64) -> usize {
+        let batch = self.plan.batch as u64;
+        let left = match self.plan.operations {
+            None => u64::MAX,
+            Some(total) => total.saturating_sub(call.saturating_mul(batch)),
+        };
+        left.min(batch) as usize
+    }
+
+    /// When call number `call` is due after the start, at a rate in keys a second.
+    fn due_after(&self, call: u64, rate: u64) -> Duration {
+        Duration::from_secs_f64(call as f64 * self.plan.batch as f64 / rate as f64)
     }
 
     fn fill(&self, kind: Kind, random: &mut u64, batch: &mut [Key], expected: &mut [Expected]) {

@@ -51,10 +51,10 @@ pub(crate) fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
                 .await
                 .map_err(|error| Failure::failed(format!("the preload failed: {error}")))?;
         }
-        let elapsed = live("load", &load, load.run())
+        let ran = live("load", &load, load.run())
             .await
             .map_err(Failure::failed)?;
-        Ok::<_, Failure>(Report::new(&load.recorder, elapsed))
+        Ok::<_, Failure>(Report::new(&load.recorder, ran))
     })?;
     let mut out = Stdout::open()?;
     if args.json {

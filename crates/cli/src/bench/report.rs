@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     args::{Kind, Plan},
+    load::Ran,
     record::{Counts, Record, Recorder},
 };
 use crate::output::{Align, table, thousands};
@@ -16,12 +17,13 @@ use crate::output::{Align, table, thousands};
 pub(crate) struct Report {
     operations: Vec<(Kind, Record)>,
     elapsed: Duration,
+    missed_calls: u64,
     first_error: Option<String>,
 }
 
 impl Report {
     /// Collects what `recorder` has.
-    pub(crate) fn new(recorder: &Recorder, elapsed: Duration) -> Self {
+    pub(crate) fn new(recorder: &Recorder, ran: Ran) -> Self {
         let all = Kind::ALL
             .into_iter()
             .map(|kind| (kind, recorder.total(kind)));
@@ -29,7 +31,8 @@ impl Report {
             operations: all
                 .filter(|(_, record)| record.counts.calls + record.counts.failed_calls > 0)
                 .collect(),
-            elapsed,
+            elapsed: ran.elapsed,
+            missed_calls: ran.missed_calls,
             first_error: recorder.first_error(),
         }
     }
@@ -97,6 +100,13 @@ impl Report {
             },
             plan.seed
         );
+        if self.missed_calls > 0 {
+            let _ = writeln!(
+                text,
+                "{} calls were due and never made: this is more than the target takes, and the latencies are too kind",
+                thousands(self.missed_calls)
+            );
+        }
         if counts.unexpected > 0 {
             let _ = writeln!(
                 text,
@@ -122,6 +132,7 @@ impl Report {
             "preload": plan.preload,
             "rate": plan.rate,
             "corrected_for_coordinated_omission": plan.rate.is_some(),
+            "missed_calls": self.missed_calls,
             "seed": plan.seed,
             "total": self.counts_json(&counts),
             "operations": operations.collect::<Vec<_>>(),

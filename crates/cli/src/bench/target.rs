@@ -3,13 +3,10 @@
 use std::sync::{Mutex, PoisonError};
 
 use keydb_client::{Claim, Client};
-use keydb_core::{
-    Arena, Bitmap, Clock, Expiry, FINGERPRINT_BYTES, Fingerprint, HashRange, HashSeed, KeySet,
-    PackedFingerprints, Provisioner, Times, Ttl, random,
-};
-use keydb_node::SystemClock;
+use keydb_core::Ttl;
 
 use super::{args::Kind, keys::Key};
+use crate::embedded::EmbeddedKeys;
 
 /// What load is put on.
 #[derive(Debug)]
@@ -22,22 +19,10 @@ pub(crate) enum Target {
         ttl: Ttl,
     },
     /// A key set of this process.
-    Embedded(Box<Mutex<Embedded>>),
+    Embedded(Box<Mutex<EmbeddedKeys>>),
 }
 
-/// A key set and what is needed to ask it.
-#[derive(Debug)]
-pub(crate) struct Embedded {
-    keys: KeySet,
-    seed: HashSeed,
-    clock: SystemClock,
-    ttl: Ttl,
-    packed: Vec<u8>,
-    /// Takes memory ahead of need for as long as it is there.
-    _provisioner: Provisioner,
-}
-
-/// How the keys of one call were answered. `bool`: the answer to a get.
+/// How the keys of one call were answered.
 #[derive(Debug)]
 pub(crate) enum Answers {
     Claims(Vec<Claim>),
@@ -48,15 +33,7 @@ pub(crate) enum Answers {
 impl Target {
     /// A new, empty key set.
     pub(crate) fn embedded(ttl: Ttl) -> Self {
-        let arena = Arena::new();
-        Self::Embedded(Box::new(Mutex::new(Embedded {
-            keys: KeySet::new(HashRange::ALL, &arena),
-            seed: HashSeed::new(random::u64()),
-            clock: SystemClock::new(),
-            ttl,
-            packed: Vec::new(),
-            _provisioner: Provisioner::start(&arena),
-        })))
+        Self::Embedded(Box::new(Mutex::new(EmbeddedKeys::new(ttl))))
     }
 
     /// Makes one call; a single key goes the way of single-key calls.
@@ -64,7 +41,12 @@ impl Target {
         match self {
             Self::Embedded(set) => {
                 let mut set = set.lock().unwrap_or_else(PoisonError::into_inner);
-                set.call(kind, keys)
+                match kind {
+                    Kind::Claim => set.claim(keys.iter()).map(Answers::Claims),
+                    Kind::Get => set.get(keys.iter()).map(Answers::Present),
+                    Kind::Put => set.put(keys.iter()).map(|()| Answers::Stored),
+                }
+                .map_err(|error| error.to_string())
             }
             Self::Cluster { client, ttl } => {
                 let answers = match (kind, keys) {
@@ -89,48 +71,6 @@ impl Target {
                     }
                 };
                 answers.map_err(|error| error.to_string())
-            }
-        }
-    }
-}
-
-impl Embedded {
-    fn call(&mut self, kind: Kind, keys: &[Key]) -> Result<Answers, String> {
-        self.packed.clear();
-        self.packed.reserve(keys.len() * FINGERPRINT_BYTES);
-        for key in keys {
-            let fingerprint = Fingerprint::of(key, self.seed).map_err(|error| error.to_string())?;
-            self.packed.extend_from_slice(&fingerprint.to_bytes());
-        }
-        let packed = PackedFingerprints::new(&self.packed).map_err(|error| error.to_string())?;
-        let now = self.clock.now();
-        let times = Times::at(now);
-        let expiry = Expiry::after(now, self.ttl).map_err(|error| error.to_string())?;
-        let mut bits = Bitmap::new(packed.len());
-        match kind {
-            Kind::Claim => {
-                let claimed = self.keys.claim(packed, expiry, times, &mut bits, 0);
-                claimed.map_err(|error| error.to_string())?;
-                let claim = |first| {
-                    if first {
-                        Claim::First
-                    } else {
-                        Claim::Duplicate
-                    }
-                };
-                let claims = (0..packed.len()).map(|index| claim(bits.get(index)));
-                Ok(Answers::Claims(claims.collect()))
-            }
-            Kind::Get => {
-                self.keys.get(packed, times, &mut bits, 0);
-                Ok(Answers::Present(
-                    (0..packed.len()).map(|index| bits.get(index)).collect(),
-                ))
-            }
-            Kind::Put => {
-                let put = self.keys.put(packed, expiry, times);
-                put.map_err(|error| error.to_string())?;
-                Ok(Answers::Stored)
             }
         }
     }

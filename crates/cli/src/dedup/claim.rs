@@ -1,17 +1,11 @@
 //! Who says which keys are new: a cluster, or a key set of this process.
 
-use std::sync::Arc;
-
 use keydb_client::{Client, Operation};
-use keydb_core::{
-    Arena, Bitmap, Claim, Clock, Expiry, FINGERPRINT_BYTES, Fingerprint, HashRange, HashSeed,
-    KeySet, PackedFingerprints, Provisioner, Times, Ttl, random,
-};
-use keydb_node::SystemClock;
+use keydb_core::{Claim, Ttl};
 use tokio::runtime::Runtime;
 
 use super::args::Run;
-use crate::{exit::Failure, lines::Batch};
+use crate::{embedded::EmbeddedKeys, exit::Failure, lines::Batch};
 
 /// Answers batches, one after the other.
 #[derive(Debug)]
@@ -19,7 +13,7 @@ pub(crate) enum Claimer {
     /// Through the nodes of a cluster.
     Cluster(Box<ClusterClaimer>),
     /// In this process.
-    Embedded(Box<EmbeddedClaimer>),
+    Embedded(Box<EmbeddedKeys>),
 }
 
 impl Claimer {
@@ -30,7 +24,9 @@ impl Claimer {
         }
         match self {
             Self::Cluster(claimer) => claimer.claim(batch, number),
-            Self::Embedded(claimer) => claimer.claim(batch),
+            Self::Embedded(keys) => keys
+                .claim(batch.keys())
+                .map_err(|error| Failure::failed(error.to_string())),
         }
     }
 }
@@ -60,57 +56,5 @@ impl ClusterClaimer {
             }
         };
         Ok(claims?)
-    }
-}
-
-/// Claims in this process's memory.
-#[derive(Debug)]
-pub(crate) struct EmbeddedClaimer {
-    keys: KeySet,
-    seed: HashSeed,
-    clock: SystemClock,
-    ttl: Ttl,
-    packed: Vec<u8>,
-    /// Takes memory ahead of need for as long as it is there.
-    _provisioner: Provisioner,
-}
-
-impl EmbeddedClaimer {
-    /// An empty key set.
-    pub(crate) fn new(ttl: Ttl) -> Self {
-        let arena = Arena::new();
-        Self {
-            keys: KeySet::new(HashRange::ALL, &arena),
-            seed: HashSeed::new(random::u64()),
-            clock: SystemClock::new(),
-            ttl,
-            packed: Vec::new(),
-            _provisioner: Provisioner::start(&Arc::clone(&arena)),
-        }
-    }
-
-    fn claim(&mut self, batch: &Batch) -> Result<Vec<Claim>, Failure> {
-        let failed = |error: &dyn std::fmt::Display| Failure::failed(error.to_string());
-        self.packed.clear();
-        self.packed.reserve(batch.key_count() * FINGERPRINT_BYTES);
-        for key in batch.keys() {
-            let fingerprint = Fingerprint::of(key, self.seed).map_err(|error| failed(&error))?;
-            self.packed.extend_from_slice(&fingerprint.to_bytes());
-        }
-        let now = self.clock.now();
-        let expiry = Expiry::after(now, self.ttl).map_err(|error| failed(&error))?;
-        let packed = PackedFingerprints::new(&self.packed).map_err(|error| failed(&error))?;
-        let mut first = Bitmap::new(packed.len());
-        self.keys
-            .claim(packed, expiry, Times::at(now), &mut first, 0)
-            .map_err(|error| failed(&error))?;
-        let claim = |index| {
-            if first.get(index) {
-                Claim::First
-            } else {
-                Claim::Duplicate
-            }
-        };
-        Ok((0..packed.len()).map(claim).collect())
     }
 }

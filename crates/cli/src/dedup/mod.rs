@@ -24,18 +24,21 @@ use std::{
 };
 
 use keydb_core::KEY_BYTES_MAX;
+use tokio::runtime;
 
 use args::{Again, Run};
 pub(crate) use args::{DedupArgs, EXAMPLES};
-use claim::{Claimer, ClusterClaimer, EmbeddedClaimer};
+use claim::{Claimer, ClusterClaimer};
 use summary::{Counts, Progress};
 use writer::{Answered, Writer, create_duplicates};
 
 use crate::{
     connect,
+    embedded::EmbeddedKeys,
     exit::Failure,
-    lines::{Extract, Fill, Format, Input, Limits, Lines},
+    lines::{Extract, Fill, Format, Input, Limits, Lines, Stopper},
     output::{Stdout, json_line, say, shell_word},
+    signals::StopSignals,
 };
 
 /// What one claim has at most. Changing it makes runs of before unrepeatable.
@@ -71,6 +74,7 @@ pub(crate) fn run(args: DedupArgs) -> Result<ExitCode, Failure> {
     };
     let started = Instant::now();
     let lines = Lines::start(inputs, format, BATCH_LIMITS, fill).map_err(no_thread)?;
+    stop_at_signals(lines.stopper())?;
     let writer = Writer::new(out, duplicates, Progress::start());
     let (counts, sent, result) = pump(&lines, claimer, writer)?;
     let elapsed = started.elapsed();
@@ -85,6 +89,30 @@ pub(crate) fn run(args: DedupArgs) -> Result<ExitCode, Failure> {
     }
 }
 
+/// A signal ends the input, so that what has been claimed is written; a second one ends the process.
+fn stop_at_signals(stopper: Stopper) -> Result<(), Failure> {
+    let cannot = |error: io::Error| Failure::failed(format!("cannot listen for signals: {error}"));
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .map_err(cannot)?;
+    let mut signals = {
+        let _context = runtime.enter();
+        StopSignals::listen().map_err(cannot)?
+    };
+    // Not joined: it waits for as long as the process runs.
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            runtime.block_on(async {
+                stopper.stop(signals.next().await);
+                signals.exit_at_next().await;
+            });
+        })
+        .map_err(no_thread)?;
+    Ok(())
+}
+
 /// A line with more bytes than this has no key that is looked for.
 const fn line_bytes_max(extract: &Extract) -> usize {
     match extract {
@@ -96,7 +124,7 @@ const fn line_bytes_max(extract: &Extract) -> usize {
 fn claimer(args: &DedupArgs) -> Result<Claimer, Failure> {
     let ttl = args.ttl.ttl;
     if args.embedded {
-        return Ok(Claimer::Embedded(Box::new(EmbeddedClaimer::new(ttl))));
+        return Ok(Claimer::Embedded(Box::new(EmbeddedKeys::new(ttl))));
     }
     let mut config = connect::config(&args.connect)?;
     config.keys_per_request_max = KEYS_PER_REQUEST;

@@ -50,13 +50,13 @@ impl Exchange {
     ) -> Result<(), Abandoned> {
         let mut state = self.lock();
         while !records.is_empty() {
-            while state.full && !state.abandoned {
+            while state.full && !state.abandoned && state.end.is_none() {
                 state = self
                     .taken
                     .wait(state)
                     .unwrap_or_else(PoisonError::into_inner);
             }
-            if state.abandoned {
+            if state.abandoned || state.end.is_some() {
                 return Err(Abandoned);
             }
             let fit = self.fitting(&state.batch, records);
@@ -71,10 +71,11 @@ impl Exchange {
         Ok(())
     }
 
-    /// The input has ended, well or not.
+    /// The input has ended, well or not; what comes after the first end is not added.
     pub(crate) fn end(&self, end: Result<(), InputError>) {
-        self.lock().end = Some(end);
+        self.lock().end.get_or_insert(end);
         self.added.notify_one();
+        self.taken.notify_one();
     }
 
     /// Waits until there is a batch to hand out; `None` at the end.

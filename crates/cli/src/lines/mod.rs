@@ -58,12 +58,34 @@ pub(crate) enum Fill {
     Exact,
 }
 
-/// An input that cannot be read.
+/// Why there are no more lines although the input has not ended.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot read {name}: {source}")]
-pub(crate) struct InputError {
-    name: String,
-    source: io::Error,
+pub(crate) enum InputError {
+    /// An input cannot be read.
+    #[error("cannot read {name}: {source}")]
+    Unreadable {
+        /// What it is called.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Somebody asked for an end.
+    #[error("stopped by {by}")]
+    Stopped {
+        /// The signal's name.
+        by: &'static str,
+    },
+}
+
+/// Ends lines before their end.
+#[derive(Debug)]
+pub(crate) struct Stopper(Arc<Exchange>);
+
+impl Stopper {
+    /// No more lines are read; those that were read are still handed out, but see [`Fill::Exact`].
+    pub(crate) fn stop(&self, by: &'static str) {
+        self.0.end(Err(InputError::Stopped { by }));
+    }
 }
 
 /// The lines of several inputs, one after the other.
@@ -85,7 +107,7 @@ impl fmt::Display for Input {
 impl Input {
     /// An error about this input.
     pub(crate) fn error(&self, source: io::Error) -> InputError {
-        InputError {
+        InputError::Unreadable {
             name: self.to_string(),
             source,
         }
@@ -115,6 +137,13 @@ impl Lines {
     /// When an input cannot be read, after what was read before it (but see [`Fill::Exact`]).
     pub(crate) fn next(&self, spare: Batch) -> Result<Option<Batch>, InputError> {
         self.exchange.take(spare, self.fill)
+    }
+}
+
+impl Lines {
+    /// What ends them early.
+    pub(crate) fn stopper(&self) -> Stopper {
+        Stopper(Arc::clone(&self.exchange))
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
     net::TcpListener,
     path::Path,
     process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     thread,
 };
 
@@ -167,13 +168,19 @@ impl Dev {
     }
 }
 
-/// Ports that were free a moment ago.
+/// Ports that are free, each handed out once. They lie below those that the system gives to connections, so that none is
+/// taken before its node starts.
 pub(crate) fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<TcpListener> = (0..count)
-        .map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap())
-        .collect();
-    let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
-    listeners.iter().map(port).collect()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let candidates = std::iter::repeat_with(|| {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed) + std::process::id() * 64;
+        (10_000 + next % 20_000) as u16
+    });
+    candidates
+        .take(20_000)
+        .filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .take(count)
+        .collect()
 }
 
 /// A node with the settings of `env`, working in `directory`. Logs are read from its standard error.
