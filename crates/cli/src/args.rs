@@ -10,7 +10,7 @@ use crate::{bench::BenchArgs, dedup::DedupArgs, exit, settings};
 
 /// KeyDB answers one question for very many keys: has this key been seen in the last N days?
 #[derive(Debug, Parser)]
-#[command(name = "keydb", version, after_help = help_end(), max_term_width = 100)]
+#[command(name = "keydb", version, after_help = help_end())]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

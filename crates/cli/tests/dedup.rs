@@ -17,7 +17,10 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 use rustix::process::Signal;
-use support::{Dev, Process, assert_code, free_ports, keydb, run, stderr, stdout, with_input};
+use support::{
+    Dev, Process, assert_code, free_ports, keydb, node, run, stderr, stdout, wait_for_line,
+    with_input,
+};
 
 /// What `awk '$0=="" || !seen[$0]++'` writes, with lines over the longest key passed through.
 fn reference(inputs: &[&[u8]]) -> Vec<u8> {
@@ -455,4 +458,71 @@ fn a_cluster_that_does_not_answer_is_said_with_how_to_go_on() {
     let address = format!("127.0.0.1:{port}");
     let output = run(["dedup", "--addresses", &address, "--timeout", "300ms"]);
     assert_code(&output, 3);
+}
+
+#[test]
+fn what_no_node_remembers_any_more_is_unknown_and_so_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let port = free_ports(1)[0].to_string();
+    let address = format!("127.0.0.1:{port}");
+    let mut node = node(
+        directory.path(),
+        &[
+            ("KEYDB_NODE_ID", "0"),
+            ("KEYDB_NODE_ADDRESSES", &address),
+            ("KEYDB_PORT", &port),
+            ("KEYDB_INIT", "true"),
+            ("KEYDB_ANSWER_MEMORY_BYTES", "0"),
+        ],
+    );
+    wait_for_line(&mut node, "serving");
+    let run = |again: &[&str]| {
+        let mut command = keydb();
+        command.args(["dedup", "--addresses", &address, "--run", "r"]);
+        with_input(command.args(again), b"a\nb\n")
+    };
+    assert_eq!(stdout(&run(&[])), "a\nb\n");
+    let again = run(&["--again"]);
+    assert_eq!(stdout(&again), "a\nb\n");
+    assert!(
+        stderr(&again).contains("0 first, 0 duplicate, 2 unknown"),
+        "{}",
+        stderr(&again)
+    );
+    // Only batch 1 was sent before, so nothing is known to be a repeat here.
+    assert_eq!(stdout(&run(&["--again=0"])), "");
+}
+
+#[test]
+fn a_repeat_finds_the_same_batches_however_the_input_comes() {
+    let dev = Dev::start();
+    let lines = numbers(80_000);
+    let run = |piece_bytes: usize, again: &[&str]| {
+        let mut command = dev.client(["dedup", "--run", "pieces"]);
+        let mut child = command
+            .args(again)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        let input = lines.clone();
+        let feeding = std::thread::spawn(move || {
+            for piece in input.as_bytes().chunks(piece_bytes) {
+                stdin.write_all(piece).unwrap();
+            }
+        });
+        let output = child.wait_with_output().unwrap();
+        feeding.join().unwrap();
+        output
+    };
+    assert!(stdout(&run(333, &[])) == lines);
+    let again = run(1 << 20, &["--again"]);
+    assert!(stdout(&again) == lines);
+    assert!(
+        stderr(&again).contains("80,000 first, 0 duplicate, 0 unknown"),
+        "{}",
+        stderr(&again)
+    );
 }
