@@ -21,7 +21,7 @@ const GET_LINES: usize = 2;
 /// Cache lines from a key's home on in which an insert nearly always finds its empty slot.
 const INSERT_LINES: usize = 6;
 
-/// The keys of one hash range. See the [module](super) for its shape.
+/// The keys of one hash range, in memory, in fingerprint order: 16 bytes a slot, ordered linear probing in segments.
 ///
 /// Operations take fingerprints of this range only; the caller checks that they are.
 ///
