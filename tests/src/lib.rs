@@ -1,1 +1,1 @@
-//! What the end-to-end tests share.
+//! KeyDB's end-to-end tests lie in `tests/tests`; the comparison with Valkey in `tests/src/compare`.
