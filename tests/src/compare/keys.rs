@@ -3,13 +3,14 @@
 /// The length of each key in bytes.
 pub(crate) const KEY_BYTES: usize = 36;
 
-/// Keys one after the other; key `i` is a function of `i` alone.
+/// Keys one after the other; a key is a function of its number alone.
 pub(crate) struct Keys(Vec<u8>);
 
 impl Keys {
-    pub(crate) fn generate(count: usize) -> Self {
+    /// So many keys, one for each number in this order: they are read as a stream, as events come in.
+    pub(crate) fn of(count: usize, number: impl Fn(u64) -> u64) -> Self {
         let mut bytes = Vec::with_capacity(count * KEY_BYTES);
-        for number in 0..count as u64 {
+        for number in (0..count as u64).map(number) {
             bytes.extend(uuid_text(mix(2 * number), mix(2 * number + 1)));
         }
         Self(bytes)

@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc, time::Instant};
 
-use crate::keys::Keys;
+use crate::keys::{Keys, mix};
 
 /// Keys at which the resident memory is read.
 pub(crate) const MEMORY_POINTS: [usize; 4] = [2_000_000, 5_000_000, 10_000_000, 20_000_000];
@@ -33,9 +33,18 @@ impl Plan {
         }
     }
 
-    /// Keys for everything, with as many again that are never stored.
-    pub(crate) fn keys(self) -> usize {
-        self.bulk + self.single + self.gets / 2
+    /// The keys that are stored, in order.
+    pub(crate) fn stored(self) -> Keys {
+        Keys::of(self.bulk + self.single, |at| at)
+    }
+
+    /// The keys that are looked up: in turn one of those claimed in bulk, at random, and one that is never stored.
+    pub(crate) fn looked_up(self) -> Keys {
+        let absent = (self.bulk + self.single) as u64;
+        Keys::of(self.gets, |at| match at % 2 {
+            0 => mix(at) % self.bulk as u64,
+            _ => absent + at,
+        })
     }
 }
 
@@ -45,8 +54,8 @@ pub(crate) trait Store {
     fn claim_new(&mut self, keys: &Arc<Keys>, range: std::ops::Range<usize>) -> io::Result<()>;
     /// Claims keys that are all there; all must be duplicates.
     fn claim_again(&mut self, keys: &Arc<Keys>, range: std::ops::Range<usize>) -> io::Result<()>;
-    /// Looks the keys up in a random order; those below `stored` must be present, the others absent.
-    fn get(&mut self, keys: &Arc<Keys>, indexes: &Arc<Vec<u32>>, stored: usize) -> io::Result<()>;
+    /// Looks keys up; every other one, from the first on, must be present, the others absent.
+    fn get(&mut self, keys: &Arc<Keys>) -> io::Result<()>;
     /// Claims new keys one by one from [`TASKS`] tasks.
     fn claim_single(&mut self, keys: &Arc<Keys>, range: std::ops::Range<usize>) -> io::Result<()>;
     /// Resident bytes of the server.
@@ -63,7 +72,12 @@ pub(crate) struct Figures {
     pub(crate) bytes: Vec<f64>,
 }
 
-pub(crate) fn run(store: &mut impl Store, keys: &Arc<Keys>, plan: Plan) -> io::Result<Figures> {
+pub(crate) fn run(
+    store: &mut impl Store,
+    keys: &Arc<Keys>,
+    looked_up: &Arc<Keys>,
+    plan: Plan,
+) -> io::Result<Figures> {
     let scale = MEMORY_POINTS[MEMORY_POINTS.len() - 1] / plan.bulk;
     let mut figures = Figures::default();
     let mut stored = 0;
@@ -82,20 +96,8 @@ pub(crate) fn run(store: &mut impl Store, keys: &Arc<Keys>, plan: Plan) -> io::R
     figures.claims = (plan.bulk - plan.resident) as f64 / claiming;
     store.claim_again(keys, 0..plan.bulk.min(200_000))?;
 
-    let absent = plan.bulk + plan.single;
-    let indexes = (0..plan.gets)
-        .map(|at| {
-            let random = crate::keys::mix(at as u64) as usize;
-            (if at % 2 == 0 {
-                random % stored
-            } else {
-                absent + random % (plan.gets / 2)
-            }) as u32
-        })
-        .collect();
-    let indexes: Arc<Vec<u32>> = Arc::new(indexes);
     let begin = Instant::now();
-    store.get(keys, &indexes, stored)?;
+    store.get(looked_up)?;
     figures.gets = plan.gets as f64 / begin.elapsed().as_secs_f64();
 
     let begin = Instant::now();

@@ -26,19 +26,21 @@ struct Arguments {
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = arguments()?;
     let plan = Plan::of(arguments.scale);
-    let keys = Arc::new(Keys::generate(plan.keys()));
+    let (keys, looked_up) = (Arc::new(plan.stored()), Arc::new(plan.looked_up()));
     let (mut valkey, mut keydb) = (Vec::new(), Vec::new());
     for run in 1..=arguments.runs {
         eprintln!("run {run} of {}: Valkey …", arguments.runs);
         valkey.push(load::run(
             &mut valkey::Valkey::start(&arguments.valkey)?,
             &keys,
+            &looked_up,
             plan,
         )?);
         eprintln!("run {run} of {}: KeyDB …", arguments.runs);
         keydb.push(load::run(
             &mut keydb::KeyDb::start(&arguments.keydb)?,
             &keys,
+            &looked_up,
             plan,
         )?);
     }
