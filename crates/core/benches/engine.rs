@@ -51,7 +51,17 @@ fn main() {
         "  bytes a key, resident, at every million from 10 M on: {:.2} to {:.2}",
         engine.bytes.0, engine.bytes.1
     );
+    println!("  {} batches of {BATCH} inserts:", engine.stalls.batches);
     engine.stalls.print();
+    println!(
+        "    memory that was not ready and had to be waited for: {} chunks of 2 MiB",
+        engine.stalls.inline_chunks
+    );
+    println!(
+        "  as many batches, as long, that only write to random memory (what the machine does by itself):"
+    );
+    let a_batch = Duration::from_nanos((engine.insert_ns * BATCH as f64) as u64);
+    control(keys, a_batch, engine.stalls.batches).print();
     if !arguments
         .iter()
         .any(|argument| argument == "--skip-hashbrown")
@@ -85,22 +95,29 @@ fn fill(batch: &mut Vec<u8>, numbers: impl Iterator<Item = u64>) {
     numbers.for_each(|number| batch.extend(fingerprint(number).to_bytes()));
 }
 
-/// Reads one word of random lines from as much memory as the keys will take.
+const WORDS_PER_LINE: usize = 8;
+
+/// As much memory as the keys will take.
+fn lines(keys: u64) -> Vec<u64> {
+    (0..keys * 20 / 8).collect()
+}
+
+/// The index of the first word of a random line.
+fn random_line(number: u64, words: usize) -> usize {
+    let lines = (words / WORDS_PER_LINE) as u128;
+    ((u128::from(fingerprint(number).top()) * lines) >> 64) as usize * WORDS_PER_LINE
+}
+
+/// Reads one word of random lines.
 fn line_read_ns(keys: u64) -> f64 {
-    const WORDS_PER_LINE: usize = 8;
-    let lines = (keys * 20 / 64) as usize;
-    let mut memory: Vec<u64> = Vec::with_capacity(lines * WORDS_PER_LINE);
-    memory.extend((0..lines * WORDS_PER_LINE).map(|index| index as u64));
+    let memory = lines(keys);
     let reads = 20 * MILLION;
     let start = Instant::now();
     let mut sum = 0_u64;
     let mut indexes = Vec::with_capacity(BATCH as usize);
     for batch in 0..reads / BATCH {
         indexes.clear();
-        indexes.extend((0..BATCH).map(|at| {
-            let top = fingerprint(batch * BATCH + at).top();
-            ((u128::from(top) * lines as u128) >> 64) as usize * WORDS_PER_LINE
-        }));
+        indexes.extend((0..BATCH).map(|at| random_line(batch * BATCH + at, memory.len())));
         // The indexes are independent of what is read, so the processor overlaps the reads by itself.
         sum = indexes
             .iter()
@@ -135,6 +152,7 @@ fn engine(keys: u64, trace: bool) -> Engine {
         for start in (million * MILLION..(million + 1) * MILLION).step_by(BATCH as usize) {
             fill(&mut batch, start..start + BATCH);
             bits.clear();
+            let worked_before = worked();
             let begin = Instant::now();
             set.claim(
                 PackedFingerprints::new(&batch).unwrap(),
@@ -146,7 +164,7 @@ fn engine(keys: u64, trace: bool) -> Engine {
             .unwrap();
             let took = begin.elapsed();
             insert += took;
-            stalls.add(took, arena.inline_chunks());
+            stalls.add(took, worked() - worked_before, arena.inline_chunks());
             assert_eq!(bits.count(), BATCH as usize);
         }
         let last_million = insert - inserted;
@@ -194,37 +212,74 @@ fn engine(keys: u64, trace: bool) -> Engine {
     }
 }
 
-/// Batches that took long.
+/// Batches that took long, by the clock and by the time that the processor worked for this thread (kernel included). What only the
+/// clock saw, somebody else had the processor.
 #[derive(Default)]
 struct Stalls {
     batches: u64,
     longest: Duration,
+    longest_worked: Duration,
     over_2ms: u64,
-    with_inline_memory: u64,
+    worked_over_2ms: u64,
     inline_chunks: u64,
 }
 
 impl Stalls {
-    fn add(&mut self, took: Duration, inline_chunks: u64) {
+    fn add(&mut self, took: Duration, worked: Duration, inline_chunks: u64) {
+        const LIMIT: Duration = Duration::from_millis(2);
         self.batches += 1;
         self.longest = self.longest.max(took);
-        if took > Duration::from_millis(2) {
-            self.over_2ms += 1;
-            self.with_inline_memory += u64::from(inline_chunks > self.inline_chunks);
-        }
+        self.longest_worked = self.longest_worked.max(worked);
+        self.over_2ms += u64::from(took > LIMIT);
+        self.worked_over_2ms += u64::from(worked > LIMIT);
         self.inline_chunks = inline_chunks;
     }
 
     fn print(&self) {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
         println!(
-            "  batches of {BATCH} inserts: {}, longest {:.2} ms, over 2 ms: {}, of which {} took memory from the system themselves ({} chunks so taken)",
-            self.batches,
-            self.longest.as_secs_f64() * 1e3,
-            self.over_2ms,
-            self.with_inline_memory,
-            self.inline_chunks,
+            "    by the clock          longest {:6.2} ms, over 2 ms: {}",
+            ms(self.longest),
+            self.over_2ms
+        );
+        println!(
+            "    by processor time     longest {:6.2} ms, over 2 ms: {}",
+            ms(self.longest_worked),
+            self.worked_over_2ms
         );
     }
+}
+
+/// What the machine does by itself: batches of about `a_batch` that only add to random words of as much memory as the keys take.
+fn control(keys: u64, a_batch: Duration, batches: u64) -> Stalls {
+    let mut memory = lines(keys);
+    let mut next = 0;
+    let mut touch = |words: u64| {
+        for _ in 0..words {
+            next += 1;
+            let index = random_line(next, memory.len());
+            memory[index] = memory[index].wrapping_add(next);
+        }
+    };
+    const TRIAL_WORDS: u64 = MILLION;
+    let begin = Instant::now();
+    touch(TRIAL_WORDS);
+    let words = TRIAL_WORDS * a_batch.as_nanos() as u64 / begin.elapsed().as_nanos() as u64;
+    let mut stalls = Stalls::default();
+    for _ in 0..batches {
+        let worked_before = worked();
+        let begin = Instant::now();
+        touch(words);
+        stalls.add(begin.elapsed(), worked() - worked_before, 0);
+    }
+    black_box(&memory);
+    stalls
+}
+
+/// Processor time of this thread.
+fn worked() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 fn hashbrown_ns(keys: u64) -> (f64, f64) {
