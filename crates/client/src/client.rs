@@ -342,8 +342,7 @@ impl Client {
                     node.heard(header, routing.map.durability);
                 }
                 NodeStatus::from_reply(reply).map_err(|error| GetError::Refused {
-                    message: format!("{node} answered with a status that cannot be read: {error}")
-                        .into(),
+                    message: format!("{node} has no status to show: {error}").into(),
                 })
             }
             Ok(Err(status)) => Err(GetError::Unavailable {

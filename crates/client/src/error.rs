@@ -29,7 +29,7 @@ pub enum GetError {
         source: KeyError,
     },
     /// Nodes did not answer, or could not yet, in any of the attempts. Worth trying again later.
-    #[error("no answer after {attempts} attempts; the last error: {last_error}")]
+    #[error("no answer (attempts made: {attempts}); the last error: {last_error}")]
     Unavailable {
         /// How often the keys without an answer were sent.
         attempts: u32,
@@ -79,7 +79,7 @@ pub enum NotApplied {
         source: KeyError,
     },
     /// Nodes could not be reached or could not serve yet, in any of the attempts. Worth trying again later.
-    #[error("not applied after {attempts} attempts; the last error: {last_error}")]
+    #[error("not applied (attempts made: {attempts}); the last error: {last_error}")]
     Unavailable {
         /// How often the keys without an answer were sent.
         attempts: u32,

@@ -73,6 +73,9 @@ impl NodeStatus {
     /// From a reply; the error says which field breaks the contract.
     pub(crate) fn from_reply(reply: shard::NodeStatusReply) -> Result<Self, String> {
         let header = reply.header.ok_or("the reply has no header")?;
+        if reply.durability.is_empty() {
+            return Err("the node waits for its cluster's map".to_owned());
+        }
         let incarnation =
             id_field("incarnation", &header.incarnation).map_err(|error| error.to_string())?;
         let ranges = reply.ranges.into_iter().map(|range| RangeStatus {
@@ -96,5 +99,24 @@ impl NodeStatus {
             requests_in_flight: reply.requests_in_flight,
             ranges: ranges.collect(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_without_a_map_says_that_it_waits_for_one() {
+        let header = shard::ReplyHeader {
+            incarnation: vec![1; 16].into(),
+            ..Default::default()
+        };
+        let reply = shard::NodeStatusReply {
+            header: Some(header),
+            ..Default::default()
+        };
+        let error = NodeStatus::from_reply(reply).unwrap_err();
+        assert!(error.contains("waits"), "{error}");
     }
 }

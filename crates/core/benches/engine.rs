@@ -22,6 +22,10 @@ use keydb_core::{
 
 const BATCH: u64 = 1000;
 const MILLION: u64 = 1_000_000;
+
+/// A prime: steps of it visit all keys in an order that looks random.
+const STRIDE: u64 = 982_451_653;
+
 const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
 
 fn main() {
@@ -57,6 +61,8 @@ fn main() {
         "    memory that was not ready and had to be waited for: {} chunks of 2 MiB",
         engine.stalls.inline_chunks
     );
+    println!("  as many batches that overwrite present keys, where nothing grows or shifts:");
+    engine.overwrites.print();
     println!(
         "  as many batches, as long, that only write to random memory (what the machine does by itself):"
     );
@@ -133,6 +139,7 @@ struct Engine {
     miss_ns: f64,
     bytes: (f64, f64),
     stalls: Stalls,
+    overwrites: Stalls,
 }
 
 fn engine(keys: u64, trace: bool) -> Engine {
@@ -180,6 +187,22 @@ fn engine(keys: u64, trace: bool) -> Engine {
             );
         }
     }
+    let mut overwrites = Stalls::default();
+    for start in (0..keys).step_by(BATCH as usize) {
+        fill(
+            &mut batch,
+            (start..start + BATCH).map(|at| at.wrapping_mul(STRIDE) % keys),
+        );
+        let worked_before = worked();
+        let begin = Instant::now();
+        set.put(PackedFingerprints::new(&batch).unwrap(), expiry, times)
+            .unwrap();
+        overwrites.add(
+            begin.elapsed(),
+            worked() - worked_before,
+            arena.inline_chunks(),
+        );
+    }
     let lookups = (keys / 5).min(20 * MILLION);
     let mut get = |first: u64, expected: bool| {
         let mut took = Duration::ZERO;
@@ -187,7 +210,7 @@ fn engine(keys: u64, trace: bool) -> Engine {
             // In another random order than they came in: a stride that is coprime to the number of keys.
             fill(
                 &mut batch,
-                (start..start + BATCH).map(|at| first + at.wrapping_mul(982_451_653) % keys),
+                (start..start + BATCH).map(|at| first + at.wrapping_mul(STRIDE) % keys),
             );
             bits.clear();
             let begin = Instant::now();
@@ -209,6 +232,7 @@ fn engine(keys: u64, trace: bool) -> Engine {
         miss_ns,
         bytes,
         stalls,
+        overwrites,
     }
 }
 
@@ -301,7 +325,7 @@ fn hashbrown_ns(keys: u64) -> (f64, f64) {
     let lookups = (keys / 5).min(20 * MILLION);
     let begin = Instant::now();
     let found = (0..lookups)
-        .filter(|at| map.contains_key(&key(at.wrapping_mul(982_451_653) % keys)))
+        .filter(|at| map.contains_key(&key(at.wrapping_mul(STRIDE) % keys)))
         .count();
     assert_eq!(found as u64, lookups);
     (insert, begin.elapsed().as_nanos() as f64 / lookups as f64)
