@@ -67,7 +67,7 @@ pub(super) struct Layout {
 }
 
 /// A place in a phase, as a 64-bit fraction of the phase.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct Place {
     pub(super) phase: usize,
     pub(super) fraction: u64,

@@ -108,10 +108,15 @@ impl KeySet {
         offset: usize,
     ) {
         let mut offset = offset;
+        let mut located = [(Place::default(), 0); GROUP_KEYS];
         for group in groups(keys) {
-            self.fetch(group.next, GET_LINES);
-            for key in group.keys.iter() {
-                let (place, number) = self.locate(key);
+            // Nothing moves under a lookup, so what was found out for the fetch still holds.
+            let here = located;
+            for (at, key) in located.iter_mut().zip(group.next.iter()) {
+                *at = self.locate(key);
+                self.segments[at.1].prefetch(at.0, GET_LINES);
+            }
+            for (key, (place, number)) in group.keys.iter().zip(here) {
                 let found = match self.segments[number].probe(Needle::new(key), place) {
                     Probe::Found(_, slot) => slot.is_live(times.now),
                     Probe::Vacant(_) => false,
