@@ -67,8 +67,11 @@ impl Trouble {
                 refusal.range_id, refusal.message
             )
             .into(),
-            maybe_applied: !matches!(code, RefusalCode::NotOwner | RefusalCode::Loading),
-            permanent: false,
+            maybe_applied: !matches!(
+                code,
+                RefusalCode::NotOwner | RefusalCode::Loading | RefusalCode::Closed
+            ),
+            permanent: code == RefusalCode::Closed,
             moved: code == RefusalCode::NotOwner,
         }
     }
@@ -81,7 +84,11 @@ impl Trouble {
             maybe_applied: code.is_none() && !was_never_sent(status),
             permanent: matches!(
                 code,
-                Some(ErrorCode::InvalidRequest | ErrorCode::WrongCluster)
+                Some(
+                    ErrorCode::InvalidRequest
+                        | ErrorCode::WrongCluster
+                        | ErrorCode::OverMemoryLimit
+                )
             ),
             moved: false,
         }

@@ -23,15 +23,31 @@ const HASH_BITS: u32 = 96;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Durability {
+    /// Nothing that was acknowledged is ever lost: replies wait until the journal is synced. The default.
+    Journal,
+    /// A crash loses at most what came since the last snapshot, and says so.
+    Snapshot,
     /// Nothing is kept: a node that stops forgets its keys. For tests and pure caches.
     Memory,
 }
 
+impl Durability {
+    /// Every mode, the default first.
+    pub const ALL: [Self; 3] = [Self::Journal, Self::Snapshot, Self::Memory];
+
+    /// Whether a node of such a cluster has a disk.
+    pub const fn has_disk(self) -> bool {
+        !matches!(self, Self::Memory)
+    }
+}
+
 impl std::fmt::Display for Durability {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Memory => f.write_str("memory"),
-        }
+        f.write_str(match self {
+            Self::Journal => "journal",
+            Self::Snapshot => "snapshot",
+            Self::Memory => "memory",
+        })
     }
 }
 
@@ -39,12 +55,12 @@ impl std::str::FromStr for Durability {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "memory" => Ok(Self::Memory),
-            _ => Err(format!(
-                "durability {text:?} is not one that this build has; it has: memory"
-            )),
-        }
+        Self::ALL
+            .into_iter()
+            .find(|mode| mode.to_string() == text)
+            .ok_or_else(|| {
+                format!("durability {text:?} is not one of journal, snapshot and memory")
+            })
     }
 }
 
@@ -137,7 +153,7 @@ pub struct RangeEntry {
     /// The range's stable id.
     pub id: RangeId,
     /// The first top-64-bits value that belongs to it; it ends where the next range starts.
-    #[serde(with = "hex_u64")]
+    #[serde(with = "crate::hex_u64")]
     pub start: u64,
     /// Goes up by one each time the owner changes.
     #[serde(rename = "gen")]
@@ -423,23 +439,6 @@ impl NodeEntry {
             last_loss_ms: None,
             unknown: Map::new(),
         }
-    }
-}
-
-/// A `u64` as 16 hex digits.
-mod hex_u64 {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub(super) fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&format!("{value:016x}"))
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        if text.len() != 16 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(D::Error::custom(format!("{text:?} is not 16 hex digits")));
-        }
-        u64::from_str_radix(&text, 16).map_err(D::Error::custom)
     }
 }
 

@@ -2,9 +2,13 @@
 
 use std::sync::Arc;
 
-use keydb_proto::shard::{
-    ClaimReply, ClaimRequest, GetMapReply, GetMapRequest, GetReply, GetRequest, NodeStatusReply,
-    NodeStatusRequest, PutReply, PutRequest, shard_service_server::ShardService,
+use keydb_proto::{
+    refusal_status,
+    shard::{
+        ClaimReply, ClaimRequest, CreateSnapshotsReply, CreateSnapshotsRequest, ErrorCode,
+        GetMapReply, GetMapRequest, GetReply, GetRequest, NodeStatusReply, NodeStatusRequest,
+        PutReply, PutRequest, shard_service_server::ShardService,
+    },
 };
 use tonic::{Request, Response, Status};
 
@@ -46,5 +50,15 @@ impl ShardService for Service {
         request: Request<NodeStatusRequest>,
     ) -> Result<Response<NodeStatusReply>, Status> {
         status::status(&self.0, request.get_ref()).map(Response::new)
+    }
+
+    async fn create_snapshots(
+        &self,
+        _request: Request<CreateSnapshotsRequest>,
+    ) -> Result<Response<CreateSnapshotsReply>, Status> {
+        Err(refusal_status(
+            ErrorCode::NotPossible,
+            "durability is memory: there is nothing to make snapshots of",
+        ))
     }
 }

@@ -2,7 +2,7 @@
 
 use keydb_core::ClusterMap;
 use keydb_proto::shard::{
-    GetMapReply, GetMapRequest, NodeStatusReply, NodeStatusRequest, RangeStatus,
+    GetMapReply, GetMapRequest, NodeStatusReply, NodeStatusRequest, RangeState, RangeStatus,
 };
 use tonic::Status;
 
@@ -37,6 +37,8 @@ pub(crate) fn status(node: &Node, request: &NodeStatusRequest) -> Result<NodeSta
             range_id: range.id.0,
             generation: range.generation,
             keys: range.read().len() as u64,
+            state: RangeState::Ready.into(),
+            reason: String::new(),
         })
         .collect();
     let map = standing.map();
@@ -55,6 +57,10 @@ pub(crate) fn status(node: &Node, request: &NodeStatusRequest) -> Result<NodeSta
         answer_operations: node.answers.operations() as u64,
         requests_in_flight: node.in_flight.count() as u64,
         ranges,
+        disk: None,
+        memory_limit_bytes: 0,
+        shed_keys: 0,
+        warnings: Vec::new(),
     })
 }
 

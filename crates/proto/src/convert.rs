@@ -31,9 +31,13 @@ pub fn id_field(field: &'static str, bytes: &[u8]) -> Result<[u8; 16], FieldErro
 pub fn refusal_status(code: ErrorCode, message: impl Into<String>) -> Status {
     let grpc_code = match code {
         ErrorCode::InvalidRequest => Code::InvalidArgument,
-        ErrorCode::WrongCluster | ErrorCode::WrongNode => Code::FailedPrecondition,
+        ErrorCode::WrongCluster | ErrorCode::WrongNode | ErrorCode::NotPossible => {
+            Code::FailedPrecondition
+        }
         ErrorCode::NoMap | ErrorCode::Stopping => Code::Unavailable,
-        ErrorCode::Overloaded => Code::ResourceExhausted,
+        ErrorCode::Overloaded | ErrorCode::OverMemoryLimit | ErrorCode::DiskFull => {
+            Code::ResourceExhausted
+        }
         ErrorCode::TooLate => Code::DeadlineExceeded,
         ErrorCode::Unspecified => Code::Unknown,
     };

@@ -12,6 +12,8 @@ use keydb_core::Durability;
 /// What a durability mode means to somebody who reads it for the first time.
 fn durability_meaning(durability: Durability) -> &'static str {
     match durability {
+        Durability::Journal => "nothing that was acknowledged is ever lost",
+        Durability::Snapshot => "a crash loses at most what came since the last snapshot",
         Durability::Memory => "nothing is kept: a node that stops forgets its keys",
         _ => "unknown to this build",
     }

@@ -9,8 +9,9 @@ use futures_util::future::BoxFuture;
 use keydb_client::{Client, ClientConfig};
 use keydb_core::{ClusterMap, Durability, NewCluster};
 use keydb_proto::shard::{
-    ClaimReply, ClaimRequest, GetMapReply, GetMapRequest, GetReply, GetRequest, NodeStatusReply,
-    NodeStatusRequest, PutReply, PutRequest, RangeKeys, RangeRefusal, RefusalCode, ReplyHeader,
+    ClaimReply, ClaimRequest, CreateSnapshotsReply, CreateSnapshotsRequest, GetMapReply,
+    GetMapRequest, GetReply, GetRequest, NodeStatusReply, NodeStatusRequest, PutReply, PutRequest,
+    RangeKeys, RangeRefusal, RefusalCode, ReplyHeader,
     shard_service_server::{ShardService, ShardServiceServer},
 };
 use tokio::{net::TcpListener, task::JoinSet};
@@ -176,5 +177,12 @@ impl ShardService for Service {
         _: Request<NodeStatusRequest>,
     ) -> Result<Response<NodeStatusReply>, Status> {
         Err(Status::unimplemented("node_status"))
+    }
+
+    async fn create_snapshots(
+        &self,
+        _request: Request<CreateSnapshotsRequest>,
+    ) -> Result<Response<CreateSnapshotsReply>, Status> {
+        Err(Status::unimplemented("the fake node has no snapshots"))
     }
 }
