@@ -13,6 +13,7 @@ mod bitmap;
 mod claim;
 mod clock;
 mod cluster_map;
+mod date;
 mod fingerprint;
 mod hash_range;
 mod hex_u64;
