@@ -40,6 +40,7 @@ pub(crate) struct Node {
     pub(crate) in_flight: InFlight,
     pub(crate) reclaiming: Reclaiming,
     disk: OnceLock<Disk>,
+    disk_opened: Notify,
     clock_is_trusted: AtomicBool,
     /// What somebody should know, by its subject.
     warnings: Mutex<BTreeMap<&'static str, String>>,
@@ -95,6 +96,7 @@ impl Node {
             in_flight: InFlight::new(limits.requests_in_flight_max),
             reclaiming: Reclaiming::default(),
             disk: OnceLock::new(),
+            disk_opened: Notify::new(),
             clock_is_trusted: AtomicBool::new(false),
             warnings: Mutex::default(),
             standing: RwLock::new(Arc::new(Standing::NoMap)),
@@ -114,6 +116,18 @@ impl Node {
     pub(crate) fn set_disk(&self, disk: Disk) {
         let first = self.disk.set(disk);
         assert!(first.is_ok(), "a node opens its disk once");
+        self.disk_opened.notify_waiters();
+    }
+
+    /// The node's disk; waits until it is open.
+    pub(crate) async fn open_disk(&self) -> &Disk {
+        loop {
+            let opened = self.disk_opened.notified();
+            if let Some(disk) = self.disk.get() {
+                return disk;
+            }
+            opened.await;
+        }
     }
 
     /// Where writes go before they are answered; none in `memory` mode.

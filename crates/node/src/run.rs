@@ -1,4 +1,7 @@
 //! The life of a node, from a bound listener to the last log line.
+//!
+//! A node that was asked to stop refuses new requests, lets those in progress end, writes what it has to local files and, where
+//! that is quick, to object storage, and closes its connections. It needs no object storage for that.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -74,6 +77,7 @@ impl Running {
         server.spawn(serve(Arc::clone(node), listener, stop.clone(), cut.clone()));
         let mut membership = JoinSet::new();
         membership.spawn(Membership::new(Arc::clone(node), store).follow());
+        membership.spawn(journal_failed(Arc::clone(node)));
         let mut sweeper = JoinSet::new();
         sweeper.spawn(sweep(Arc::clone(node)));
         Self {
@@ -122,6 +126,9 @@ impl Running {
                 node.config.drain_deadline.as_millis()
             ),
         }
+        if let Some(disk) = node.disk() {
+            disk.close(node, deadline).await;
+        }
         self.stop.cancel();
         let close_by = deadline.max(Instant::now() + CLOSE_TIMEOUT);
         if timeout_at(close_by, self.server.join_next()).await.is_err() {
@@ -139,6 +146,11 @@ impl Running {
         self.server.shutdown().await;
         info!(node = %id, "stopped");
     }
+}
+
+/// Waits until the node's journal fails: from then on nothing may be acknowledged.
+async fn journal_failed(node: Arc<Node>) -> NodeError {
+    NodeError::Journal(node.open_disk().await.journal.failed().await)
 }
 
 fn failed(task: &'static str, error: &JoinError) -> NodeError {
