@@ -140,7 +140,7 @@ impl TryFrom<String> for HashSeed {
 }
 
 /// A view of fingerprints that lie packed one after the other.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackedFingerprints<'a>(&'a [[u8; FINGERPRINT_BYTES]]);
 
 /// The bytes are not a whole number of fingerprints.

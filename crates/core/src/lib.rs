@@ -10,6 +10,7 @@
 //! [`random`].
 
 mod bitmap;
+mod bytes;
 mod claim;
 mod clock;
 mod cluster_map;
@@ -18,6 +19,7 @@ mod fingerprint;
 mod hash_range;
 mod hex_u64;
 mod ids;
+mod journal;
 mod keyset;
 mod lsn;
 mod manifest;
@@ -38,6 +40,11 @@ pub use fingerprint::{
 };
 pub use hash_range::{HASH_RANGES_MAX, HashRange, RangeCountError, RangeId};
 pub use ids::{ClusterId, IdError, Incarnation, NodeId, OperationId};
+pub use journal::{
+    JournalError, RECORD_BYTES_MAX, Record, RecordBody, RecordError, RecordGroup,
+    SEGMENT_HEADER_BYTES, SegmentHeader, Write, decode_record, encode_record, find_record,
+    record_bytes_max,
+};
 pub use keyset::{Arena, Entry, InsertError, KeySet, Provisioner, Sweep, Times};
 pub use lsn::Lsn;
 pub use manifest::{Manifest, ManifestError, ManifestFile, ManifestRange, SnapshotKind};
