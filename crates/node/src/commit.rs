@@ -9,8 +9,8 @@
 //! Without a journal (`memory` mode) there is nothing to wait for and nothing to mark.
 
 use keydb_core::{
-    Bitmap, Expiry, FINGERPRINT_BYTES, Fingerprint, Lsn, OperationId, PackedFingerprints, UnixMillis,
-    journal::{RecordGroup, Write},
+    Bitmap, Expiry, FINGERPRINT_BYTES, Fingerprint, Lsn, OperationId, PackedFingerprints,
+    RecordGroup, UnixMillis, Write,
 };
 use keydb_proto::{refusal_status, shard::ErrorCode};
 use tonic::Status;
@@ -71,8 +71,7 @@ impl<'a> Commit<'a> {
         let mut commit = Self::of_read(journal);
         if let Some(journal) = journal {
             // A group that is cut by the end of a chunk is in both.
-            let bytes =
-                chunks * RECORD_BYTES + (groups + chunks) * GROUP_BYTES + keys * KEY_BYTES;
+            let bytes = chunks * RECORD_BYTES + (groups + chunks) * GROUP_BYTES + keys * KEY_BYTES;
             let space = journal.admit(bytes).await.map_err(|full| {
                 refusal_status(
                     ErrorCode::DiskFull,

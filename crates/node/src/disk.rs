@@ -68,7 +68,10 @@ impl Disk {
         let id = node.config.id;
         if let Some(snapshots) = self.snapshots.get() {
             info!(node = %id, "making the last snapshot");
-            match snapshots.close(deadline.max(Instant::now() + UPLOAD_TIMEOUT)).await {
+            match snapshots
+                .close(deadline.max(Instant::now() + UPLOAD_TIMEOUT))
+                .await
+            {
                 Ok(()) => info!(node = %id, "the last snapshot is made"),
                 // The journal has what the snapshot lacks.
                 Err(reason) => error!(node = %id, "the last snapshot is not complete: {reason}"),
@@ -76,7 +79,9 @@ impl Disk {
         }
         let journal = Arc::clone(&self.journal);
         match tokio::task::spawn_blocking(move || journal.close()).await {
-            Ok(Ok(())) => info!(node = %id, lsn = %self.journal.committed(), "the journal is closed"),
+            Ok(Ok(())) => {
+                info!(node = %id, lsn = %self.journal.committed(), "the journal is closed")
+            }
             Ok(Err(error)) => error!(node = %id, "the journal is not closed cleanly: {error}"),
             Err(error) => error!(node = %id, "the journal is not closed cleanly: {error}"),
         }

@@ -142,7 +142,11 @@ pub(crate) async fn claim(node: &Node, request: &ClaimRequest) -> Result<ClaimRe
 
 /// Room in the journal for everything that the request may write.
 async fn commit_of<'a>(node: &'a Node, plan: &Plan<'_>) -> Result<Commit<'a>, Status> {
-    let keys: usize = plan.groups.iter().map(|group| group.end - group.start).sum();
+    let keys: usize = plan
+        .groups
+        .iter()
+        .map(|group| group.end - group.start)
+        .sum();
     // A chunk ends where the next step would make it larger than a step may be; so any two of them have more keys than that.
     let chunks = 1 + 2 * keys / STEP_KEYS;
     Commit::of_write(node.journal(), keys, plan.groups.len(), chunks).await

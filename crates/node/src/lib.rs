@@ -41,4 +41,5 @@ pub use clock::SystemClock;
 pub use config::{Limits, MemoryPolicy, NodeConfig};
 pub use data_dir::DataDirError;
 pub use error::NodeError;
+pub use journal::JournalError;
 pub use run::run;

@@ -244,7 +244,9 @@ impl Membership {
             return Ok(());
         };
         let own = data_dir::saved_disk_id(&self.node.config.data_dir)?;
-        let named = map.node(self.node.config.id).and_then(|entry| entry.disk_id);
+        let named = map
+            .node(self.node.config.id)
+            .and_then(|entry| entry.disk_id);
         if own.is_none() || named != own {
             return Ok(());
         }

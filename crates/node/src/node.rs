@@ -133,7 +133,7 @@ impl Node {
     /// Where writes go before they are answered; none in `memory` mode.
     #[inline]
     pub(crate) fn journal(&self) -> Option<&Journal> {
-        self.disk.get().map(|disk| &disk.journal)
+        self.disk.get().map(|disk| &*disk.journal)
     }
 
     /// Whether the clock may decide that keys are over for good.

@@ -2,13 +2,10 @@
 
 use std::sync::Arc;
 
-use keydb_proto::{
-    refusal_status,
-    shard::{
-        ClaimReply, ClaimRequest, CreateSnapshotsReply, CreateSnapshotsRequest, ErrorCode,
-        GetMapReply, GetMapRequest, GetReply, GetRequest, NodeStatusReply, NodeStatusRequest,
-        PutReply, PutRequest, shard_service_server::ShardService,
-    },
+use keydb_proto::shard::{
+    ClaimReply, ClaimRequest, CreateSnapshotsReply, CreateSnapshotsRequest, GetMapReply,
+    GetMapRequest, GetReply, GetRequest, NodeStatusReply, NodeStatusRequest, PutReply, PutRequest,
+    shard_service_server::ShardService,
 };
 use tonic::{Request, Response, Status};
 
