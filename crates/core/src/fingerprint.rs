@@ -6,6 +6,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 /// The longest key, in bytes.
@@ -105,6 +106,22 @@ impl HashSeed {
     /// A seed of the given value.
     pub const fn new(seed: u64) -> Self {
         Self(seed)
+    }
+
+    /// The seed as a number: for formats that must carry the seed itself.
+    pub(crate) const fn value(self) -> u64 {
+        self.0
+    }
+
+    /// What tells this seed from others without giving it away: files of another cluster are recognised by it. The first 8 bytes,
+    /// little-endian, of SHA-256 over `keydb hash seed` and the seed as 8 bytes, little-endian.
+    pub fn digest(self) -> u64 {
+        let digest = Sha256::new()
+            .chain_update(b"keydb hash seed")
+            .chain_update(self.0.to_le_bytes())
+            .finalize();
+        let [a, b, c, d, e, f, g, h, ..] = digest.0;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
     }
 }
 
@@ -269,5 +286,14 @@ mod tests {
         assert!(HashSeed::try_from("ff".to_owned()).is_err());
         assert!(HashSeed::try_from("+0000000000000ff".to_owned()).is_err());
         assert!(!format!("{seed:?}").contains("ff"));
+    }
+
+    #[test]
+    fn the_digest_of_a_seed_is_the_documented_one() {
+        // printf 'keydb hash seed\xff\0\0\0\0\0\0\0' | sha256sum
+        assert_eq!(
+            HashSeed::new(255).digest().to_le_bytes(),
+            [0x2b, 0x71, 0xff, 0xed, 0xb6, 0x29, 0x4c, 0x45]
+        );
     }
 }

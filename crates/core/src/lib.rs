@@ -25,6 +25,7 @@ mod lsn;
 mod manifest;
 mod placement;
 pub mod random;
+mod snapshot;
 mod ttl;
 
 pub use bitmap::Bitmap;
@@ -49,4 +50,8 @@ pub use keyset::{Arena, Entry, InsertError, KeySet, Provisioner, Sweep, Times};
 pub use lsn::Lsn;
 pub use manifest::{Manifest, ManifestError, ManifestFile, ManifestRange, SnapshotKind};
 pub use placement::{PlacementError, place};
+pub use snapshot::{
+    BLOCK_ENTRIES, BlockEntry, Event, FileKind, Footer, FooterError, SectionEntry, SectionHeader,
+    SnapshotDecoder, SnapshotError, SnapshotHeader, SnapshotWriter, TRAILER_BYTES, Totals,
+};
 pub use ttl::{Expiry, ExpiryError, TTL_MAX, Ttl, TtlError, UnixMillis, UnixSeconds};

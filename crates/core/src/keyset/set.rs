@@ -184,9 +184,7 @@ impl KeySet {
         entries: impl IntoIterator<Item = Entry>,
         times: Times,
     ) -> Result<(), InsertError> {
-        let mut slots = entries
-            .into_iter()
-            .map(|entry| Slot::new(entry.fingerprint, entry.expiry));
+        let mut slots = entries.into_iter().map(Slot::from);
         slots.try_for_each(|slot| self.store(slot, times, Slot::max))
     }
 

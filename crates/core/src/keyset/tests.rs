@@ -134,7 +134,7 @@ impl KeySet {
         assert_eq!(entries, self.len());
         assert!(
             self.iter()
-                .is_sorted_by(|a, b| a.fingerprint < b.fingerprint)
+                .is_sorted_by(|a, b| a.fingerprint() < b.fingerprint())
         );
     }
 }
@@ -181,12 +181,11 @@ fn run(range: HashRange, steps: Vec<Step>) {
                 assert!(!bits(&first)[..5].contains(&true));
             }
             Step::Merge(numbers, ttl) => {
-                let entries = keys_of(&numbers).into_iter().map(|fingerprint| Entry {
-                    fingerprint,
-                    expiry: seconds(now + ttl),
-                });
+                let entries = keys_of(&numbers)
+                    .into_iter()
+                    .map(|fingerprint| Entry::new(fingerprint, seconds(now + ttl)));
                 set.merge(entries.clone(), at).unwrap();
-                entries.for_each(|entry| model.put(entry.fingerprint, entry.expiry));
+                entries.for_each(|entry| model.put(entry.fingerprint(), entry.expiry()));
             }
             Step::Pass(passed) => now += passed,
             Step::Sweep => {
@@ -204,15 +203,12 @@ fn run(range: HashRange, steps: Vec<Step>) {
         set.check();
     }
     let live = |expiry: Expiry| expiry.is_live(UnixSeconds(now));
-    let found: Vec<Entry> = set.iter().filter(|entry| live(entry.expiry)).collect();
+    let found: Vec<Entry> = set.iter().filter(|entry| live(entry.expiry())).collect();
     let expected: Vec<Entry> = model
         .0
         .into_iter()
         .filter(|(_, expiry)| live(*expiry))
-        .map(|(fingerprint, expiry)| Entry {
-            fingerprint,
-            expiry,
-        })
+        .map(|(fingerprint, expiry)| Entry::new(fingerprint, expiry))
         .collect();
     assert_eq!(found, expected);
 }
