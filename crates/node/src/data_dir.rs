@@ -20,6 +20,8 @@ use keydb_core::{ClusterId, ClusterMap, Incarnation, NodeId};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::failpoint;
+
 const FORMAT: u32 = 1;
 const IDENTITY: &str = "node.json";
 const MAP: &str = "map.json";
@@ -183,15 +185,23 @@ pub(crate) fn saved_disk_id(root: &Path) -> Result<Option<Incarnation>, DataDirE
 /// Replaces a file as a whole: a crash leaves the old one or the new one.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), DataDirError> {
     let temporary = path.with_extension("tmp");
-    let written = File::create(&temporary).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
+    let written = failpoint::hit("data_dir.write", &temporary)
+        .and_then(|()| File::create(&temporary))
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        });
     written.map_err(io_error("write", &temporary))?;
-    fs::rename(&temporary, path).map_err(io_error("replace", path))?;
-    let dir = path.parent().unwrap_or(path);
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
+    failpoint::hit("data_dir.rename", path)
+        .and_then(|()| fs::rename(&temporary, path))
+        .map_err(io_error("replace", path))?;
+    sync_dir(path.parent().unwrap_or(path))
+}
+
+/// What was made, renamed or removed in `dir` is so for good.
+pub(crate) fn sync_dir(dir: &Path) -> Result<(), DataDirError> {
+    failpoint::hit("data_dir.sync", dir)
+        .and_then(|()| File::open(dir)?.sync_all())
         .map_err(io_error("sync directory", dir))
 }
 
@@ -245,11 +255,15 @@ fn make_identity(
     replace(&root.join(IDENTITY), &json)?;
     // The directory itself must be there after a loss of power as well.
     if let Some(parent) = root.parent().filter(|parent| parent.is_dir()) {
-        File::open(parent)
-            .and_then(|dir| dir.sync_all())
-            .map_err(io_error("sync directory", parent))?;
+        sync_dir(parent)?;
     }
     Ok(identity)
+}
+
+impl DataDirError {
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        io_error(action, path)(source)
+    }
 }
 
 fn io_error<'a>(

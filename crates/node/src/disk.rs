@@ -26,7 +26,7 @@ const UPLOAD_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Disk {
     pub(crate) journal: Arc<Journal>,
     /// Makes snapshots from the time on when the keys are loaded.
-    pub(crate) snapshots: OnceLock<Snapshotter>,
+    snapshots: OnceLock<Snapshotter>,
     id: Incarnation,
     /// Held as long as something may be written.
     _data_dir: Arc<DataDir>,
@@ -40,6 +40,12 @@ impl Disk {
             id: data_dir.disk_id(),
             _data_dir: data_dir,
         }
+    }
+
+    /// The keys are loaded, so snapshots can be made of them.
+    pub(crate) fn start_snapshots(&self, snapshots: Snapshotter) {
+        let first = self.snapshots.set(snapshots);
+        assert!(first.is_ok(), "keys are loaded once");
     }
 
     pub(crate) fn status(&self) -> DiskStatus {
@@ -115,8 +121,8 @@ pub(crate) async fn create_snapshots(
         .map_err(|reason| not_possible(&format!("no snapshot could be made: {reason}")))?;
     Ok(CreateSnapshotsReply {
         header: Some(node.reply_header(standing.map())),
-        complete_to_unix_ms: made.complete_to.0,
-        lsn: made.lsn.0,
+        complete_to_unix_ms: made.reach.complete_to.0,
+        lsn: made.reach.lsn.0,
         objects: made.objects,
         object_bytes: made.object_bytes,
     })

@@ -21,6 +21,7 @@ mod data_dir;
 mod disk;
 mod drain;
 mod error;
+mod failpoint;
 mod journal;
 mod keys;
 mod limit;
