@@ -34,6 +34,12 @@ pub enum KeyError {
 }
 
 impl Fingerprint {
+    /// The smallest one.
+    pub const MIN: Self = Self(0);
+
+    /// The largest one.
+    pub const MAX: Self = Self((1 << 96) - 1);
+
     /// The fingerprint of `key` under `seed`.
     ///
     /// # Errors
@@ -69,6 +75,15 @@ impl Fingerprint {
     #[inline]
     pub const fn as_u128(self) -> u128 {
         self.0
+    }
+
+    /// The next larger one; `None` for [`MAX`](Self::MAX).
+    pub const fn successor(self) -> Option<Self> {
+        if self.0 == Self::MAX.0 {
+            None
+        } else {
+            Some(Self(self.0 + 1))
+        }
     }
 
     /// The packed form: 12 bytes, big-endian.

@@ -138,7 +138,7 @@ fn expiries() -> impl Strategy<Value = Vec<u32>> {
         collection::vec(any::<u32>(), 1..300),
     )
         .prop_map(|(width, base, numbers)| {
-            let later = |number: u32| (u64::from(number) * u64::from(width) >> 32) as u32;
+            let later = |number: u32| ((u64::from(number) * u64::from(width)) >> 32) as u32;
             numbers
                 .iter()
                 .map(|number| base.saturating_add(later(*number)))
