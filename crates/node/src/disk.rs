@@ -1,7 +1,7 @@
 //! What a node writes to: its journal, and the snapshots of its keys.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -26,7 +26,7 @@ const UPLOAD_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Disk {
     pub(crate) journal: Arc<Journal>,
     /// Makes snapshots from the time on when the keys are loaded.
-    snapshots: OnceLock<Snapshotter>,
+    snapshots: Mutex<Option<Arc<Snapshotter>>>,
     id: Incarnation,
     /// Held as long as something may be written.
     _data_dir: Arc<DataDir>,
@@ -36,7 +36,7 @@ impl Disk {
     pub(crate) fn new(data_dir: Arc<DataDir>, journal: Arc<Journal>) -> Self {
         Self {
             journal,
-            snapshots: OnceLock::new(),
+            snapshots: Mutex::default(),
             id: data_dir.disk_id(),
             _data_dir: data_dir,
         }
@@ -44,16 +44,33 @@ impl Disk {
 
     /// The keys are loaded, so snapshots can be made of them.
     pub(crate) fn start_snapshots(&self, snapshots: Snapshotter) {
-        let first = self.snapshots.set(snapshots);
-        assert!(first.is_ok(), "keys are loaded once");
+        *self.lock() = Some(Arc::new(snapshots));
+    }
+
+    /// What makes snapshots, once the keys are loaded and until the disk is closed.
+    fn snapshots(&self) -> Option<Arc<Snapshotter>> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Snapshotter>>> {
+        self.snapshots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The end of a node that fails or is dropped: nothing more is written than what the journal has taken in.
+    pub(crate) fn abandon(&self) {
+        let snapshots = self.lock().take();
+        if let Some(snapshots) = snapshots {
+            snapshots.abandon();
+        }
+        // What went wrong with it was said where it did.
+        let _ = self.journal.close();
     }
 
     pub(crate) fn status(&self) -> DiskStatus {
-        let snapshots = self
-            .snapshots
-            .get()
-            .map(Snapshotter::status)
-            .unwrap_or_default();
+        let snapshots = self.snapshots().map(|snapshots| snapshots.status());
+        let snapshots = snapshots.unwrap_or_default();
         DiskStatus {
             disk_id: self.id.to_bytes().to_vec().into(),
             lsn: self.journal.appended().0,
@@ -72,7 +89,9 @@ impl Disk {
     /// where that is quick.
     pub(crate) async fn close(&self, node: &Node, deadline: Instant) {
         let id = node.config.id;
-        if let Some(snapshots) = self.snapshots.get() {
+        // Taken out: it knows the node, which knows this disk.
+        let snapshots = self.lock().take();
+        if let Some(snapshots) = snapshots {
             info!(node = %id, "making the last snapshot");
             match snapshots
                 .close(deadline.max(Instant::now() + UPLOAD_TIMEOUT))
@@ -113,7 +132,7 @@ pub(crate) async fn create_snapshots(
     }
     let snapshots = node
         .disk()
-        .and_then(|disk| disk.snapshots.get())
+        .and_then(Disk::snapshots)
         .ok_or_else(|| not_possible("the node is still loading its keys; try again"))?;
     let made = snapshots
         .request(request.full)

@@ -10,10 +10,7 @@ use std::{io, path::Path};
 /// Fails where `point` was armed for the directory that `path` lies in.
 #[cfg(not(any(test, feature = "failpoints")))]
 #[inline]
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "with the feature it does fail"
-)]
+#[expect(clippy::unnecessary_wraps, reason = "with the feature it does fail")]
 pub(crate) fn hit(_point: &'static str, _path: &Path) -> io::Result<()> {
     Ok(())
 }

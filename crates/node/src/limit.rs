@@ -132,7 +132,7 @@ fn soonest(table: &Table) -> Option<UnixSeconds> {
     }
     let mut expiries: Vec<u32> = sample
         .iter()
-        .map(|entry| entry.expiry.as_unix_seconds())
+        .map(|entry| entry.expiry().as_unix_seconds())
         .collect();
     let place = expiries.len() / SHED_DIVISOR;
     (!expiries.is_empty()).then(|| UnixSeconds(*expiries.select_nth_unstable(place).1))

@@ -68,7 +68,7 @@ pub(crate) fn load_file(
                 if let Some(range) = into {
                     range
                         .write()
-                        .merge(entries.iter().copied(), times)
+                        .merge(entries, times)
                         .map_err(|error| LoadError::NoRoom(range.id, error))?;
                 }
             }

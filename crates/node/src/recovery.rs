@@ -83,7 +83,8 @@ impl Recovery {
         let manifest = Arc::new(manifest);
 
         let replaying = (Arc::clone(&standing), Arc::clone(&manifest));
-        let journal = blocking(&this, move |this| this.replay(&replaying.0, &replaying.1)).await??;
+        let journal =
+            blocking(&this, move |this| this.replay(&replaying.0, &replaying.1)).await??;
         let journal = Arc::new(journal);
         this.node
             .set_disk(Disk::new(Arc::clone(&this.data_dir), Arc::clone(&journal)));
@@ -179,14 +180,19 @@ impl Recovery {
         for entry in answers.into_iter().flat_map(|file| file.entries) {
             // What a crash has forgotten must not be told again.
             if entry.lsn <= last
-                && !self
-                    .node
-                    .answers
-                    .restore(entry.operation, entry.recorded, entry.lsn, &entry.answers)
+                && !self.node.answers.restore(
+                    entry.operation,
+                    entry.recorded,
+                    entry.lsn,
+                    &entry.answers,
+                )
             {
                 return Err(NodeError::DataDir(DataDirError::Damaged {
                     path: self.data_dir.answers(),
-                    reason: format!("the answers of operation {} cannot be read", entry.operation),
+                    reason: format!(
+                        "the answers of operation {} cannot be read",
+                        entry.operation
+                    ),
                 }));
             }
         }
@@ -198,7 +204,10 @@ impl Recovery {
         let Some(bytes) = data_dir::read(&path)? else {
             return Ok(None);
         };
-        let damaged = |reason: String| DataDirError::Damaged { path: path.clone(), reason };
+        let damaged = |reason: String| DataDirError::Damaged {
+            path: path.clone(),
+            reason,
+        };
         let file = AnswersFile::decode(&bytes).map_err(|error| damaged(error.to_string()))?;
         if file.disk_id != self.data_dir.disk_id() {
             return Err(damaged(format!("it belongs to disk {}", file.disk_id)));
@@ -455,7 +464,8 @@ fn merge(range: &OwnedRange, waiting: &mut Vec<Entry>, times: Times) -> Result<(
             range.id
         ));
     }
-    let merged = range.write().merge(waiting.drain(..), times);
+    let merged = range.write().merge(waiting, times);
+    waiting.clear();
     merged.map_err(|error| format!("range {}: {error}", range.id))
 }
 

@@ -37,6 +37,7 @@ pub async fn run(
     config.check()?;
     let node = Arc::new(Node::new(config, clock));
     let _provisioner = Provisioner::start(&node.arena);
+    let _abandoned = Abandoned(Arc::clone(&node));
     let mut running = Running::start(&node, listener, MapStore::new(storage));
     let ended = tokio::select! {
         () = shutdown => {
@@ -145,6 +146,17 @@ impl Running {
         // Joins what is left of the server, if anything.
         self.server.shutdown().await;
         info!(node = %id, "stopped");
+    }
+}
+
+/// Ends the disk's threads, in whichever way the node ends.
+struct Abandoned(Arc<Node>);
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if let Some(disk) = self.0.disk() {
+            disk.abandon();
+        }
     }
 }
 

@@ -59,6 +59,8 @@ impl Segments {
     /// Removes those whose records are all up to `covered`; `end` is the first LSN that lies behind them all.
     pub(super) fn cut(&mut self, covered: Lsn, end: Lsn) -> Result<(), JournalError> {
         let ends = self.0.iter().skip(1).map(|next| next.first).chain([end]);
+        // Of no segments, none.
+        let ends = ends.take(self.0.len());
         let done = ends.take_while(|end| end.0 <= covered.0 + 1).count();
         for segment in self.0.drain(..done) {
             remove(&segment.path)?;

@@ -288,10 +288,7 @@ impl JournalError {
     }
 }
 
-fn spawn(
-    name: &str,
-    work: impl FnOnce() + Send + 'static,
-) -> Result<JoinHandle<()>, JournalError> {
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, JournalError> {
     std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(work)

@@ -177,7 +177,9 @@ pub(super) fn run(shared: &Shared) {
                     shared.config.dir.display()
                 );
                 if state.full.is_none() {
-                    warn!("{reason}; when what was prepared before is used up, writes are refused; trying again every second");
+                    warn!(
+                        "{reason}; when what was prepared before is used up, writes are refused; trying again every second"
+                    );
                 }
                 state.full = Some(reason);
                 room.changed.notify_waiters();

@@ -179,10 +179,7 @@ impl Queue {
         self.committed.store(last.0, Ordering::Release);
         drop(recent);
         let mut waiters = lock(&self.waiters);
-        while waiters
-            .peek()
-            .is_some_and(|waiter| waiter.lsn.0 <= last)
-        {
+        while waiters.peek().is_some_and(|waiter| waiter.lsn.0 <= last) {
             if let Some(waiter) = waiters.pop() {
                 // Whoever has gone away does not need to be woken.
                 let _ = waiter.wake.send(());

@@ -91,11 +91,9 @@ mod tests {
 
     fn lengths(recent: Recent) -> (u64, u64, Option<Vec<usize>>) {
         match recent {
-            Recent::Records { from, to, records } => (
-                from.0,
-                to.0,
-                Some(records.iter().map(Vec::len).collect()),
-            ),
+            Recent::Records { from, to, records } => {
+                (from.0, to.0, Some(records.iter().map(Vec::len).collect()))
+            }
             Recent::Gap { from, to } => (from.0, to.0, None),
         }
     }

@@ -267,9 +267,8 @@ impl SegmentReader {
             found_any = true;
             from = at + 1;
         }
-        let is_clean = *failure == RecordError::End
-            && !found_any
-            && self.buffer.iter().all(|byte| *byte == 0);
+        let is_clean =
+            *failure == RecordError::End && !found_any && self.buffer.iter().all(|byte| *byte == 0);
         Ok(End {
             last,
             offset: self.offset,

@@ -6,9 +6,7 @@ use std::{
     time::Duration,
 };
 
-use keydb_core::{
-    Lsn, Record, RecordBody, SEGMENT_HEADER_BYTES, SegmentHeader, encode_record,
-};
+use keydb_core::{Lsn, Record, RecordBody, SEGMENT_HEADER_BYTES, SegmentHeader, encode_record};
 
 use super::{
     JournalError, Shared,
@@ -28,6 +26,7 @@ const SLICES_MAX: usize = 1024;
 
 /// Writes until the journal is closed or fails.
 pub(super) fn run(shared: &Shared, last: Lsn, closed: Segments) {
+    let _guard = FailOnPanic(shared);
     let mut writer = Writer {
         shared,
         current: None,
@@ -38,6 +37,19 @@ pub(super) fn run(shared: &Shared, last: Lsn, closed: Segments) {
     if let Err(error) = writer.run() {
         tracing::error!("the journal has failed: {error}");
         shared.queue.fail(error);
+    }
+}
+
+/// Without the writer nothing is committed any more, and nobody must wait for it.
+struct FailOnPanic<'a>(&'a Shared);
+
+impl Drop for FailOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let defect = io::Error::other("the writer panicked");
+            let dir = &self.0.config.dir;
+            self.0.queue.fail(JournalError::io("write", dir, &defect));
+        }
     }
 }
 
@@ -87,10 +99,9 @@ impl Writer<'_> {
     fn write(&mut self, records: &[Vec<u8>]) -> Result<(), JournalError> {
         let mut rest = records;
         while !rest.is_empty() {
-            let room = self
-                .current
-                .as_ref()
-                .map_or(0, |current| self.shared.config.segment_bytes - current.used_bytes);
+            let room = self.current.as_ref().map_or(0, |current| {
+                self.shared.config.segment_bytes - current.used_bytes
+            });
             let mut bytes = 0;
             let fitting = rest
                 .iter()
@@ -232,7 +243,10 @@ impl Writer<'_> {
     }
 
     fn tell_size(&self) {
-        let current = self.current.as_ref().map_or(0, |current| current.used_bytes);
+        let current = self
+            .current
+            .as_ref()
+            .map_or(0, |current| current.used_bytes);
         self.shared
             .queue
             .set_file_bytes(self.closed.bytes() + current);
@@ -247,7 +261,10 @@ impl Current {
                 .try_for_each(|records| write_all(&mut self.file, records))
         });
         written.map_err(|error| JournalError::io("write", &self.segment.path, &error))?;
-        self.used_bytes += records.iter().map(|record| record.len() as u64).sum::<u64>();
+        self.used_bytes += records
+            .iter()
+            .map(|record| record.len() as u64)
+            .sum::<u64>();
         Ok(())
     }
 }

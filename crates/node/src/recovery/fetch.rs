@@ -76,7 +76,9 @@ impl Recovery {
         let key = object_key(self.node.config.id, &file.name);
         loop {
             match self.try_fetch(&key, file).await {
-                Err(FetchError::Storage(error)) if error.kind() == StorageErrorKind::Unavailable => {
+                Err(FetchError::Storage(error))
+                    if error.kind() == StorageErrorKind::Unavailable =>
+                {
                     self.node.warn_of(
                         "recovery",
                         Some(format!("waiting for object storage: {error}")),

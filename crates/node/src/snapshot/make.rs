@@ -13,7 +13,10 @@ use keydb_core::{
 };
 
 use super::{Shared, file_path, names::file_name};
-use crate::{data_dir, failpoint, table::{OwnedRange, Table}};
+use crate::{
+    data_dir, failpoint,
+    table::{OwnedRange, Table},
+};
 
 /// So many keys are copied under one lock.
 const SCAN_ENTRIES: usize = 4096;
@@ -61,8 +64,7 @@ impl Unpublished {
             .and_then(|()| fs::rename(&self.temporary, &self.path));
         renamed.map_err(|error| cannot("rename", &self.path, &error))?;
         let dir = self.path.parent().unwrap_or(&self.path);
-        failpoint::hit("snapshot.sync_dir", dir)
-            .map_err(|error| cannot("sync", dir, &error))?;
+        failpoint::hit("snapshot.sync_dir", dir).map_err(|error| cannot("sync", dir, &error))?;
         data_dir::sync_dir(dir).map_err(|error| error.to_string())?;
         Ok(self.file)
     }

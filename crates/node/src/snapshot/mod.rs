@@ -115,6 +115,8 @@ struct State {
     requested: u64,
     full: bool,
     closing: bool,
+    /// The end comes at once.
+    abandoned: bool,
 }
 
 /// What has come of requests.
@@ -206,6 +208,7 @@ impl Snapshotter {
                 requested: 0,
                 full: false,
                 closing: false,
+                abandoned: false,
             }),
             work: Condvar::new(),
             progress: watch::Sender::default(),
@@ -300,11 +303,34 @@ impl Snapshotter {
         let in_time = uploaded.await.is_ok();
         let now = self.shared.progress.borrow().clone();
         if made && now.uploaded < ticket {
-            let why = if in_time { &now.failure } else { "it took too long" };
+            let why = if in_time {
+                &now.failure
+            } else {
+                "it took too long"
+            };
             warn!("the last snapshot is on the disk, but not in object storage: {why}");
         }
         self.uploader.lock().await.shutdown().await;
         if made { Ok(()) } else { Err(now.failure) }
+    }
+}
+
+impl Snapshotter {
+    /// Stops without another snapshot.
+    pub(crate) fn abandon(&self) {
+        {
+            let mut state = self.shared.state();
+            state.abandoned = true;
+            self.shared.work.notify_one();
+        }
+        if let Ok(mut uploader) = self.uploader.try_lock() {
+            uploader.abort_all();
+        }
+        let maker = lock(&self.maker).take();
+        if let Some(maker) = maker {
+            // A panic in it was printed.
+            let _ = maker.join();
+        }
     }
 }
 

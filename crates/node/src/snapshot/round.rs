@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use keydb_core::{AnswerEntry, AnswersFile, Lsn, Manifest, ManifestFile, ManifestRange, OperationId, RangeId, SnapshotKind};
+use keydb_core::{
+    AnswerEntry, AnswersFile, Lsn, Manifest, ManifestFile, ManifestRange, OperationId, RangeId,
+    SnapshotKind,
+};
 use tokio::runtime::Handle;
 use tracing::{info, warn};
 
@@ -50,7 +53,9 @@ pub(super) fn run(shared: &Shared, runtime: &Handle) {
     let mut last_round = Instant::now();
     let mut wait_max = shared.node.config.snapshot_interval;
     loop {
-        let due = maker.wait(last_round, wait_max);
+        let Some(due) = maker.wait(last_round, wait_max) else {
+            return;
+        };
         last_round = Instant::now();
         match maker.round(&due) {
             Ok(()) => {
@@ -92,20 +97,27 @@ struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    /// Waits until a round is due.
-    fn wait(&self, last_round: Instant, wait_max: Duration) -> Due {
+    /// Waits until a round is due; `None` when there is to be none any more.
+    fn wait(&self, last_round: Instant, wait_max: Duration) -> Option<Due> {
         let mut served = self.shared.progress.borrow().made;
         let mut state = self.shared.state();
         loop {
+            if state.abandoned {
+                return None;
+            }
             let failed_lately = wait_max < self.shared.node.config.snapshot_interval;
             let asked = state.requested > served && !failed_lately;
             let elapsed = last_round.elapsed();
-            if asked || state.closing || elapsed >= wait_max || (!failed_lately && self.is_early(&state.manifest)) {
-                return Due {
+            if asked
+                || state.closing
+                || elapsed >= wait_max
+                || (!failed_lately && self.is_early(&state.manifest))
+            {
+                return Some(Due {
                     ticket: state.requested,
                     full: std::mem::take(&mut state.full),
                     closing: state.closing,
-                };
+                });
             }
             let patience = LOOK_INTERVAL.min(wait_max.saturating_sub(elapsed));
             state = self
@@ -122,7 +134,9 @@ impl Maker<'_> {
     fn is_early(&self, manifest: &Manifest) -> bool {
         let journal = &self.shared.journal;
         let file_bytes: u64 = manifest.files.iter().map(|file| file.size_bytes).sum();
-        if journal.bytes() > JOURNAL_BYTES_MIN.max(file_bytes / 2) && journal.committed() > manifest.lsn {
+        if journal.bytes() > JOURNAL_BYTES_MIN.max(file_bytes / 2)
+            && journal.committed() > manifest.lsn
+        {
             return true;
         }
         let (recent, recent_max) = journal.recent_bytes();
@@ -253,7 +267,11 @@ impl Maker<'_> {
         // It may have keys that were written while it was made.
         self.committed(self.shared.journal.appended())?;
         let file = file.publish()?;
-        let Some(entry) = manifest.ranges.iter_mut().find(|entry| entry.id == range.id) else {
+        let Some(entry) = manifest
+            .ranges
+            .iter_mut()
+            .find(|entry| entry.id == range.id)
+        else {
             return Ok(());
         };
         entry.base = Some(file.name.clone());
@@ -273,7 +291,10 @@ impl Maker<'_> {
             std::mem::replace(&mut state.manifest, Arc::new(manifest.clone()))
         };
         let kept: BTreeSet<&str> = manifest.files.iter().map(|file| &*file.name).collect();
-        let unneeded = before.files.iter().filter(|file| !kept.contains(&*file.name));
+        let unneeded = before
+            .files
+            .iter()
+            .filter(|file| !kept.contains(&*file.name));
         for file in unneeded {
             // Should it stay, the next start removes it.
             if let Err(error) = fs::remove_file(file_path(&self.shared.data_dir, &file.name)) {
@@ -302,10 +323,12 @@ impl Maker<'_> {
             let share = entries / manifest.ranges.len() as u64;
             self.delta_entries.insert(range.id, share);
         }
-        debug_assert!(manifest.files.iter().all(|file| matches!(
-            file.kind,
-            SnapshotKind::Full | SnapshotKind::Delta
-        )));
+        debug_assert!(
+            manifest
+                .files
+                .iter()
+                .all(|file| matches!(file.kind, SnapshotKind::Full | SnapshotKind::Delta))
+        );
     }
 
     /// Writes the remembered answers, whose journal records may be cut next.

@@ -93,7 +93,8 @@ impl Uploader {
                     .iter()
                     .map(|file| file.name.clone())
                     .collect();
-                self.uploaded.retain(|name, _| self.published.contains(name));
+                self.uploaded
+                    .retain(|name, _| self.published.contains(name));
                 self.published_nonce = Some(manifest.write_nonce);
                 return Ok(manifest);
             }
