@@ -4,6 +4,7 @@
     dead_code,
     reason = "each test program uses a part of it, and none of them all"
 )]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{fs, path::PathBuf};
 
