@@ -9,6 +9,7 @@
 //! Nothing here reads a file, a socket or the wall clock: time comes in as an argument, and what must be random comes from
 //! [`random`].
 
+mod answers_file;
 mod bitmap;
 mod bytes;
 mod claim;
@@ -28,6 +29,7 @@ pub mod random;
 mod snapshot;
 mod ttl;
 
+pub use answers_file::{AnswerEntry, AnswersError, AnswersFile};
 pub use bitmap::Bitmap;
 pub use claim::Claim;
 pub use clock::{Clock, ManualClock};

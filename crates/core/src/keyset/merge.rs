@@ -12,7 +12,7 @@ use super::{
 
 /// A segment is rewritten for a run if it has at most this many entries for each of the run: about as many as are written in the
 /// time of one insert.
-const REWRITTEN_PER_ENTRY_MAX: usize = 24;
+const REWRITTEN_PER_ENTRY_MAX: usize = 8;
 
 /// How many entries ahead memory is fetched for inserts.
 const FETCH_AHEAD_ENTRIES: usize = 16;
