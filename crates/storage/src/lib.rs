@@ -35,6 +35,8 @@ mod map_store;
 mod memory;
 mod object;
 mod s3;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod url;
 
 pub use error::{StorageError, StorageErrorKind};
