@@ -15,6 +15,7 @@ use crate::{
     answers::AnswerMemory,
     drain::InFlight,
     table::{MapInForce, Table},
+    traffic::Traffic,
 };
 
 /// One node.
@@ -28,6 +29,7 @@ pub(crate) struct Node {
     pub(crate) arena: Arc<Arena>,
     pub(crate) answers: AnswerMemory,
     pub(crate) in_flight: InFlight,
+    pub(crate) traffic: Arc<Traffic>,
     standing: RwLock<Arc<Standing>>,
     hinted: std::sync::Mutex<(u64, u64)>,
     newer_map: Notify,
@@ -78,6 +80,7 @@ impl Node {
             arena: Arena::new(),
             answers: AnswerMemory::new(limits.answer_memory_bytes, limits.answer_memory_age),
             in_flight: InFlight::new(limits.requests_in_flight_max),
+            traffic: Arc::default(),
             standing: RwLock::new(Arc::new(Standing::NoMap)),
             hinted: std::sync::Mutex::default(),
             newer_map: Notify::new(),

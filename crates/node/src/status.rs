@@ -1,5 +1,7 @@
 //! What the node tells of itself.
 
+use std::sync::Arc;
+
 use keydb_core::ClusterMap;
 use keydb_proto::shard::{
     GetMapReply, GetMapRequest, NodeStatusReply, NodeStatusRequest, RangeState, RangeStatus,
@@ -7,6 +9,7 @@ use keydb_proto::shard::{
 use tonic::Status;
 
 use crate::{
+    http::StatusSnapshot,
     node::{Node, Standing},
     validate,
 };
@@ -30,6 +33,10 @@ pub(crate) fn map(node: &Node, request: &GetMapRequest) -> Result<GetMapReply, S
 pub(crate) fn status(node: &Node, request: &NodeStatusRequest) -> Result<NodeStatusReply, Status> {
     let standing = node.standing();
     check_cluster(&standing, &request.cluster_id)?;
+    Ok(reply(node, &standing))
+}
+
+fn reply(node: &Node, standing: &Standing) -> NodeStatusReply {
     let owned = standing.table().map_or(&[][..], |table| table.ranges());
     let ranges: Vec<RangeStatus> = owned
         .iter()
@@ -42,7 +49,7 @@ pub(crate) fn status(node: &Node, request: &NodeStatusRequest) -> Result<NodeSta
         })
         .collect();
     let map = standing.map();
-    Ok(NodeStatusReply {
+    NodeStatusReply {
         header: Some(node.reply_header(map)),
         cluster_id: map
             .map(|map| map.cluster_id.to_bytes().to_vec())
@@ -61,7 +68,22 @@ pub(crate) fn status(node: &Node, request: &NodeStatusRequest) -> Result<NodeSta
         memory_limit_bytes: 0,
         shed_keys: 0,
         warnings: Vec::new(),
-    })
+    }
+}
+
+/// What probes and metrics go by.
+pub(crate) fn snapshot(node: &Node) -> StatusSnapshot {
+    let standing = node.standing();
+    let not_serving = standing
+        .table()
+        .is_none()
+        .then(|| node.not_serving(&standing).message().to_owned());
+    StatusSnapshot {
+        reply: reply(node, &standing),
+        not_serving,
+        stopping: node.in_flight.is_stopping(),
+        traffic: Arc::clone(&node.traffic),
+    }
 }
 
 fn durability(map: &ClusterMap) -> String {
