@@ -6,6 +6,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
 /// The longest key, in bytes.
@@ -33,6 +34,12 @@ pub enum KeyError {
 }
 
 impl Fingerprint {
+    /// The smallest one.
+    pub const MIN: Self = Self(0);
+
+    /// The largest one.
+    pub const MAX: Self = Self((1 << 96) - 1);
+
     /// The fingerprint of `key` under `seed`.
     ///
     /// # Errors
@@ -68,6 +75,15 @@ impl Fingerprint {
     #[inline]
     pub const fn as_u128(self) -> u128 {
         self.0
+    }
+
+    /// The next larger one; `None` for [`MAX`](Self::MAX).
+    pub const fn successor(self) -> Option<Self> {
+        if self.0 == Self::MAX.0 {
+            None
+        } else {
+            Some(Self(self.0 + 1))
+        }
     }
 
     /// The packed form: 12 bytes, big-endian.
@@ -106,6 +122,22 @@ impl HashSeed {
     pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
+
+    /// The seed as a number: for formats that must carry the seed itself.
+    pub(crate) const fn value(self) -> u64 {
+        self.0
+    }
+
+    /// What tells this seed from others without giving it away: files of another cluster are recognised by it. The first 8 bytes,
+    /// little-endian, of SHA-256 over `keydb hash seed` and the seed as 8 bytes, little-endian.
+    pub fn digest(self) -> u64 {
+        let digest = Sha256::new()
+            .chain_update(b"keydb hash seed")
+            .chain_update(self.0.to_le_bytes())
+            .finalize();
+        let [a, b, c, d, e, f, g, h, ..] = digest.0;
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
 }
 
 impl fmt::Display for HashSeed {
@@ -140,7 +172,7 @@ impl TryFrom<String> for HashSeed {
 }
 
 /// A view of fingerprints that lie packed one after the other.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackedFingerprints<'a>(&'a [[u8; FINGERPRINT_BYTES]]);
 
 /// The bytes are not a whole number of fingerprints.
@@ -269,5 +301,14 @@ mod tests {
         assert!(HashSeed::try_from("ff".to_owned()).is_err());
         assert!(HashSeed::try_from("+0000000000000ff".to_owned()).is_err());
         assert!(!format!("{seed:?}").contains("ff"));
+    }
+
+    #[test]
+    fn the_digest_of_a_seed_is_the_documented_one() {
+        // printf 'keydb hash seed\xff\0\0\0\0\0\0\0' | sha256sum
+        assert_eq!(
+            HashSeed::new(255).digest().to_le_bytes(),
+            [0x2b, 0x71, 0xff, 0xed, 0xb6, 0x29, 0x4c, 0x45]
+        );
     }
 }

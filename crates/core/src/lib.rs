@@ -9,7 +9,9 @@
 //! Nothing here reads a file, a socket or the wall clock: time comes in as an argument, and what must be random comes from
 //! [`random`].
 
+mod answers_file;
 mod bitmap;
+mod bytes;
 mod claim;
 mod clock;
 mod cluster_map;
@@ -18,13 +20,16 @@ mod fingerprint;
 mod hash_range;
 mod hex_u64;
 mod ids;
+mod journal;
 mod keyset;
 mod lsn;
 mod manifest;
 mod placement;
 pub mod random;
+mod snapshot;
 mod ttl;
 
+pub use answers_file::{AnswerEntry, AnswersError, AnswersFile};
 pub use bitmap::Bitmap;
 pub use claim::Claim;
 pub use clock::{Clock, ManualClock};
@@ -38,8 +43,17 @@ pub use fingerprint::{
 };
 pub use hash_range::{HASH_RANGES_MAX, HashRange, RangeCountError, RangeId};
 pub use ids::{ClusterId, IdError, Incarnation, NodeId, OperationId};
+pub use journal::{
+    JournalError, RECORD_BYTES_MAX, Record, RecordBody, RecordError, RecordGroup,
+    SEGMENT_HEADER_BYTES, SegmentHeader, Write, decode_record, encode_record, find_record,
+    record_bytes_max,
+};
 pub use keyset::{Arena, Entry, InsertError, KeySet, Provisioner, Sweep, Times};
 pub use lsn::Lsn;
 pub use manifest::{Manifest, ManifestError, ManifestFile, ManifestRange, SnapshotKind};
 pub use placement::{PlacementError, place};
+pub use snapshot::{
+    BLOCK_ENTRIES, BlockEntry, Event, FileKind, Footer, FooterError, SectionEntry, SectionHeader,
+    SnapshotDecoder, SnapshotError, SnapshotHeader, SnapshotWriter, TRAILER_BYTES, Totals,
+};
 pub use ttl::{Expiry, ExpiryError, TTL_MAX, Ttl, TtlError, UnixMillis, UnixSeconds};

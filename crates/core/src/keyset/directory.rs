@@ -5,6 +5,10 @@ use super::InsertError;
 /// A directory may have this many entries for each segment. Those of uniform fingerprints stay far below.
 const ENTRIES_PER_SEGMENT_MAX: usize = 64;
 
+/// And this many in any case: fingerprints that come in ascending order need all of a directory's depth before its upper half has
+/// segments of its own.
+const ENTRIES_MAX: usize = 8192;
+
 /// 2^depth segment numbers. A segment of depth d stands in 2^(depth - d) neighbouring entries.
 #[derive(Debug)]
 pub(super) struct Directory {
@@ -58,7 +62,8 @@ impl Directory {
         if depth < self.depth {
             return Ok(());
         }
-        if self.numbers.len() * 2 > (self.segment_count + 1) * ENTRIES_PER_SEGMENT_MAX {
+        let entries_max = ENTRIES_MAX.max((self.segment_count + 1) * ENTRIES_PER_SEGMENT_MAX);
+        if self.numbers.len() * 2 > entries_max {
             return Err(InsertError::Skewed);
         }
         self.numbers = self

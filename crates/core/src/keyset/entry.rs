@@ -1,17 +1,61 @@
 //! What a key set is told and what it tells.
 
+use std::fmt;
+
 use crate::{Expiry, Fingerprint, UnixMillis, UnixSeconds};
 
 /// How long an entry stays after its expiry, in seconds: a clock that was wrong and is set right finds it still there.
 const PURGE_DELAY_SECONDS: u32 = 3600;
 
-/// One key of a set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Entry {
+/// One key of a set, in 16 bytes. Ordered by fingerprint, then by expiry.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Entry(u128);
+
+impl Entry {
+    /// The key with this fingerprint, there until `expiry`.
+    #[inline]
+    pub const fn new(fingerprint: Fingerprint, expiry: Expiry) -> Self {
+        Self((fingerprint.as_u128() << 32) | expiry.as_unix_seconds() as u128)
+    }
+
     /// Which key.
-    pub fingerprint: Fingerprint,
+    #[inline]
+    pub const fn fingerprint(self) -> Fingerprint {
+        Fingerprint::from_parts((self.0 >> 64) as u64, (self.0 >> 32) as u32)
+    }
+
     /// When it is no longer there.
-    pub expiry: Expiry,
+    #[inline]
+    pub const fn expiry(self) -> Expiry {
+        Expiry::from_unix_seconds(self.0 as u32).expect("an entry is made with an expiry, never 0")
+    }
+
+    /// Fingerprint above expiry, as a slot has them.
+    #[inline]
+    pub(super) const fn as_bits(self) -> u128 {
+        self.0
+    }
+
+    /// From a slot's bits; `None` for those of an empty one.
+    #[inline]
+    pub(super) const fn from_bits(bits: u128) -> Option<Self> {
+        if bits as u32 == 0 {
+            None
+        } else {
+            Some(Self(bits))
+        }
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:?} until {}",
+            self.fingerprint(),
+            self.expiry().as_unix_seconds()
+        )
+    }
 }
 
 /// Why a key could not be inserted. It was not, and keys that were there before still are.

@@ -116,6 +116,12 @@ impl Place {
         ((self.fraction >> 1) >> (63 - depth)) as usize
     }
 
+    /// Whether a segment of this depth that `other` lies in has this place as well.
+    #[inline]
+    pub(super) const fn is_in_same_segment(self, other: Self, depth: u32) -> bool {
+        self.phase == other.phase && ((self.fraction ^ other.fraction) >> 1) >> (63 - depth) == 0
+    }
+
     /// The home slot in a segment of this depth that has `home_slots` of them.
     #[inline]
     pub(super) const fn home(self, depth: u32, home_slots: usize) -> usize {

@@ -71,7 +71,7 @@ impl KeySet {
     }
 
     /// Puts a segment in the place of an older one.
-    fn install(&mut self, number: usize, segment: Segment) {
+    pub(super) fn install(&mut self, number: usize, segment: Segment) {
         self.len += segment.entries();
         let mut old = std::mem::replace(&mut self.segments[number], segment);
         self.len -= old.entries();
@@ -79,7 +79,12 @@ impl KeySet {
     }
 
     /// Splits a segment in two by one more bit.
-    fn split(&mut self, place: Place, number: usize, times: Times) -> Result<(), InsertError> {
+    pub(super) fn split(
+        &mut self,
+        place: Place,
+        number: usize,
+        times: Times,
+    ) -> Result<(), InsertError> {
         let depth = self.segments[number].depth();
         self.directories[place.phase].make_room_for_split(depth)?;
         let [lower, upper] = self.build_halves(number, times)?;

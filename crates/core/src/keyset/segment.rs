@@ -224,6 +224,17 @@ impl Segment {
             .all(|extent| extent.iter().all(|slot| slot.is_empty() || visit(*slot)))
     }
 
+    /// As `visit`, with the entries at or behind the home of `place`.
+    pub(super) fn visit_from(&self, place: Place, mut visit: impl FnMut(Slot) -> bool) -> bool {
+        let home = self.home(place);
+        let mut first = home.slot;
+        let behind = self.extents.iter().map_while(Option::as_ref);
+        behind.skip(home.extent).all(|extent| {
+            let slots = &extent[std::mem::take(&mut first)..];
+            slots.iter().all(|slot| slot.is_empty() || visit(*slot))
+        })
+    }
+
     /// The entries in fingerprint order.
     pub(super) fn iter(&self) -> impl Iterator<Item = Slot> + '_ {
         let extents = self.extents.iter().map_while(Option::as_ref);

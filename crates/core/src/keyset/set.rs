@@ -175,21 +175,6 @@ impl KeySet {
         Ok(())
     }
 
-    /// Takes over `entries`: the union, of equal keys the later expiry.
-    ///
-    /// # Errors
-    /// When an entry could not be inserted; those before it are merged.
-    pub fn merge(
-        &mut self,
-        entries: impl IntoIterator<Item = Entry>,
-        times: Times,
-    ) -> Result<(), InsertError> {
-        let mut slots = entries
-            .into_iter()
-            .map(|entry| Slot::new(entry.fingerprint, entry.expiry));
-        slots.try_for_each(|slot| self.store(slot, times, Slot::max))
-    }
-
     /// All entries in fingerprint order, those that have expired but are not reclaimed yet included.
     pub fn iter(&self) -> impl Iterator<Item = Entry> + '_ {
         let segments = self.directories.iter().flat_map(move |directory| {
@@ -216,6 +201,13 @@ impl KeySet {
         )
     }
 
+    /// Starts fetching the memory that an insert of `fingerprint` will touch. A hint.
+    #[inline]
+    pub(super) fn fetch_for_insert(&self, fingerprint: Fingerprint) {
+        let (place, number) = self.locate(fingerprint);
+        self.segments[number].prefetch(place, INSERT_LINES);
+    }
+
     /// All at once and without a branch on what is read, so that the reads of directory and segments overlap as well.
     #[inline]
     fn fetch(&self, keys: PackedFingerprints<'_>, lines: usize) {
@@ -227,7 +219,7 @@ impl KeySet {
 
     /// Stores `slot`; where its key has an entry already, what `choose(slot, entry)` says.
     #[inline]
-    fn store(
+    pub(super) fn store(
         &mut self,
         slot: Slot,
         times: Times,

@@ -44,12 +44,16 @@ impl Slot {
     }
 
     /// The entry; `None` for an empty slot.
-    pub(super) fn entry(self) -> Option<Entry> {
-        let expiry = Expiry::from_unix_seconds(self.expiry_seconds())?;
-        Some(Entry {
-            fingerprint: self.fingerprint(),
-            expiry,
-        })
+    #[inline]
+    pub(super) const fn entry(self) -> Option<Entry> {
+        Entry::from_bits(self.0)
+    }
+}
+
+impl From<Entry> for Slot {
+    #[inline]
+    fn from(entry: Entry) -> Self {
+        Self(entry.as_bits())
     }
 }
 

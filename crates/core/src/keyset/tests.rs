@@ -52,7 +52,7 @@ fn steps(batch_max: usize, steps_max: usize) -> impl Strategy<Value = Vec<Step>>
         3 => keys().prop_map(Step::Get),
         3 => (keys(), ttl()).prop_map(|(keys, ttl)| Step::Put(keys, ttl)),
         4 => (keys(), ttl()).prop_map(|(keys, ttl)| Step::Claim(keys, ttl)),
-        1 => (keys(), ttl()).prop_map(|(keys, ttl)| Step::Merge(keys, ttl)),
+        2 => (keys(), ttl()).prop_map(|(keys, ttl)| Step::Merge(keys, ttl)),
         2 => (1_u32..6000).prop_map(Step::Pass),
         1 => Just(Step::Sweep),
     ];
@@ -134,7 +134,7 @@ impl KeySet {
         assert_eq!(entries, self.len());
         assert!(
             self.iter()
-                .is_sorted_by(|a, b| a.fingerprint < b.fingerprint)
+                .is_sorted_by(|a, b| a.fingerprint() < b.fingerprint())
         );
     }
 }
@@ -181,12 +181,18 @@ fn run(range: HashRange, steps: Vec<Step>) {
                 assert!(!bits(&first)[..5].contains(&true));
             }
             Step::Merge(numbers, ttl) => {
-                let entries = keys_of(&numbers).into_iter().map(|fingerprint| Entry {
-                    fingerprint,
-                    expiry: seconds(now + ttl),
-                });
-                set.merge(entries.clone(), at).unwrap();
-                entries.for_each(|entry| model.put(entry.fingerprint, entry.expiry));
+                let mut entries: Vec<Entry> = keys_of(&numbers)
+                    .into_iter()
+                    .map(|fingerprint| Entry::new(fingerprint, seconds(now + ttl)))
+                    .collect();
+                // As a snapshot has them, or as nobody should hand them in.
+                if ttl % 4 > 0 {
+                    entries.sort_unstable();
+                }
+                set.merge(&entries, at).unwrap();
+                for entry in entries {
+                    model.put(entry.fingerprint(), entry.expiry());
+                }
             }
             Step::Pass(passed) => now += passed,
             Step::Sweep => {
@@ -204,15 +210,12 @@ fn run(range: HashRange, steps: Vec<Step>) {
         set.check();
     }
     let live = |expiry: Expiry| expiry.is_live(UnixSeconds(now));
-    let found: Vec<Entry> = set.iter().filter(|entry| live(entry.expiry)).collect();
+    let found: Vec<Entry> = set.iter().filter(|entry| live(entry.expiry())).collect();
     let expected: Vec<Entry> = model
         .0
         .into_iter()
         .filter(|(_, expiry)| live(*expiry))
-        .map(|(fingerprint, expiry)| Entry {
-            fingerprint,
-            expiry,
-        })
+        .map(|(fingerprint, expiry)| Entry::new(fingerprint, expiry))
         .collect();
     assert_eq!(found, expected);
 }
@@ -379,4 +382,148 @@ fn a_provisioner_keeps_memory_ready_and_stops() {
     assert_eq!(arena.inline_chunks(), 0);
     drop(provisioner);
     assert_eq!(Arc::strong_count(&arena), 2, "this test and the set");
+}
+
+/// Entries of well-spread keys, in order.
+fn ascending(range: HashRange, numbers: std::ops::Range<u64>, expiry: u32) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = numbers
+        .map(|number| Entry::new(fingerprint(range, number), seconds(expiry)))
+        .collect();
+    entries.sort_unstable();
+    entries
+}
+
+#[test]
+fn a_merge_in_order_takes_as_little_memory_as_inserts_in_any_order() {
+    for range in [HashRange::ALL, narrow()] {
+        let mut inserted = KeySet::new(range, &Arena::new());
+        claim_numbers(&mut inserted, 0..MANY, 20_000, times(10_000));
+        let mut merged = KeySet::new(range, &Arena::new());
+        for block in ascending(range, 0..MANY, 20_000).chunks(8192) {
+            merged.merge(block, times(10_000)).unwrap();
+        }
+        merged.check();
+        assert!(merged.iter().eq(inserted.iter()));
+        assert!(
+            merged.memory_bytes() <= inserted.memory_bytes(),
+            "{} bytes, {} by inserts",
+            merged.memory_bytes(),
+            inserted.memory_bytes()
+        );
+    }
+}
+
+#[test]
+fn a_merge_of_few_entries_into_many_and_of_many_into_few_keeps_the_later_expiry() {
+    let some = ascending(HashRange::ALL, MANY / 2..MANY / 2 + MANY / 50, 30_000);
+    let most = ascending(HashRange::ALL, 0..MANY, 20_000);
+    for [first, second] in [[&some, &most], [&most, &some]] {
+        let mut set = KeySet::new(HashRange::ALL, &Arena::new());
+        set.merge(first, times(10_000)).unwrap();
+        set.merge(second, times(10_000)).unwrap();
+        set.check();
+        assert_eq!(set.len(), most.len());
+        let later: Vec<Entry> = set
+            .iter()
+            .filter(|entry| entry.expiry() == seconds(30_000))
+            .collect();
+        assert_eq!(later, some);
+    }
+}
+
+#[test]
+fn entries_that_may_be_reclaimed_are_not_taken_over_in_runs() {
+    let mut set = KeySet::new(HashRange::ALL, &Arena::new());
+    let entries = ascending(HashRange::ALL, 0..1000, 10_000);
+    set.merge(&entries, times(13_599)).unwrap();
+    assert_eq!(set.len(), 1000);
+    set.merge(&entries, times(13_600)).unwrap();
+    assert_eq!(set.len(), 0);
+}
+
+#[test]
+fn a_merge_of_fingerprints_that_are_no_hashes_is_refused_and_nothing_is_lost() {
+    let mut set = KeySet::new(HashRange::ALL, &Arena::new());
+    claim_numbers(&mut set, 0..1000, 20_000, times(10_000));
+    let crowded: Vec<Entry> = (0..20_000)
+        .map(|low| Entry::new(Fingerprint::from_parts(u64::MAX / 3, low), seconds(20_000)))
+        .collect();
+    assert_eq!(set.merge(&crowded, times(10_000)), Err(InsertError::Skewed));
+    set.check();
+    assert_eq!(claim_numbers(&mut set, 0..1000, 20_000, times(10_000)), 0);
+}
+
+fn scan_all(set: &KeySet, entries_max: usize) -> Vec<Entry> {
+    let mut out = Vec::new();
+    let mut from = Some(Fingerprint::MIN);
+    while let Some(start) = from {
+        let before = out.len();
+        from = set.scan(start, entries_max, &mut out);
+        assert!(out.len() - before <= entries_max);
+    }
+    out
+}
+
+#[test]
+fn a_scan_returns_all_entries_in_order_whatever_the_portions() {
+    for range in [HashRange::ALL, narrow()] {
+        let mut set = KeySet::new(range, &Arena::new());
+        assert_eq!(scan_all(&set, 10), []);
+        claim_numbers(&mut set, 0..MANY / 20, 20_000, times(10_000));
+        let all: Vec<Entry> = set.iter().collect();
+        for entries_max in [1, 7, 4096, usize::MAX / 2] {
+            assert_eq!(scan_all(&set, entries_max), all);
+        }
+    }
+    let mut ends = KeySet::new(HashRange::ALL, &Arena::new());
+    let entries = [Fingerprint::MIN, Fingerprint::MAX].map(|key| Entry::new(key, seconds(20_000)));
+    ends.merge(&entries, times(10_000)).unwrap();
+    assert_eq!(scan_all(&ends, 1), entries);
+}
+
+#[test]
+fn a_scan_from_outside_of_the_bounds_begins_or_ends_there() {
+    let mut set = KeySet::new(narrow(), &Arena::new());
+    claim_numbers(&mut set, 0..100, 20_000, times(10_000));
+    let mut out = Vec::new();
+    assert_eq!(set.scan(Fingerprint::MIN, 1000, &mut out), None);
+    assert_eq!(out.len(), 100);
+    let behind = Fingerprint::from_parts(narrow().last(), u32::MAX).successor();
+    assert_eq!(set.scan(behind.unwrap(), 1000, &mut out), None);
+    assert_eq!(out.len(), 100);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 2 } else { 48 }, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_scan_returns_what_stays_exactly_once_while_the_set_changes(
+        portion in 1_usize..5000,
+        stay in 0_u64..(if cfg!(miri) { 300 } else { 30_000 }),
+        changes in collection::vec((any::<bool>(), 0_u64..(if cfg!(miri) { 200 } else { 20_000 })), 1..20),
+    ) {
+        const STAYING: u32 = 90_000;
+        let mut set = KeySet::new(narrow(), &Arena::new());
+        claim_numbers(&mut set, 0..stay, STAYING, times(10_000));
+        let mut changes = changes.iter();
+        let mut next = stay;
+        let mut out = Vec::new();
+        let mut from = Some(Fingerprint::MIN);
+        while let Some(start) = from {
+            from = set.scan(start, portion.max(stay as usize / 20), &mut out);
+            let Some((sweeps, count)) = changes.next() else {
+                continue;
+            };
+            // Those that come in the meantime expire at once and go with the next sweep, and segments split and merge.
+            claim_numbers(&mut set, next..next + count, 10_001, times(10_000));
+            next += count;
+            if *sweeps {
+                sweep_all(&mut set, times(20_000));
+                prop_assert_eq!(set.len(), stay as usize);
+            }
+        }
+        prop_assert!(out.is_sorted_by(|a, b| a.fingerprint() < b.fingerprint()));
+        let stayed: Vec<Entry> = out.into_iter().filter(|entry| entry.expiry() == seconds(STAYING)).collect();
+        prop_assert_eq!(stayed, ascending(narrow(), 0..stay, STAYING));
+    }
 }
