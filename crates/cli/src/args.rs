@@ -71,8 +71,13 @@ const INIT_EXAMPLES: &str = "\
 Examples:
   KEYDB_NODE_ADDRESSES=keydb-0:50051,keydb-1:50051,keydb-2:50051 KEYDB_STORAGE_URL=file:///srv/keydb keydb init
 
+  KEYDB_DURABILITY=memory KEYDB_NODE_ADDRESSES=localhost:50051 keydb init
+
 Settings: KEYDB_NODE_ADDRESSES (a node's place in the list is its id), KEYDB_TOTAL_HASH_RANGES (128), KEYDB_STORAGE_URL
-(./keydb-storage), KEYDB_DURABILITY (memory: nothing is kept; a node that stops forgets its keys).";
+(./keydb-storage; or KEYDB_STORAGE_BUCKET and so on, see `keydb node --help`), KEYDB_DURABILITY, which stays as it is for good:
+  journal   (default) nothing that was acknowledged is ever lost
+  snapshot  a crash loses at most what came since the last snapshot
+  memory    nothing is kept; a node that stops forgets its keys";
 
 const NODE_EXAMPLES: &str = "\
 Examples:
@@ -81,11 +86,29 @@ Examples:
   KEYDB_NODE_ID=0 KEYDB_CLUSTER_SIZE=3 KEYDB_PORT=50051 \\
     KEYDB_NODE_ADDRESSES='[\"localhost:50051\",\"localhost:50052\",\"localhost:50053\"]' keydb node
 
-Settings: KEYDB_NODE_ID (a number, or a host name that ends in -N), KEYDB_PORT (50051), KEYDB_STORAGE_URL (./keydb-storage),
-KEYDB_INIT (true: node 0 creates the cluster at its start), KEYDB_NODE_ADDRESSES, KEYDB_CLUSTER_SIZE,
-KEYDB_TOTAL_HASH_RANGES (128), KEYDB_DURABILITY (memory), KEYDB_ANSWER_MEMORY_BYTES (16MiB), KEYDB_ANSWER_MEMORY_AGE (5m),
-KEYDB_REQUEST_KEYS_MAX (65536), KEYDB_REQUESTS_IN_FLIGHT_MAX (1024), KEYDB_LOG (info). What the cluster map says wins over
-KEYDB_NODE_ADDRESSES, KEYDB_TOTAL_HASH_RANGES and KEYDB_DURABILITY.
+  KEYDB_NODE_ID=0 KEYDB_STORAGE_BUCKET=keydb KEYDB_STORAGE_REGION=us-east-1 KEYDB_STORAGE_ENDPOINT=http://localhost:9000 \\
+    KEYDB_STORAGE_ACCESSKEYID=minioadmin KEYDB_STORAGE_ACCESSKEY=minioadmin KEYDB_SNAPSHOT_INTERVAL=60s keydb node
+
+Settings:
+  KEYDB_NODE_ID                 a number, or a host name that ends in -N
+  KEYDB_PORT                    gRPC (50051)
+  KEYDB_HTTP_PORT               /startup, /ready, /live and /metrics (50080; off)
+  KEYDB_STORAGE_URL             s3://bucket/prefix or file:///dir (./keydb-storage); or, for S3, instead of it:
+  KEYDB_STORAGE_BUCKET          bucket, or bucket/prefix; and for either:
+  KEYDB_STORAGE_REGION          (us-east-1)
+  KEYDB_STORAGE_ENDPOINT        of an S3-compatible server, such as http://minio:9000
+  KEYDB_STORAGE_ACCESSKEYID     without these two, the credentials of the environment are used, as other AWS programs do
+  KEYDB_STORAGE_ACCESSKEY
+  KEYDB_DATA_DIR                journal and snapshots of this node (./keydb-data)
+  KEYDB_SNAPSHOT_INTERVAL       1s to 24h (60s)
+  KEYDB_MEMORY_LIMIT            of the keys: 8GiB, 70% of the machine or container (0: none)
+  KEYDB_MEMORY_POLICY           at the limit: refuse new keys, or shed those that would expire soonest (refuse)
+  KEYDB_ANSWER_MEMORY_BYTES     remembered answers to claims (16MiB), and KEYDB_ANSWER_MEMORY_AGE (5m)
+  KEYDB_REQUEST_KEYS_MAX        (65536), and KEYDB_REQUESTS_IN_FLIGHT_MAX (1024)
+  KEYDB_LOG                     (info)
+  KEYDB_INIT                    true: node 0 creates the cluster at its start, by the three below
+  KEYDB_NODE_ADDRESSES, KEYDB_TOTAL_HASH_RANGES (128), KEYDB_DURABILITY (journal); KEYDB_CLUSTER_SIZE is checked against the
+  list. What the cluster map says wins over these.
 
 SIGINT (Ctrl-C) and SIGTERM stop the node once its requests in progress have ended; a second one stops it at once.";
 

@@ -378,7 +378,7 @@ impl Client {
         shared.tasks.wait().await;
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.owner.shared
     }
 

@@ -34,9 +34,13 @@
 //! ([`WriteError::NotApplied`]) or something may have been ([`WriteError::MaybeApplied`]). A claim of the second kind can be
 //! repeated as the same [`Operation`]: a lost reply does not turn a `First` into a `Duplicate`.
 //!
+//! # Looking after a cluster
+//! [`AdminClient`] has every node make a snapshot, and asks what the nodes hold.
+//!
 //! # Exactly-once work
 //! `claim(keys, 5 min)`, do the work, `put(keys, 30 days)`: a worker that dies in between loses its claim after five minutes.
 
+mod admin;
 mod backoff;
 mod call;
 mod client;
@@ -52,12 +56,13 @@ mod routing;
 mod split;
 mod status;
 
+pub use admin::{AdminClient, AdminError, SnapshotsCreated};
 pub use client::Client;
 pub use config::{ClientConfig, Coalescing};
 pub use error::{ConnectError, GetError, MaybeApplied, NotApplied, WriteError};
 pub use keydb_core::{
-    Claim, ClusterMap, Durability, IdError, Incarnation, KEY_BYTES_MAX, KeyError, MapError,
+    Claim, ClusterMap, Durability, IdError, Incarnation, KEY_BYTES_MAX, KeyError, Lsn, MapError,
     NodeEntry, NodeId, OperationId, RangeEntry, RangeId, Ttl, TtlError, UnixMillis,
 };
 pub use operation::Operation;
-pub use status::{NodeStatus, RangeStatus};
+pub use status::{DiskStatus, NodeStatus, RangeState, RangeStatus};

@@ -144,14 +144,21 @@ impl Node {
         if let (Some(before), Some(now)) = (before, incarnation)
             && before != now
         {
-            tracing::warn!(
-                node = self.id.0,
-                address = self.address,
-                %before,
-                %now,
-                "node {} was restarted; with durability {durability} the keys that it had acknowledged are lost",
-                self.id,
-            );
+            let (node, address) = (self.id.0, &self.address);
+            let id = self.id;
+            match durability {
+                Durability::Journal => {
+                    tracing::info!(node, address, %before, %now, "node {id} was restarted");
+                }
+                Durability::Snapshot => tracing::warn!(
+                    node, address, %before, %now,
+                    "node {id} was restarted; unless it was stopped cleanly, the keys that it had acknowledged since its last snapshot are lost",
+                ),
+                _ => tracing::warn!(
+                    node, address, %before, %now,
+                    "node {id} was restarted; with durability {durability} the keys that it had acknowledged are lost",
+                ),
+            }
         }
     }
 

@@ -9,14 +9,15 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use keydb_core::{Fingerprint, NodeId};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{
-    backoff,
+    ClientConfig, backoff,
     call::{Answer, Failure, Kind},
     client::Shared,
     error::NotApplied,
@@ -142,13 +143,37 @@ struct Retry {
     /// How many retries these keys have had.
     retries: u32,
     error: Arc<str>,
+    /// Until then a node may still come by the sending that failed.
+    not_before: Option<Instant>,
 }
+
+/// How long a node may take to come by a claim, whatever the call's deadline is.
+///
+/// A claim that is sent again must not be overtaken by its repeat: a node that has answered the repeat, and forgotten about it,
+/// would take the first sending for a new operation, and remember that its keys were there. So a sending is valid for a share of
+/// the call's time only, and a repeat waits until the sending before it is not valid any more.
+fn claim_valid_for(config: &ClientConfig) -> Duration {
+    (config.call_timeout / config.retry_count.saturating_add(1))
+        .clamp(CLAIM_VALID_MIN, CLAIM_VALID_MAX)
+}
+
+/// Longer than an answer is on its way, by which a node's clock is known too early.
+const CLAIM_VALID_MIN: Duration = Duration::from_millis(250);
+/// More than what the clocks of a cluster's nodes may differ by: a node that nothing has been heard of yet is given another's.
+const CLAIM_VALID_MAX: Duration = Duration::from_millis(2500);
 
 /// How a step ended.
 enum Stepped {
-    Sent(Sending, Result<Reply, Trouble>),
+    Sent(Sending, Result<Reply, Failed>),
     Ready(Retry),
     GivenUp(NotApplied),
+}
+
+/// A request that failed as a whole.
+struct Failed {
+    trouble: Trouble,
+    /// When the sending was valid no longer.
+    valid_until: Instant,
 }
 
 /// What the answers so far leave to do.
@@ -187,8 +212,8 @@ impl Part<'_> {
                         steps.push(self.step(step));
                     }
                 }
-                Stepped::Sent(sending, Err(trouble)) => {
-                    steps.push(self.step(self.failed(sending, trouble, &mut state)?));
+                Stepped::Sent(sending, Err(failed)) => {
+                    steps.push(self.step(self.failed(sending, failed, &mut state)?));
                 }
                 Stepped::Ready(retry) => {
                     for sending in self.route(Some(&retry.positions), retry.retries, &state) {
@@ -263,20 +288,39 @@ impl Part<'_> {
             });
         }
         let random = keydb_core::random::u64();
-        sleep(backoff::delay(config.retry_delay, keys.retries, random)).await;
+        let pause = backoff::delay(config.retry_delay, keys.retries, random);
+        let until = Instant::now() + pause;
+        sleep_until(
+            keys.not_before
+                .map_or(until, |earliest| until.max(earliest)),
+        )
+        .await;
         Stepped::Ready(Retry {
             retries: keys.retries + 1,
             ..keys
         })
     }
 
-    async fn send(&self, sending: &Sending) -> Result<Reply, Trouble> {
+    /// When the next sending is valid no longer.
+    fn valid_until(&self) -> Instant {
+        match self.kind {
+            Kind::Claim { .. } => {
+                let valid_for = claim_valid_for(&self.shared.config);
+                self.deadline.min(Instant::now() + valid_for)
+            }
+            // Whenever these are applied, they do no harm.
+            Kind::Get | Kind::Put { .. } => self.deadline,
+        }
+    }
+
+    async fn send(&self, sending: &Sending) -> Result<Reply, Failed> {
         let node = &sending.node;
         let _permit = node
             .in_flight
             .acquire()
             .await
             .expect("this semaphore is never closed");
+        let valid_until = self.valid_until();
         // From here on the request may be applied, whatever becomes of this future.
         self.uncertain_add(self.newly_uncertain(&sending.share));
         self.progress.talk(|talk| {
@@ -289,7 +333,7 @@ impl Part<'_> {
             node,
             &sending.share,
             sending.routed_by,
-            node.clock().at(self.deadline),
+            node.clock().at(valid_until),
         )
         .await;
         self.progress.talk(|talk| {
@@ -300,7 +344,10 @@ impl Part<'_> {
                 }
             }
         });
-        result
+        result.map_err(|trouble| Failed {
+            trouble,
+            valid_until,
+        })
     }
 
     /// How many of a share's keys count as uncertain through this sending, and did not before.
@@ -347,6 +394,7 @@ impl Part<'_> {
             .collect();
         let mut at = 0;
         let (mut moved, mut later) = (None, None);
+        let mut permanent = None;
         for range in &sending.share.ranges {
             let of_range = at..at + range.key_count as usize;
             at = of_range.end;
@@ -361,6 +409,9 @@ impl Part<'_> {
             let range_positions = &positions[of_range];
             let fresh = range.attempt == self.kind.attempts_before();
             self.account(trouble, range_positions, fresh, state);
+            if trouble.permanent {
+                permanent = Some(Arc::clone(&trouble.message));
+            }
             let follow = trouble.moved && reply.map_version > sending.routed_by;
             let retry = if follow { &mut moved } else { &mut later };
             retry
@@ -368,9 +419,14 @@ impl Part<'_> {
                     positions: Vec::new(),
                     retries: sending.retries,
                     error: Arc::clone(&trouble.message),
+                    // The node has answered: it does not come by this sending again.
+                    not_before: None,
                 })
                 .positions
                 .extend_from_slice(range_positions);
+        }
+        if let Some(message) = permanent {
+            return Err(NotApplied::Refused { message });
         }
         let mut steps = Vec::new();
         if let Some(keys) = moved {
@@ -416,9 +472,10 @@ impl Part<'_> {
     fn failed<A>(
         &self,
         sending: Sending,
-        trouble: Trouble,
+        failed: Failed,
         state: &mut State<A>,
     ) -> Result<Step, NotApplied> {
+        let trouble = failed.trouble;
         let before = self.kind.attempts_before();
         let mut rest = sending.share.positions.as_slice();
         for range in &sending.share.ranges {
@@ -437,6 +494,8 @@ impl Part<'_> {
             positions: sending.share.positions,
             retries: sending.retries,
             error: trouble.message,
+            not_before: (trouble.maybe_applied && matches!(self.kind, Kind::Claim { .. }))
+                .then_some(failed.valid_until),
         })))
     }
 }

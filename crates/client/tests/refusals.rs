@@ -14,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fake::{Fake, NOW_MS, Notes, Script, all, header, map_reply, one_node, refuse_all};
@@ -216,6 +216,55 @@ async fn a_request_that_breaks_a_rule_is_refused_without_a_retry() {
     };
     assert!(message.contains("2 keys; the limit is 1"), "{error}");
     assert_eq!(attempts, [0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_closed_range_is_refused_without_a_retry() {
+    let closed = |_, ranges: &[_]| Ok(refuse_all(ranges, RefusalCode::Closed));
+    let (result, attempts) = attempts_after(closed, Operation::new()).await;
+    let error = result.unwrap_err();
+    let WriteError::NotApplied(NotApplied::Refused { message }) = &error else {
+        panic!("{error}");
+    };
+    assert!(message.contains("as the test wants"), "{error}");
+    assert_eq!(attempts, [0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_is_repeated_when_the_sending_before_it_is_not_valid_any_more() {
+    let (listener, map) = one_node(1).await;
+    let mut script = Script::of(&map);
+    let notes = Notes::new();
+    let noted = notes.clone();
+    script.claim = Box::new(move |request| {
+        let not_after = request.header.unwrap().not_after_unix_ms;
+        let reply = match noted.add((Instant::now(), not_after - NOW_MS)) {
+            0 => Err(Status::unavailable("connection reset")),
+            _ => Ok(ClaimReply {
+                header: header(1, NOW_MS),
+                first: all(&request.ranges),
+                ..ClaimReply::default()
+            }),
+        };
+        Box::pin(async { reply })
+    });
+    let fake = Fake::start(listener, script).await;
+    let mut config = fake.config();
+    config.retry_delay = Duration::from_millis(1);
+    config.call_timeout = Duration::from_secs(6);
+    let connected = Instant::now();
+    let client = Client::connect(config).await.unwrap();
+    assert_eq!(client.claim(["a"], hour()).await.unwrap(), [First]);
+    let [(_, valid_ms), (repeated, _)] = notes.all()[..] else {
+        panic!("two sendings");
+    };
+    // A quarter of the call's time, after what passed since the client learned the node's clock.
+    assert!(valid_ms >= 1500, "{valid_ms}");
+    let since_connect = repeated.duration_since(connected);
+    assert!(
+        since_connect >= Duration::from_millis(valid_ms),
+        "{since_connect:?} < {valid_ms} ms"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

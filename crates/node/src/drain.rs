@@ -58,6 +58,11 @@ impl InFlight {
         self.stopping.store(true, Ordering::SeqCst);
     }
 
+    /// Whether no more requests are admitted.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
     /// How many are in flight.
     pub(crate) fn count(&self) -> usize {
         self.count.load(Ordering::SeqCst)

@@ -25,6 +25,7 @@ use crate::{
     journal::Journal,
     limit::Reclaiming,
     table::{MapInForce, Table},
+    traffic::Traffic,
 };
 
 /// One node.
@@ -38,6 +39,7 @@ pub(crate) struct Node {
     pub(crate) arena: Arc<Arena>,
     pub(crate) answers: AnswerMemory,
     pub(crate) in_flight: InFlight,
+    pub(crate) traffic: Arc<Traffic>,
     pub(crate) reclaiming: Reclaiming,
     disk: OnceLock<Disk>,
     disk_opened: Notify,
@@ -94,6 +96,7 @@ impl Node {
             arena: Arena::new(),
             answers: AnswerMemory::new(limits.answer_memory_bytes, limits.answer_memory_age),
             in_flight: InFlight::new(limits.requests_in_flight_max),
+            traffic: Arc::default(),
             reclaiming: Reclaiming::default(),
             disk: OnceLock::new(),
             disk_opened: Notify::new(),

@@ -22,14 +22,29 @@ use crate::{
 /// How long connections without requests have to close, also where the drain deadline has passed.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Runs a node on `listener` until `shutdown` ends or something else ends it; then refuses new requests, lets those in progress
+/// Where a node is reached.
+#[derive(Debug)]
+pub struct Listeners {
+    /// The gRPC service.
+    pub grpc: TcpListener,
+    /// HTTP for probes and metrics, where there is any.
+    pub http: Option<TcpListener>,
+}
+
+impl From<TcpListener> for Listeners {
+    fn from(grpc: TcpListener) -> Self {
+        Self { grpc, http: None }
+    }
+}
+
+/// Runs a node on `listeners` until `shutdown` ends or something else ends it; then refuses new requests, lets those in progress
 /// end within `config.drain_deadline`, and closes the connections. All that it started has ended when it returns.
 ///
 /// # Errors
 /// What ended the node, other than `shutdown`.
 pub async fn run(
     config: NodeConfig,
-    listener: TcpListener,
+    listeners: impl Into<Listeners>,
     storage: Arc<dyn ObjectStorage>,
     clock: Arc<dyn Clock>,
     shutdown: impl Future<Output = ()> + Send,
@@ -38,7 +53,7 @@ pub async fn run(
     let node = Arc::new(Node::new(config, clock));
     let _provisioner = Provisioner::start(&node.arena);
     let _abandoned = Abandoned(Arc::clone(&node));
-    let mut running = Running::start(&node, listener, MapStore::new(storage));
+    let mut running = Running::start(&node, listeners.into(), MapStore::new(storage));
     let ended = tokio::select! {
         () = shutdown => {
             info!(node = %node.config.id, "asked to stop");
@@ -58,6 +73,9 @@ struct Running {
     server: JoinSet<Result<(), tonic::transport::Error>>,
     membership: JoinSet<NodeError>,
     sweeper: JoinSet<()>,
+    http: JoinSet<std::io::Result<()>>,
+    /// Answer probes no more.
+    stop_http: CancellationToken,
     /// Accept no more connections, and close each when its last request has ended.
     stop: CancellationToken,
     /// Close all connections now.
@@ -65,8 +83,8 @@ struct Running {
 }
 
 impl Running {
-    fn start(node: &Arc<Node>, listener: TcpListener, store: MapStore) -> Self {
-        match listener.local_addr() {
+    fn start(node: &Arc<Node>, listeners: Listeners, store: MapStore) -> Self {
+        match listeners.grpc.local_addr() {
             Ok(address) => info!(
                 node = %node.config.id, incarnation = %node.incarnation, %address, "listening"
             ),
@@ -75,7 +93,19 @@ impl Running {
         let stop = CancellationToken::new();
         let cut = CancellationToken::new();
         let mut server = JoinSet::new();
-        server.spawn(serve(Arc::clone(node), listener, stop.clone(), cut.clone()));
+        server.spawn(serve(
+            Arc::clone(node),
+            listeners.grpc,
+            stop.clone(),
+            cut.clone(),
+        ));
+        let mut http = JoinSet::new();
+        let stop_http = CancellationToken::new();
+        if let Some(listener) = listeners.http {
+            let node = Arc::clone(node);
+            let status = move || crate::status::snapshot(&node);
+            http.spawn(crate::http::serve(listener, status, stop_http.clone()));
+        }
         let mut membership = JoinSet::new();
         membership.spawn(Membership::new(Arc::clone(node), store).follow());
         membership.spawn(journal_failed(Arc::clone(node)));
@@ -85,6 +115,8 @@ impl Running {
             server,
             membership,
             sweeper,
+            http,
+            stop_http,
             stop,
             cut: cut.drop_guard(),
         }
@@ -106,6 +138,11 @@ impl Running {
             Some(ended) = self.sweeper.join_next() => match ended {
                 Ok(()) => NodeError::Task { task: "sweeper", reason: ended_early() },
                 Err(error) => failed("sweeper", &error),
+            },
+            Some(ended) = self.http.join_next() => match ended {
+                Ok(Ok(())) => NodeError::Task { task: "http", reason: ended_early() },
+                Ok(Err(error)) => NodeError::Task { task: "http", reason: error.to_string() },
+                Err(error) => failed("http", &error),
             },
             else => NodeError::Task { task: "server", reason: ended_early() },
         }
@@ -145,6 +182,9 @@ impl Running {
         }
         // Joins what is left of the server, if anything.
         self.server.shutdown().await;
+        self.stop_http.cancel();
+        // It bounds its own end.
+        while self.http.join_next().await.is_some() {}
         info!(node = %id, "stopped");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use keydb_core::FINGERPRINT_BYTES;
 use keydb_proto::shard::{
     ClaimReply, ClaimRequest, CreateSnapshotsReply, CreateSnapshotsRequest, GetMapReply,
     GetMapRequest, GetReply, GetRequest, NodeStatusReply, NodeStatusRequest, PutReply, PutRequest,
@@ -9,7 +10,7 @@ use keydb_proto::shard::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::{disk, keys, node::Node, status};
+use crate::{disk, keys, node::Node, status, traffic::Operation};
 
 /// `keydb.shard.v1.ShardService` of one node.
 #[derive(Debug)]
@@ -18,21 +19,30 @@ pub(crate) struct Service(pub(crate) Arc<Node>);
 #[tonic::async_trait]
 impl ShardService for Service {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
-        keys::get(&self.0, request.get_ref())
-            .await
-            .map(Response::new)
+        let request = request.get_ref();
+        let reply = keys::get(&self.0, request).await;
+        let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
+        let traffic = &self.0.traffic;
+        traffic.count(Operation::Get, keys, &reply, |reply| &reply.refused);
+        reply.map(Response::new)
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutReply>, Status> {
-        keys::put(&self.0, request.get_ref())
-            .await
-            .map(Response::new)
+        let request = request.get_ref();
+        let reply = keys::put(&self.0, request).await;
+        let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
+        let traffic = &self.0.traffic;
+        traffic.count(Operation::Put, keys, &reply, |reply| &reply.refused);
+        reply.map(Response::new)
     }
 
     async fn claim(&self, request: Request<ClaimRequest>) -> Result<Response<ClaimReply>, Status> {
-        keys::claim(&self.0, request.get_ref())
-            .await
-            .map(Response::new)
+        let request = request.get_ref();
+        let reply = keys::claim(&self.0, request).await;
+        let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
+        let traffic = &self.0.traffic;
+        traffic.count(Operation::Claim, keys, &reply, |reply| &reply.refused);
+        reply.map(Response::new)
     }
 
     async fn get_map(

@@ -1,5 +1,7 @@
 //! What the node tells of itself.
 
+use std::sync::Arc;
+
 use keydb_core::ClusterMap;
 use keydb_proto::shard::{
     GetMapReply, GetMapRequest, NodeStatusReply, NodeStatusRequest, RangeState, RangeStatus,
@@ -8,6 +10,7 @@ use tonic::Status;
 
 use crate::{
     disk::Disk,
+    http::StatusSnapshot,
     node::{Node, Standing},
     table::Readiness,
     validate,
@@ -32,6 +35,10 @@ pub(crate) fn map(node: &Node, request: &GetMapRequest) -> Result<GetMapReply, S
 pub(crate) fn status(node: &Node, request: &NodeStatusRequest) -> Result<NodeStatusReply, Status> {
     let standing = node.standing();
     check_cluster(&standing, &request.cluster_id)?;
+    Ok(reply(node, &standing))
+}
+
+fn reply(node: &Node, standing: &Standing) -> NodeStatusReply {
     let owned = standing.table().map_or(&[][..], |table| table.ranges());
     let ranges: Vec<RangeStatus> = owned
         .iter()
@@ -51,7 +58,7 @@ pub(crate) fn status(node: &Node, request: &NodeStatusRequest) -> Result<NodeSta
         })
         .collect();
     let map = standing.map();
-    Ok(NodeStatusReply {
+    NodeStatusReply {
         header: Some(node.reply_header(map)),
         cluster_id: map
             .map(|map| map.cluster_id.to_bytes().to_vec())
@@ -70,7 +77,22 @@ pub(crate) fn status(node: &Node, request: &NodeStatusRequest) -> Result<NodeSta
         memory_limit_bytes: node.config.limits.memory_bytes as u64,
         shed_keys: node.reclaiming.shed_keys(),
         warnings: node.warnings(),
-    })
+    }
+}
+
+/// What probes and metrics go by.
+pub(crate) fn snapshot(node: &Node) -> StatusSnapshot {
+    let standing = node.standing();
+    let not_serving = standing
+        .table()
+        .is_none()
+        .then(|| node.not_serving(&standing).message().to_owned());
+    StatusSnapshot {
+        reply: reply(node, &standing),
+        not_serving,
+        stopping: node.in_flight.is_stopping(),
+        traffic: Arc::clone(&node.traffic),
+    }
 }
 
 fn durability(map: &ClusterMap) -> String {

@@ -3,7 +3,7 @@
 use std::{future::Future, io, process::ExitCode, sync::Arc, time::Duration};
 
 use keydb_core::NodeId;
-use keydb_node::{NodeConfig, SystemClock};
+use keydb_node::{Listeners, NodeConfig, SystemClock};
 use keydb_storage::{Init, MapStore, ObjectStorage};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -72,14 +72,21 @@ fn check(settings: &Settings, json: bool) -> Result<ExitCode, Failure> {
 async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
     let mut signals = StopSignals::listen()
         .map_err(|error| Failure::failed(format!("cannot listen for signals: {error}")))?;
-    if !settings.storage.given {
+    if !settings.storage.is_given() {
         tracing::info!(
-            "KEYDB_STORAGE_URL is not set; the cluster map is looked for in {}",
+            "neither KEYDB_STORAGE_URL nor KEYDB_STORAGE_BUCKET is set; object storage is {}",
             settings.storage_text()
         );
     }
+    let config = config(settings, id)?;
     let storage = settings.open_storage()?;
-    let listener = listen(settings.port.value).await?;
+    let listeners = Listeners {
+        grpc: listen(settings.port.value, "KEYDB_PORT").await?,
+        http: match settings.http_port.value {
+            Some(port) => Some(listen(port, "KEYDB_HTTP_PORT").await?),
+            None => None,
+        },
+    };
     if settings.init.value && id == NodeId(0) {
         match super::init::create(settings).await? {
             Init::Created(map) => {
@@ -91,8 +98,6 @@ async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
         }
     }
     let comparison = tokio::spawn(warn_of_differences(settings.clone(), Arc::clone(&storage)));
-    let mut config = NodeConfig::new(id);
-    config.limits = settings.limits.clone();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let signals = tokio::spawn(async move {
         let name = signals.next().await;
@@ -101,7 +106,7 @@ async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
         let _ = stop.send(());
         signals.exit_at_next().await;
     });
-    let result = run_node(config, listener, storage, async {
+    let result = run_node(config, listeners, storage, async {
         let _ = stopped.await;
     })
     .await;
@@ -110,22 +115,36 @@ async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
     result
 }
 
+/// What the node goes by.
+fn config(settings: &Settings, id: NodeId) -> Result<NodeConfig, Failure> {
+    let mut config = NodeConfig::new(id);
+    config.data_dir.clone_from(&settings.data_dir.value);
+    config.snapshot_interval = settings.snapshot_interval.value;
+    config.limits = settings.limits.clone();
+    let limit = settings.memory_limit.value;
+    config.limits.memory_bytes = limit
+        .bytes(settings::memory_there_is())
+        .map_err(|problem| Failure::usage(format!("KEYDB_MEMORY_LIMIT={limit}: {problem}")))?;
+    config.limits.memory_policy = settings.memory_policy.value;
+    Ok(config)
+}
+
 /// Runs a node with this machine's clock.
 async fn run_node(
     config: NodeConfig,
-    listener: TcpListener,
+    listeners: Listeners,
     storage: Arc<dyn ObjectStorage>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Failure> {
     let id = config.id;
     let clock = Arc::new(SystemClock::new());
-    keydb_node::run(config, listener, storage, clock, shutdown)
+    keydb_node::run(config, listeners, storage, clock, shutdown)
         .await
         .map_err(|error| Failure::failed(format!("node {id} had to stop: {error}")))
 }
 
-/// Listens at `port` on every interface, with IPv6 where the machine has it.
-async fn listen(port: u16) -> Result<TcpListener, Failure> {
+/// Listens at `port`, which `setting` gave, on every interface, with IPv6 where the machine has it.
+async fn listen(port: u16, setting: &str) -> Result<TcpListener, Failure> {
     let listener = match TcpListener::bind(("::", port)).await {
         Err(error)
             if matches!(
@@ -138,9 +157,7 @@ async fn listen(port: u16) -> Result<TcpListener, Failure> {
         other => other,
     };
     listener.map_err(|error| {
-        Failure::failed(format!(
-            "cannot listen on port {port} (KEYDB_PORT): {error}"
-        ))
+        Failure::failed(format!("cannot listen on port {port} ({setting}): {error}"))
     })
 }
 

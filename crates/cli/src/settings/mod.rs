@@ -3,29 +3,44 @@
 //! Reading is a pure function of the variables and the working directory, so that tests need no process environment. Every
 //! wrong value is reported, not only the first.
 
+mod memory;
 mod names;
 mod parse;
 mod show;
+mod storage;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt::Display, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt::Display,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use keydb_core::{ClusterMap, Durability, HASH_RANGES_MAX, NodeId};
-use keydb_node::Limits;
-use keydb_storage::{ObjectStorage, StorageUrl};
+use keydb_node::{Limits, MemoryPolicy};
+use keydb_storage::ObjectStorage;
 use serde::Deserialize;
 
 use crate::exit::Failure;
 
+pub(crate) use memory::{MemoryLimit, there_is as memory_there_is};
 pub(crate) use parse::{addresses, duration};
+pub(crate) use storage::StorageSettings;
 
 /// The port of a node's gRPC service unless `KEYDB_PORT` says otherwise.
 pub(crate) const PORT_DEFAULT: u16 = 50051;
+/// The port of a node's HTTP for probes and metrics unless `KEYDB_HTTP_PORT` says otherwise.
+pub(crate) const HTTP_PORT_DEFAULT: u16 = 50080;
 /// How many hash ranges a new cluster gets unless `KEYDB_TOTAL_HASH_RANGES` says otherwise.
 pub(crate) const HASH_RANGES_DEFAULT: u32 = 128;
-/// Where the cluster map lies unless `KEYDB_STORAGE_URL` says otherwise: in the working directory.
-const STORAGE_DIR_DEFAULT: &str = "keydb-storage";
+/// Where a node keeps its journal and snapshots unless `KEYDB_DATA_DIR` says otherwise: in the working directory.
+const DATA_DIR_DEFAULT: &str = "keydb-data";
+const SNAPSHOT_INTERVAL_DEFAULT: Duration = Duration::from_secs(60);
+/// Shorter and a node does little else; longer and the journal grows without need.
+const SNAPSHOT_INTERVAL_BOUNDS: [Duration; 2] =
+    [Duration::from_secs(1), Duration::from_secs(86_400)];
 /// More keys in one request would not fit a message anyway.
 const REQUEST_KEYS_BOUND: u64 = 262_144;
 /// A node that has more requests than this in flight only queues them.
@@ -52,15 +67,25 @@ pub(crate) struct Settings {
     pub(crate) cluster_size: Option<u64>,
     /// The port of the gRPC service.
     pub(crate) port: Setting<u16>,
+    /// The port of HTTP for probes and metrics; `None`: there is none.
+    pub(crate) http_port: Setting<Option<u16>>,
     /// How many hash ranges a new cluster gets.
     pub(crate) range_count: Setting<u32>,
-    /// Where the cluster map lies.
-    pub(crate) storage: Setting<StorageUrl>,
+    /// Where the cluster map and the snapshots lie.
+    pub(crate) storage: StorageSettings,
     /// Whether node 0 creates the cluster at its start.
     pub(crate) init: Setting<bool>,
     /// What a crash may cost in a new cluster.
     pub(crate) durability: Setting<Durability>,
-    /// A node's limits; which of them were set is in `limits_given`.
+    /// Where a node keeps its journal and snapshots.
+    pub(crate) data_dir: Setting<PathBuf>,
+    /// How long between two snapshots.
+    pub(crate) snapshot_interval: Setting<Duration>,
+    /// How much memory the keys may take.
+    pub(crate) memory_limit: Setting<MemoryLimit>,
+    /// What happens then.
+    pub(crate) memory_policy: Setting<MemoryPolicy>,
+    /// A node's other limits; which of them were set is in `limits_given`.
     pub(crate) limits: Limits,
     /// The names of the limits that were set.
     pub(crate) limits_given: Vec<&'static str>,
@@ -85,16 +110,26 @@ pub(crate) struct ClientSettings {
 }
 
 /// The values as they stand in the environment.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Default, Deserialize)]
 struct Raw {
     node_id: Option<String>,
     node_addresses: Option<String>,
     cluster_size: Option<String>,
     port: Option<String>,
+    http_port: Option<String>,
     total_hash_ranges: Option<String>,
     storage_url: Option<String>,
+    storage_bucket: Option<String>,
+    storage_region: Option<String>,
+    storage_endpoint: Option<String>,
+    storage_accesskeyid: Option<String>,
+    storage_accesskey: Option<String>,
     init: Option<String>,
     durability: Option<String>,
+    data_dir: Option<String>,
+    snapshot_interval: Option<String>,
+    memory_limit: Option<String>,
+    memory_policy: Option<String>,
     answer_memory_bytes: Option<String>,
     answer_memory_age: Option<String>,
     request_keys_max: Option<String>,
@@ -146,24 +181,27 @@ impl Settings {
             parse::number(text, 1, u64::from(u32::MAX))
         });
         let port = check.given("KEYDB_PORT", &raw.port, port);
+        let http_port = check.given("KEYDB_HTTP_PORT", &raw.http_port, http_port);
         let range_count = check.given("KEYDB_TOTAL_HASH_RANGES", &raw.total_hash_ranges, |text| {
             parse::number(text, 1, u64::from(HASH_RANGES_MAX))
         });
-        let storage = check.given("KEYDB_STORAGE_URL", &raw.storage_url, |text| {
-            text.parse::<StorageUrl>().map_err(|error| {
-                // The library's message may hold the URL, and the URL a password.
-                let hidden = parse::without_secrets(text);
-                error
-                    .to_string()
-                    .replace(&format!("{text:?}"), &format!("{hidden:?}"))
-            })
-        });
+        let storage = StorageSettings::read(&mut check, &raw, directory);
         let init = check.given("KEYDB_INIT", &raw.init, parse::truth);
         let durability = check.given("KEYDB_DURABILITY", &raw.durability, |text| {
             text.parse::<Durability>().map_err(|_| {
-                "is not a durability mode that this build has; it has: memory".to_owned()
+                "is not a durability mode; the modes are journal, snapshot and memory".to_owned()
             })
         });
+        let data_dir = check.given("KEYDB_DATA_DIR", &raw.data_dir, |text| {
+            parse::directory(text, directory)
+        });
+        let snapshot_interval = check.given(
+            "KEYDB_SNAPSHOT_INTERVAL",
+            &raw.snapshot_interval,
+            snapshot_interval,
+        );
+        let memory_limit = check.given("KEYDB_MEMORY_LIMIT", &raw.memory_limit, str::parse);
+        let memory_policy = check.given("KEYDB_MEMORY_POLICY", &raw.memory_policy, memory::policy);
         let (limits, limits_given) = check.limits(&raw);
         let log = check.given("KEYDB_LOG", &raw.log, log_filter);
 
@@ -179,43 +217,42 @@ impl Settings {
                 ),
             );
         }
-        let storage = match storage {
-            Some(value) => Setting { value, given: true },
-            None => match StorageUrl::local(&directory.join(STORAGE_DIR_DEFAULT)) {
-                Ok(value) => Setting {
-                    value,
-                    given: false,
-                },
-                Err(error) => {
-                    check.0.push(format!(
-                        "KEYDB_STORAGE_URL is not set, and its default cannot be used: {error}"
-                    ));
-                    return Err(check.into_error());
-                }
-            },
+        let (port, http_port) = (
+            Setting::of(port, PORT_DEFAULT),
+            Setting::of(http_port, Some(HTTP_PORT_DEFAULT)),
+        );
+        if http_port.value == Some(port.value) {
+            check.0.push(format!(
+                "KEYDB_HTTP_PORT and KEYDB_PORT are both {}; each needs a port of its own",
+                port.value
+            ));
+        }
+        let (Some(storage), true) = (storage, check.0.is_empty()) else {
+            return Err(check.into_error());
         };
         let settings = Self {
             node_id: node_id.map(NodeId),
             addresses,
             cluster_size,
-            port: Setting::of(port, PORT_DEFAULT),
+            port,
+            http_port,
             range_count: Setting::of(
                 range_count.and_then(|count| u32::try_from(count).ok()),
                 HASH_RANGES_DEFAULT,
             ),
             storage,
             init: Setting::of(init, false),
-            durability: Setting::of(durability, Durability::Memory),
+            durability: Setting::of(durability, Durability::Journal),
+            data_dir: Setting::of(data_dir, directory.join(DATA_DIR_DEFAULT)),
+            snapshot_interval: Setting::of(snapshot_interval, SNAPSHOT_INTERVAL_DEFAULT),
+            memory_limit: Setting::of(memory_limit, MemoryLimit::None),
+            memory_policy: Setting::of(memory_policy, MemoryPolicy::Refuse),
             limits,
             limits_given,
             log,
             warnings,
         };
-        if check.0.is_empty() {
-            Ok(settings.with_warnings())
-        } else {
-            Err(check.into_error())
-        }
+        Ok(settings.with_warnings())
     }
 
     /// Which node this is.
@@ -238,11 +275,11 @@ impl Settings {
         })
     }
 
-    /// Opens the storage of the cluster map.
+    /// Opens the object storage.
     pub(crate) fn open_storage(&self) -> Result<Arc<dyn ObjectStorage>, Failure> {
-        self.storage.value.open().map_err(|error| {
+        self.storage.open().map_err(|error| {
             Failure::failed(format!(
-                "cannot open the storage {} (KEYDB_STORAGE_URL): {error}",
+                "cannot open the storage {}: {error}",
                 self.storage_text()
             ))
         })
@@ -250,7 +287,7 @@ impl Settings {
 
     /// The storage, as it can be shown.
     pub(crate) fn storage_text(&self) -> String {
-        parse::without_secrets(&self.storage.value.to_string())
+        self.storage.text()
     }
 
     /// What was set and is otherwise in the cluster map, which wins.
@@ -333,7 +370,11 @@ struct Check(Vec<String>);
 
 impl Check {
     fn problem(&mut self, name: &str, value: &str, problem: impl Display) {
-        let value = parse::without_secrets(value);
+        let value = if storage::is_secret(name) {
+            "(set)".to_owned()
+        } else {
+            parse::without_secrets(value)
+        };
         self.0.push(format!("{name}={value}: {problem}"));
     }
 
@@ -451,6 +492,29 @@ fn port(text: &str) -> Result<u16, String> {
         .map_err(|_| "is not a port; a port is a number from 1 to 65535".to_owned())
 }
 
+fn http_port(text: &str) -> Result<Option<u16>, String> {
+    match text {
+        "off" | "0" => Ok(None),
+        _ => port(text).map(Some).map_err(|_| {
+            "is not a port; a port is a number from 1 to 65535, and off switches HTTP off"
+                .to_owned()
+        }),
+    }
+}
+
+fn snapshot_interval(text: &str) -> Result<Duration, String> {
+    let [least, most] = SNAPSHOT_INTERVAL_BOUNDS;
+    let interval = duration(text)?;
+    if (least..=most).contains(&interval) {
+        return Ok(interval);
+    }
+    Err(format!(
+        "is out of bounds; give {} to {}",
+        duration_text(least),
+        duration_text(most)
+    ))
+}
+
 fn log_filter(text: &str) -> Result<String, String> {
     tracing_subscriber::EnvFilter::try_new(text)
         .map(|_| text.to_owned())
@@ -459,7 +523,7 @@ fn log_filter(text: &str) -> Result<String, String> {
         })
 }
 
-/// The age that answers are remembered for, for messages.
+/// A duration as settings write it, for messages.
 pub(crate) fn duration_text(duration: Duration) -> String {
     parse::duration_text(duration)
 }

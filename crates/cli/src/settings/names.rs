@@ -1,15 +1,25 @@
 //! The names of settings: which there are, and what a wrong one was meant to be.
 
 /// Every setting, in the order in which they are shown.
-pub(crate) const NAMES: [&str; 13] = [
+pub(crate) const NAMES: [&str; 23] = [
     "KEYDB_NODE_ID",
     "KEYDB_NODE_ADDRESSES",
     "KEYDB_CLUSTER_SIZE",
     "KEYDB_PORT",
+    "KEYDB_HTTP_PORT",
     "KEYDB_TOTAL_HASH_RANGES",
     "KEYDB_STORAGE_URL",
+    "KEYDB_STORAGE_BUCKET",
+    "KEYDB_STORAGE_REGION",
+    "KEYDB_STORAGE_ENDPOINT",
+    "KEYDB_STORAGE_ACCESSKEYID",
+    "KEYDB_STORAGE_ACCESSKEY",
     "KEYDB_INIT",
     "KEYDB_DURABILITY",
+    "KEYDB_DATA_DIR",
+    "KEYDB_SNAPSHOT_INTERVAL",
+    "KEYDB_MEMORY_LIMIT",
+    "KEYDB_MEMORY_POLICY",
     "KEYDB_ANSWER_MEMORY_BYTES",
     "KEYDB_ANSWER_MEMORY_AGE",
     "KEYDB_REQUEST_KEYS_MAX",

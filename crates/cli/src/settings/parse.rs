@@ -1,6 +1,9 @@
 //! Reading single values. Each error says what would be right; the caller adds the variable and the value.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// `host:port`, addresses separated by commas or as a JSON array of strings.
 pub(crate) fn addresses(text: &str) -> Result<Vec<String>, String> {
@@ -95,6 +98,17 @@ pub(crate) fn bytes(text: &str) -> Result<usize, String> {
             "is not a number of bytes; give a whole number, or one with KiB, MiB or GiB, such as 16MiB"
                 .to_owned()
         })
+}
+
+/// A directory; a relative one is below `base`.
+pub(crate) fn directory(text: &str, base: &Path) -> Result<PathBuf, String> {
+    let dir = base.join(text);
+    if text.is_empty() || dir.parent().is_none() {
+        return Err(
+            "does not name a directory of its own; give a path such as /var/lib/keydb".to_owned(),
+        );
+    }
+    Ok(dir)
 }
 
 /// A whole number with a unit, above zero: `500ms`, `10s`, `5m`, `1h`.

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Settings, duration_text, parse::without_secrets};
+use super::{Settings, duration_text, memory::policy_text};
 
 /// One setting as it is in force.
 #[derive(Debug, Serialize)]
@@ -30,6 +30,7 @@ impl Settings {
             given: self.limits_given.contains(&name),
         };
         let limits = &self.limits;
+        let storage = &self.storage;
         vec![
             optional("KEYDB_NODE_ID", self.node_id.map(|id| id.to_string())),
             optional(
@@ -42,20 +43,55 @@ impl Settings {
             ),
             setting("KEYDB_PORT", self.port.value.to_string(), self.port.given),
             setting(
+                "KEYDB_HTTP_PORT",
+                self.http_port
+                    .value
+                    .map_or_else(|| "off".to_owned(), |port| port.to_string()),
+                self.http_port.given,
+            ),
+            setting(
                 "KEYDB_TOTAL_HASH_RANGES",
                 self.range_count.value.to_string(),
                 self.range_count.given,
             ),
             setting(
                 "KEYDB_STORAGE_URL",
-                without_secrets(&self.storage.value.to_string()),
-                self.storage.given,
+                self.storage.text(),
+                self.storage.url.given,
+            ),
+            optional("KEYDB_STORAGE_BUCKET", storage.bucket.clone()),
+            optional("KEYDB_STORAGE_REGION", storage.region.clone()),
+            optional("KEYDB_STORAGE_ENDPOINT", storage.endpoint.clone()),
+            optional("KEYDB_STORAGE_ACCESSKEYID", storage.access_key_id.clone()),
+            optional(
+                "KEYDB_STORAGE_ACCESSKEY",
+                storage.access_key.as_ref().map(|_| "(set)".to_owned()),
             ),
             setting("KEYDB_INIT", self.init.value.to_string(), self.init.given),
             setting(
                 "KEYDB_DURABILITY",
                 self.durability.value.to_string(),
                 self.durability.given,
+            ),
+            setting(
+                "KEYDB_DATA_DIR",
+                self.data_dir.value.display().to_string(),
+                self.data_dir.given,
+            ),
+            setting(
+                "KEYDB_SNAPSHOT_INTERVAL",
+                duration_text(self.snapshot_interval.value),
+                self.snapshot_interval.given,
+            ),
+            setting(
+                "KEYDB_MEMORY_LIMIT",
+                self.memory_limit.value.to_string(),
+                self.memory_limit.given,
+            ),
+            setting(
+                "KEYDB_MEMORY_POLICY",
+                policy_text(self.memory_policy.value).to_owned(),
+                self.memory_policy.given,
             ),
             limit(
                 "KEYDB_ANSWER_MEMORY_BYTES",

@@ -37,11 +37,14 @@ fn without_settings_the_defaults_hold() {
     let settings = read(&[]).unwrap();
     assert_eq!(settings.port.value, 50051);
     assert_eq!(settings.range_count.value, 128);
-    assert_eq!(
-        settings.storage.value.to_string(),
-        "file:///somewhere/keydb-storage"
-    );
-    assert!(!settings.storage.given && !settings.init.value);
+    assert_eq!(settings.storage.text(), "file:///somewhere/keydb-storage");
+    assert!(!settings.storage.is_given() && !settings.init.value);
+    assert_eq!(settings.durability.value, Durability::Journal);
+    assert_eq!(settings.http_port.value, Some(50080));
+    assert_eq!(settings.data_dir.value, Path::new("/somewhere/keydb-data"));
+    assert_eq!(settings.snapshot_interval.value, Duration::from_secs(60));
+    assert_eq!(settings.memory_limit.value, MemoryLimit::None);
+    assert_eq!(settings.memory_policy.value, MemoryPolicy::Refuse);
     assert!(settings.required_node_id().is_err() && settings.required_addresses().is_err());
 }
 
@@ -50,15 +53,23 @@ fn a_wrong_value_names_the_variable_the_value_and_what_would_be_right() {
     for (name, value, right) in [
         ("KEYDB_PORT", "99999", "1 to 65535"),
         ("KEYDB_PORT", "0", "1 to 65535"),
-        ("KEYDB_STORAGE_URL", "s3://bucket/prefix", "file:///"),
+        ("KEYDB_HTTP_PORT", "99999", "off switches HTTP off"),
+        ("KEYDB_DATA_DIR", "", "/var/lib/keydb"),
+        ("KEYDB_DATA_DIR", "/", "/var/lib/keydb"),
+        ("KEYDB_SNAPSHOT_INTERVAL", "60", "500ms, 10s"),
+        ("KEYDB_SNAPSHOT_INTERVAL", "10ms", "1s to 24h"),
+        ("KEYDB_SNAPSHOT_INTERVAL", "25h", "1s to 24h"),
+        ("KEYDB_MEMORY_LIMIT", "8GB", "8GiB"),
+        ("KEYDB_MEMORY_LIMIT", "120%", "1% to 100%"),
+        ("KEYDB_MEMORY_POLICY", "evict", "refuse"),
+        ("KEYDB_STORAGE_BUCKET", "", "keydb/prefix"),
         ("KEYDB_STORAGE_URL", "keydb-storage", "file:///"),
         ("KEYDB_NODE_ID", "keydb", "keydb-0"),
         ("KEYDB_NODE_ADDRESSES", "localhost", "keydb-0:50051"),
         ("KEYDB_TOTAL_HASH_RANGES", "0", "1 to 65536"),
         ("KEYDB_TOTAL_HASH_RANGES", "65537", "1 to 65536"),
         ("KEYDB_INIT", "yes", "true nor false"),
-        ("KEYDB_DURABILITY", "journal", "memory"),
-        ("KEYDB_DURABILITY", "snapshot", "memory"),
+        ("KEYDB_DURABILITY", "disk", "journal, snapshot and memory"),
         ("KEYDB_ANSWER_MEMORY_BYTES", "lots", "16MiB"),
         ("KEYDB_ANSWER_MEMORY_AGE", "5", "5m"),
         ("KEYDB_REQUEST_KEYS_MAX", "0", "1 to 262144"),
@@ -85,11 +96,7 @@ fn an_unknown_setting_is_refused_and_the_nearest_one_suggested() {
         "{error}"
     );
     // Settings of later work do nothing yet, so they do not exist yet.
-    for name in [
-        "KEYDB_HTTP_PORT",
-        "KEYDB_SNAPSHOT_INTERVAL",
-        "KEYDB_DATA_DIR",
-    ] {
+    for name in ["KEYDB_OPERATOR_PORT", "KEYDB_ZONE"] {
         assert!(
             read(&[(name, "1")])
                 .unwrap_err()
@@ -176,4 +183,127 @@ fn a_client_takes_the_addresses_and_leaves_the_rest_to_nodes() {
     assert_eq!(settings.unwrap().addresses.unwrap(), ["a:1", "b:1"]);
     assert!(read(&[("KEYDB_NODE_ADRESSES", "a:1")]).is_err());
     assert!(read(&[("KEYDB_NODE_ADDRESSES", "a")]).is_err());
+}
+
+/// Variables that are contradictory or incomplete, and what is said of them.
+#[test]
+fn storage_settings_that_do_not_fit_each_other_are_refused() {
+    let url = |value| ("KEYDB_STORAGE_URL", value);
+    let bucket = |value| ("KEYDB_STORAGE_BUCKET", value);
+    let endpoint = ("KEYDB_STORAGE_ENDPOINT", "http://minio:9000");
+    let id = ("KEYDB_STORAGE_ACCESSKEYID", "minio");
+    let key = ("KEYDB_STORAGE_ACCESSKEY", "hunter2");
+    let region = ("KEYDB_STORAGE_REGION", "eu-central-1");
+    for (vars, said) in [
+        (vec![endpoint], "no bucket is set"),
+        (vec![region], "no bucket is set"),
+        (
+            vec![url("file:///srv/keydb"), endpoint],
+            "KEYDB_STORAGE_ENDPOINT is for S3",
+        ),
+        (
+            vec![url("file:///srv/keydb"), bucket("keydb")],
+            "give one of them",
+        ),
+        (vec![url("s3://other"), bucket("keydb")], "give one of them"),
+        (vec![bucket("keydb"), id], "KEYDB_STORAGE_ACCESSKEY is not"),
+        (
+            vec![bucket("keydb"), key],
+            "KEYDB_STORAGE_ACCESSKEYID is not",
+        ),
+        (
+            vec![bucket("keydb"), ("KEYDB_STORAGE_ENDPOINT", "minio:9000")],
+            "http://minio:9000",
+        ),
+        (
+            vec![
+                bucket("keydb"),
+                ("KEYDB_STORAGE_ENDPOINT", "http://minio/a"),
+            ],
+            "without a path",
+        ),
+        (
+            vec![bucket("keydb"), ("KEYDB_STORAGE_REGION", "")],
+            "is empty",
+        ),
+        (
+            vec![bucket("keydb"), id, ("KEYDB_STORAGE_ACCESSKEY", "a b")],
+            "KEYDB_STORAGE_ACCESSKEY=(set): ",
+        ),
+    ] {
+        let error = read(&vars).unwrap_err();
+        assert!(error.contains(said), "{vars:?}: {error}");
+        assert!(
+            !error.contains("hunter2") && !error.contains("a b"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn s3_is_a_url_or_its_parts() {
+    let parts = [
+        ("KEYDB_STORAGE_BUCKET", "keydb"),
+        ("KEYDB_STORAGE_REGION", "us-east-1"),
+        ("KEYDB_STORAGE_ENDPOINT", "http://localhost:9000"),
+        ("KEYDB_STORAGE_ACCESSKEYID", "minio"),
+        ("KEYDB_STORAGE_ACCESSKEY", "hunter2"),
+    ];
+    let settings = read(&parts).unwrap();
+    assert_eq!(settings.storage_text(), "s3://keydb");
+    assert!(settings.storage.is_given());
+    let same = [
+        ("KEYDB_STORAGE_URL", "s3://keydb/a"),
+        ("KEYDB_STORAGE_BUCKET", "keydb/a"),
+    ];
+    assert_eq!(read(&same).unwrap().storage_text(), "s3://keydb/a");
+
+    let shown = settings.effective();
+    let value = |name| {
+        &shown
+            .iter()
+            .find(|setting| setting.name == name)
+            .unwrap()
+            .value
+    };
+    assert_eq!(value("KEYDB_STORAGE_ACCESSKEY"), "(set)");
+    assert_eq!(value("KEYDB_STORAGE_ENDPOINT"), "http://localhost:9000");
+    assert!(!format!("{settings:?}").contains("hunter2"));
+}
+
+#[test]
+fn the_secret_behind_a_mistyped_name_is_not_shown() {
+    for name in ["KEYDB_STORAGE_ACESSKEY", "KEYDB_STORAGE_SECRET"] {
+        let error = read(&[(name, "hunter2"), ("KEYDB_STORAGE_BUCKET", "keydb")]).unwrap_err();
+        assert!(error.contains(&format!("{name}=(set): ")), "{error}");
+    }
+}
+
+#[test]
+fn every_setting_is_shown() {
+    let shown: Vec<&str> = read(&[])
+        .unwrap()
+        .effective()
+        .iter()
+        .map(|setting| setting.name)
+        .collect();
+    assert_eq!(shown, names::NAMES);
+}
+
+#[test]
+fn http_is_switched_off_or_has_a_port_of_its_own() {
+    for off in ["off", "0"] {
+        assert_eq!(
+            read(&[("KEYDB_HTTP_PORT", off)]).unwrap().http_port.value,
+            None
+        );
+    }
+    let error = read(&[("KEYDB_PORT", "50080")]).unwrap_err();
+    assert!(error.contains("a port of its own"), "{error}");
+}
+
+#[test]
+fn a_relative_data_directory_is_below_the_working_directory() {
+    let settings = read(&[("KEYDB_DATA_DIR", "data/0")]).unwrap();
+    assert_eq!(settings.data_dir.value, Path::new("/somewhere/data/0"));
 }

@@ -24,6 +24,7 @@ pub struct Script {
     pub get: Answer<GetRequest, GetReply>,
     pub claim: Answer<ClaimRequest, ClaimReply>,
     pub get_map: Answer<GetMapRequest, GetMapReply>,
+    pub create_snapshots: Answer<CreateSnapshotsRequest, CreateSnapshotsReply>,
 }
 
 pub struct Fake {
@@ -79,6 +80,9 @@ impl Script {
             get_map: Box::new(move |_| {
                 let reply = map_reply(&map, NOW_MS);
                 Box::pin(async { Ok(reply) })
+            }),
+            create_snapshots: Box::new(|_| {
+                Box::pin(async { Err(Status::unimplemented("create_snapshots")) })
             }),
         }
     }
@@ -181,8 +185,10 @@ impl ShardService for Service {
 
     async fn create_snapshots(
         &self,
-        _request: Request<CreateSnapshotsRequest>,
+        request: Request<CreateSnapshotsRequest>,
     ) -> Result<Response<CreateSnapshotsReply>, Status> {
-        Err(Status::unimplemented("the fake node has no snapshots"))
+        (self.0.create_snapshots)(request.into_inner())
+            .await
+            .map(Response::new)
     }
 }

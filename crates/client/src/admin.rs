@@ -1,0 +1,282 @@
+//! What an operator asks of a cluster's nodes.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use keydb_core::{ClusterMap, Lsn, NodeEntry, UnixMillis};
+use keydb_proto::{
+    error_code,
+    shard::{CreateSnapshotsReply, CreateSnapshotsRequest, ErrorCode},
+};
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::{Code, Status};
+
+use crate::{
+    Client, ClientConfig, ConnectError, GetError, NodeStatus, backoff,
+    client::Shared,
+    node::{Node, describe},
+    routing::Routing,
+};
+
+/// A connection to a KeyDB cluster for those who look after it.
+///
+/// Every call asks all members of the cluster map at once, and answers for each of them. It retries within its deadline
+/// ([`ClientConfig::call_timeout`]); a snapshot takes its time, so the deadline should be minutes rather than the default.
+///
+/// ```
+/// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+/// # cluster::example(async |client: keydb_client::Client| {
+/// # let address = client.cluster_map().nodes[0].address.clone();
+/// use std::time::Duration;
+/// use keydb_client::{AdminClient, ClientConfig};
+///
+/// let mut config = ClientConfig::new([address]);
+/// config.call_timeout = Duration::from_secs(600);
+/// let admin = AdminClient::connect(config).await.unwrap();
+/// for (member, made) in admin.create_snapshots(false).await {
+///     match made {
+///         Ok(made) => println!("{}: object storage is complete to {}", member.address, made.complete_to),
+///         Err(error) => println!("{}: {error}", member.address),
+///     }
+/// }
+/// admin.close().await;
+/// # });
+/// ```
+#[derive(Debug, Clone)]
+pub struct AdminClient {
+    client: Client,
+}
+
+/// What a node has in object storage after [`AdminClient::create_snapshots`].
+///
+/// ```
+/// use keydb_client::SnapshotsCreated;
+///
+/// fn line(made: &SnapshotsCreated) -> String {
+///     format!("complete to {}, {} objects of {} bytes written", made.complete_to, made.objects, made.object_bytes)
+/// }
+/// # let _ = line;
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SnapshotsCreated {
+    /// What was acknowledged before this time by the node's clock is in object storage.
+    pub complete_to: UnixMillis,
+    /// The last write in object storage.
+    pub lsn: Lsn,
+    /// How many objects the call wrote.
+    pub objects: u64,
+    /// How many bytes they have.
+    pub object_bytes: u64,
+}
+
+/// Why a node did not do what an operator asked of it.
+///
+/// ```
+/// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+/// # cluster::example(async |client: keydb_client::Client| {
+/// # let address = client.cluster_map().nodes[0].address.clone();
+/// use keydb_client::{AdminClient, AdminError, ClientConfig};
+///
+/// // A cluster that keeps nothing has no snapshots.
+/// let admin = AdminClient::connect(ClientConfig::new([address])).await.unwrap();
+/// let (_, made) = admin.create_snapshots(false).await.remove(0);
+/// assert!(matches!(made, Err(AdminError::Refused { .. })));
+/// # });
+/// ```
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdminError {
+    /// The node cannot do it, and says what stands in the way.
+    #[error("{message}")]
+    Refused {
+        /// Which node, and why.
+        message: Arc<str>,
+    },
+    /// The node did not answer in time, in any of the attempts. What was asked may have been done.
+    #[error("no answer (attempts made: {attempts}): {last_error}")]
+    Unavailable {
+        /// How often it was asked.
+        attempts: u32,
+        /// What the last attempt met.
+        last_error: Arc<str>,
+    },
+    /// The client was closed.
+    #[error("the client was closed")]
+    Closed,
+}
+
+impl AdminClient {
+    /// Asks the configured addresses for the cluster map and returns a client that goes by it.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// # let address = client.cluster_map().nodes[0].address.clone();
+    /// use keydb_client::{AdminClient, ClientConfig};
+    ///
+    /// let admin = AdminClient::connect(ClientConfig::new([address])).await.unwrap();
+    /// println!("{} nodes", admin.cluster_map().nodes.len());
+    /// # });
+    /// ```
+    pub async fn connect(config: ClientConfig) -> Result<Self, ConnectError> {
+        let client = Client::connect(config).await?;
+        Ok(Self { client })
+    }
+
+    /// The cluster map that the client goes by: the newest that it has heard of.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// # let address = client.cluster_map().nodes[0].address.clone();
+    /// # let admin = keydb_client::AdminClient::connect(keydb_client::ClientConfig::new([address])).await.unwrap();
+    /// assert_eq!(admin.cluster_map().ranges.len(), 128);
+    /// # });
+    /// ```
+    pub fn cluster_map(&self) -> Arc<ClusterMap> {
+        self.client.cluster_map()
+    }
+
+    /// What each member of the cluster says of itself, in the order of the map. All are asked at once, each one time.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// # let address = client.cluster_map().nodes[0].address.clone();
+    /// # let admin = keydb_client::AdminClient::connect(keydb_client::ClientConfig::new([address])).await.unwrap();
+    /// let (member, info) = admin.node_info().await.remove(0);
+    /// println!("{}: {} keys", member.address, info.unwrap().keys);
+    /// # });
+    /// ```
+    pub async fn node_info(&self) -> Vec<(NodeEntry, Result<NodeStatus, GetError>)> {
+        self.client.node_statuses().await
+    }
+
+    /// Has every node make a snapshot and upload it. A node answers when object storage has everything that was acknowledged
+    /// before the call; with `full`, as full snapshots of all its hash ranges rather than what has changed.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// # let address = client.cluster_map().nodes[0].address.clone();
+    /// # let admin = keydb_client::AdminClient::connect(keydb_client::ClientConfig::new([address])).await.unwrap();
+    /// for (member, made) in admin.create_snapshots(true).await {
+    ///     if let Err(error) = made {
+    ///         println!("node {} has no new snapshot: {error}", member.id);
+    ///     }
+    /// }
+    /// # });
+    /// ```
+    pub async fn create_snapshots(
+        &self,
+        full: bool,
+    ) -> Vec<(NodeEntry, Result<SnapshotsCreated, AdminError>)> {
+        let shared = self.client.shared();
+        let routing = shared.router.current();
+        let deadline = shared.deadline();
+        let asked = routing.map.nodes.iter().map(async |entry| {
+            let made = create_on(shared, &routing, entry, full, deadline);
+            let made = shared.unless_closed(made).await;
+            (entry.clone(), made.unwrap_or(Err(AdminError::Closed)))
+        });
+        join_all(asked).await
+    }
+
+    /// Stops the client, as [`Client::close`] does.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// # let address = client.cluster_map().nodes[0].address.clone();
+    /// # let admin = keydb_client::AdminClient::connect(keydb_client::ClientConfig::new([address])).await.unwrap();
+    /// admin.close().await;
+    /// # });
+    /// ```
+    pub async fn close(self) {
+        self.client.close().await;
+    }
+}
+
+/// Asks one node until it answers, the retries are used up or the time is.
+async fn create_on(
+    shared: &Shared,
+    routing: &Routing,
+    entry: &NodeEntry,
+    full: bool,
+    deadline: Instant,
+) -> Result<SnapshotsCreated, AdminError> {
+    let node = routing.node(entry.id);
+    let request = CreateSnapshotsRequest {
+        cluster_id: routing.map.cluster_id.to_bytes().to_vec().into(),
+        full,
+    };
+    let config = &shared.config;
+    let mut last_error: Arc<str> = format!("{node} was not asked in time").into();
+    for attempt in 0..=config.retry_count {
+        let asked = timeout_at(
+            deadline,
+            node.connection().create_snapshots(request.clone()),
+        )
+        .await;
+        match asked {
+            Ok(Ok(reply)) => return read(node, reply.into_inner(), routing),
+            Ok(Err(status)) => {
+                let message: Arc<str> = format!("{node}: {}", describe(&status)).into();
+                if is_refusal(&status) {
+                    return Err(AdminError::Refused { message });
+                }
+                last_error = message;
+            }
+            Err(_) => {
+                let timeout = config.call_timeout;
+                return Err(AdminError::Unavailable {
+                    attempts: attempt + 1,
+                    last_error: format!("{node} took longer than {timeout:?}").into(),
+                });
+            }
+        }
+        if attempt < config.retry_count {
+            let random = keydb_core::random::u64();
+            let pause = sleep(backoff::delay(config.retry_delay, attempt, random));
+            // Where the time is up, the next attempt says so.
+            let _ = timeout_at(deadline, pause).await;
+        }
+    }
+    Err(AdminError::Unavailable {
+        attempts: config.retry_count + 1,
+        last_error,
+    })
+}
+
+/// Whether the node would say the same again.
+fn is_refusal(status: &Status) -> bool {
+    match error_code(status) {
+        Some(code) => !matches!(
+            code,
+            ErrorCode::NoMap | ErrorCode::Overloaded | ErrorCode::Stopping
+        ),
+        // A node that does not know the call.
+        None => status.code() == Code::Unimplemented,
+    }
+}
+
+fn read(
+    node: &Node,
+    reply: CreateSnapshotsReply,
+    routing: &Routing,
+) -> Result<SnapshotsCreated, AdminError> {
+    let header = reply.header.as_ref().ok_or_else(|| AdminError::Refused {
+        message: format!("{node} gave a reply that cannot be read: it has no header").into(),
+    })?;
+    node.heard(header, routing.map.durability);
+    Ok(SnapshotsCreated {
+        complete_to: UnixMillis(reply.complete_to_unix_ms),
+        lsn: Lsn(reply.lsn),
+        objects: reply.objects,
+        object_bytes: reply.object_bytes,
+    })
+}
