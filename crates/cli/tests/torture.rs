@@ -1,0 +1,304 @@
+//! Kills a node again and again while it works, and checks that what clients were told stays true.
+//!
+//! The node is a process of its own; the clients and the history of what they were told live in this one, which outlives every
+//! kill. By default this is short. For hours: `TORTURE_KILLS=1000 cargo test --release -p keydb-cli --test torture -- --nocapture`.
+
+#![allow(clippy::unwrap_used, reason = "a test that fails here has failed")]
+
+#[path = "torture/history.rs"]
+mod history;
+mod support;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use history::{Event, Told, violations};
+use keydb_client::{AdminClient, Claim, Client, ClientConfig, WriteError};
+use keydb_core::random;
+use rustix::process::Signal;
+use support::Process;
+use tokio::{task::JoinSet, time::sleep};
+
+const KILLS_DEFAULT: u64 = 6;
+const WORKERS: usize = 8;
+const KEYS_PER_CALL: u64 = 16;
+/// How far back keys are used again.
+const KEYS_WINDOW: u64 = 400;
+
+fn kills() -> u64 {
+    std::env::var("TORTURE_KILLS").map_or(KILLS_DEFAULT, |text| text.parse().unwrap())
+}
+
+fn below(bound: u64) -> u64 {
+    random::u64() % bound
+}
+
+/// A cluster of one node, which can be killed and started again.
+struct Cluster {
+    dir: PathBuf,
+    port: u16,
+    durability: &'static str,
+}
+
+impl Cluster {
+    fn start(&self) -> Process {
+        let log = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(self.dir.join("node.log"))
+            .unwrap();
+        Process::start(
+            support::keydb()
+                .arg("node")
+                .env("KEYDB_NODE_ID", "0")
+                .env("KEYDB_INIT", "true")
+                .env("KEYDB_NODE_ADDRESSES", self.address())
+                .env("KEYDB_PORT", self.port.to_string())
+                .env("KEYDB_HTTP_PORT", "off")
+                .env("KEYDB_TOTAL_HASH_RANGES", "16")
+                .env("KEYDB_DURABILITY", self.durability)
+                .env("KEYDB_DATA_DIR", self.dir.join("data"))
+                .env("KEYDB_SNAPSHOT_INTERVAL", "1s")
+                .env(
+                    "KEYDB_STORAGE_URL",
+                    format!("file://{}", self.dir.join("storage").display()),
+                )
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(log),
+        )
+    }
+
+    fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    fn config(&self, call_timeout: Duration) -> ClientConfig {
+        let mut config = ClientConfig::new([self.address()]);
+        config.call_timeout = call_timeout;
+        config.retry_count = 1000;
+        config.retry_delay = Duration::from_millis(20);
+        config
+    }
+
+    async fn client(&self, call_timeout: Duration) -> Client {
+        let connect = async {
+            loop {
+                match Client::connect(self.config(call_timeout)).await {
+                    Ok(client) => return client,
+                    Err(_) => sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        let connected = tokio::time::timeout(Duration::from_secs(60), connect).await;
+        connected.unwrap_or_else(|_| panic!("the node does not come up:\n{}", tail(&self.dir)))
+    }
+}
+
+fn tail(dir: &Path) -> String {
+    let log = std::fs::read_to_string(dir.join("node.log")).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
+}
+
+/// What all clients were told.
+#[derive(Default)]
+struct History {
+    clock: AtomicU64,
+    newest_key: AtomicU64,
+    events: Mutex<Vec<Event>>,
+    stop: AtomicBool,
+}
+
+impl History {
+    fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::SeqCst)
+    }
+
+    fn note(&self, keys: &[u64], began: u64, told: impl Fn(usize) -> Told) {
+        let ended = self.tick();
+        let mut events = self.events.lock().unwrap();
+        events.extend(keys.iter().enumerate().map(|(index, key)| Event {
+            key: *key,
+            began,
+            ended,
+            told: told(index),
+        }));
+    }
+
+    /// Some new keys, and some that others use as well.
+    fn keys(&self) -> Vec<u64> {
+        let newest = self.newest_key.fetch_add(2, Ordering::SeqCst) + KEYS_WINDOW;
+        let keys: BTreeSet<u64> = (0..KEYS_PER_CALL)
+            .map(|_| newest - below(KEYS_WINDOW))
+            .collect();
+        keys.into_iter().collect()
+    }
+
+    /// Forgets what was acknowledged since `began`: it may be lost.
+    fn doubt_since(&self, began: u64) {
+        for event in self.events.lock().unwrap().iter_mut() {
+            if event.ended >= began && matches!(event.told, Told::Stored | Told::First) {
+                event.told = Told::MaybeApplied;
+            }
+        }
+    }
+}
+
+fn name(key: u64) -> String {
+    format!("key-{key}")
+}
+
+async fn work(client: Client, history: Arc<History>) {
+    let ttl = "1d".parse().unwrap();
+    while !history.stop.load(Ordering::SeqCst) {
+        let keys = history.keys();
+        let names = keys.iter().map(|key| name(*key));
+        let began = history.tick();
+        match below(4) {
+            0 => {
+                if let Ok(present) = client.get(names).await {
+                    history.note(&keys, began, |index| {
+                        if present[index] {
+                            Told::Present
+                        } else {
+                            Told::Absent
+                        }
+                    });
+                }
+            }
+            1 => {
+                let told = match client.put(names, ttl).await {
+                    Ok(()) => Told::Stored,
+                    Err(WriteError::NotApplied(_)) => Told::NotApplied,
+                    Err(_) => Told::MaybeApplied,
+                };
+                history.note(&keys, began, |_| told);
+            }
+            _ => match client.claim(names, ttl).await {
+                Ok(claims) => history.note(&keys, began, |index| match claims[index] {
+                    Claim::First => Told::First,
+                    Claim::Duplicate => Told::Duplicate,
+                    Claim::Unknown => Told::Unknown,
+                }),
+                Err(WriteError::NotApplied(_)) => {
+                    history.note(&keys, began, |_| Told::NotApplied);
+                }
+                Err(_) => history.note(&keys, began, |_| Told::MaybeApplied),
+            },
+        }
+    }
+}
+
+/// Every key that was ever acknowledged is asked for once more.
+async fn ask_for_all(client: &Client, history: &History) {
+    let keys: BTreeSet<u64> = history
+        .events
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|event| event.key)
+        .collect();
+    let keys: Vec<u64> = keys.into_iter().collect();
+    let began = history.tick();
+    let present = client.get(keys.iter().map(|key| name(*key))).await.unwrap();
+    history.note(&keys, began, |index| {
+        if present[index] {
+            Told::Present
+        } else {
+            Told::Absent
+        }
+    });
+}
+
+async fn torture(durability: &'static str) {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = Cluster {
+        dir: dir.path().to_owned(),
+        port: support::free_ports(1)[0],
+        durability,
+    };
+    let history = Arc::new(History::default());
+    let mut node = cluster.start();
+    let mut workers = JoinSet::new();
+    for worker in 0..WORKERS {
+        // Some give up early, so that there are calls whose outcome nobody knows.
+        let patience = Duration::from_millis(if worker % 4 == 0 { 300 } else { 30_000 });
+        let client = cluster.client(patience).await;
+        workers.spawn(work(client, Arc::clone(&history)));
+    }
+    let mut admin_config = cluster.config(Duration::from_secs(5));
+    admin_config.retry_count = 3;
+    // What was acknowledged before is in a snapshot.
+    let mut safe_until = 0;
+    for kill in 0..kills() {
+        sleep(Duration::from_millis(20 + below(600))).await;
+        if below(3) == 0
+            && let Ok(admin) = AdminClient::connect(admin_config.clone()).await
+        {
+            let before = history.tick();
+            let made = admin.create_snapshots(below(2) == 0).await;
+            if made.iter().all(|(_, made)| made.is_ok()) {
+                safe_until = before;
+            }
+            admin.close().await;
+            sleep(Duration::from_millis(below(100))).await;
+        }
+        node.signal(Signal::KILL);
+        drop(node);
+        if durability == "snapshot" {
+            history.doubt_since(safe_until);
+        }
+        node = cluster.start();
+        if kill % 20 == 19 {
+            println!("{durability}: {} kills", kill + 1);
+        }
+    }
+    let client = cluster.client(Duration::from_secs(60)).await;
+    sleep(Duration::from_millis(300)).await;
+    history.stop.store(true, Ordering::SeqCst);
+    while let Some(ended) = workers.join_next().await {
+        ended.unwrap();
+    }
+    ask_for_all(&client, &history).await;
+    client.close().await;
+
+    let events = history.events.lock().unwrap();
+    let count = |told| events.iter().filter(|event| event.told == told).count();
+    println!(
+        "{durability}: {} kills, {} answers, {} first, {} stored, {} unknown, {} of calls that may have been applied",
+        kills(),
+        events.len(),
+        count(Told::First),
+        count(Told::Stored),
+        count(Told::Unknown),
+        count(Told::MaybeApplied)
+    );
+    assert!(count(Told::First) > 0 && count(Told::Duplicate) > 0);
+    let found = violations(&events);
+    assert!(
+        found.is_empty(),
+        "{} violations:\n{}\n{}",
+        found.len(),
+        found[..found.len().min(20)].join("\n"),
+        tail(dir.path())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_journal_mode_nothing_that_was_told_becomes_untrue_by_a_kill() {
+    torture("journal").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_snapshot_mode_a_kill_costs_only_what_came_since_the_last_snapshot() {
+    torture("snapshot").await;
+}
