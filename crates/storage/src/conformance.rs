@@ -213,7 +213,9 @@ async fn race(storage: &Handles, key: &str, version: Option<&Version>) -> Vec<Ob
         let (handle, start) = (handle.clone(), start.clone());
         let (key, version) = (key.to_owned(), version.cloned());
         writers.spawn(async move {
-            let bytes = Bytes::from(format!("writer {writer}"));
+            // Never written to this key before, as callers promise.
+            let nonce = keydb_core::random::u64();
+            let bytes = Bytes::from(format!("writer {writer}, {nonce:016x}"));
             start.wait().await;
             let put = match &version {
                 None => handle.put_if_absent(&key, bytes.clone()).await,

@@ -95,12 +95,13 @@ async fn an_upload_that_fails_leaves_nothing_behind() {
     };
     let storage = Arc::new(S3Storage::new(&bucket.name, "", &bucket.options));
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), vec![7; 20 << 20]).unwrap();
+    std::fs::write(file.path(), vec![7; 80 << 20]).unwrap();
     let uploading = tokio::spawn({
         let (storage, path) = (Arc::clone(&storage), file.path().to_owned());
         async move { storage.put_file("key", &path).await }
     });
     let client = storage.client().await.clone();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     let uploads = async || {
         let reply = client
             .list_multipart_uploads()
@@ -109,15 +110,36 @@ async fn an_upload_that_fails_leaves_nothing_behind() {
             .send()
             .await
             .unwrap();
-        reply.uploads().len()
+        let ids = reply.uploads().iter().filter_map(|upload| upload.upload_id());
+        ids.map(str::to_owned).collect::<Vec<_>>()
     };
-    while uploads().await == 0 {
+    // With a part, it is known to the uploader as well.
+    let has_part = async || {
+        let Some(id) = uploads().await.pop() else {
+            return false;
+        };
+        let parts = client
+            .list_parts()
+            .bucket(&bucket.name)
+            .key("key")
+            .upload_id(id);
+        parts
+            .send()
+            .await
+            .is_ok_and(|reply| !reply.parts().is_empty())
+    };
+    while !has_part().await {
+        assert!(tokio::time::Instant::now() < deadline, "no upload began");
         assert!(!uploading.is_finished(), "the upload was over too soon");
         tokio::task::yield_now().await;
     }
     uploading.abort();
     let _ = uploading.await;
-    while uploads().await > 0 {
+    while !uploads().await.is_empty() {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "the upload was not aborted"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(storage.get("key").await, Ok(None));
