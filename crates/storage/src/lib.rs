@@ -2,8 +2,8 @@
 //!
 //! - [`ObjectStorage`] is the trait: read, write if absent, write if unchanged, stream large objects from files and back, list,
 //!   remove, and the storage's own time. Writes are exclusive: of any number of writers with the same condition, at most one wins.
-//! - [`LocalStorage`] keeps objects in a directory that processes of one machine share; [`MemoryStorage`] in this process.
-//!   [`StorageUrl`] is how settings name one.
+//! - [`StorageUrl`] is how settings name one: an S3 bucket, or a directory that processes of one machine share
+//!   ([`LocalStorage`]). [`MemoryStorage`] keeps objects in this process.
 //! - [`MapStore`] keeps the cluster map in object storage: it creates the map once, and changes it by compare-and-swap only.
 //!
 //! ```
@@ -34,6 +34,9 @@ mod local;
 mod map_store;
 mod memory;
 mod object;
+mod s3;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 mod url;
 
 pub use error::{StorageError, StorageErrorKind};
@@ -45,4 +48,5 @@ pub use object::{
     LIST_PAGE_MAX, ListPage, OBJECT_BYTES_MAX, Object, ObjectInfo, ObjectStorage, ObjectStream,
     Put, Version,
 };
+pub use s3::S3Options;
 pub use url::{StorageUrl, StorageUrlError};

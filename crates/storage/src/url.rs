@@ -7,18 +7,26 @@ use std::{
     sync::Arc,
 };
 
-use crate::{LocalStorage, ObjectStorage, StorageError};
+use crate::{
+    LocalStorage, ObjectStorage, StorageError, check_key,
+    s3::{S3Options, S3Storage},
+};
 
-const FORM: &str = "file:///absolute/path";
+const FORM: &str = "s3://bucket/prefix or file:///absolute/path";
 
-/// Which object storage: `file:///absolute/path`.
+/// Which object storage: `s3://bucket/prefix`, whose prefix may be left out, or `file:///absolute/path`.
 ///
 /// What follows `file://` is the path, character by character. Nothing is decoded: `%20` in it is those three characters, not a
 /// space.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct StorageUrl {
+pub struct StorageUrl(Kind);
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Kind {
     // Text rather than a `PathBuf`, so that every URL can be shown and read back.
-    dir: String,
+    Local { dir: String },
+    // The prefix has no slash at its ends.
+    S3 { bucket: String, prefix: String },
 }
 
 /// Why a text is not a [`StorageUrl`].
@@ -27,11 +35,13 @@ pub enum StorageUrlError {
     /// No text at all.
     #[error("the storage URL is empty; use {FORM}")]
     Empty,
-    /// S3, which this build does not have.
-    #[error("storage URL {url:?}: this build has no S3 yet; use file:///path")]
-    NoS3 {
+    /// `s3://` and something that names no bucket, or a prefix that no key could begin with.
+    #[error("storage URL {url:?}: {reason}; use s3://bucket or s3://bucket/prefix")]
+    NotABucket {
         /// The refused text.
         url: String,
+        /// What is wrong with it.
+        reason: String,
     },
     /// `file://` and something other than an absolute path to a directory.
     #[error(
@@ -74,19 +84,56 @@ impl StorageUrl {
         Self::from_path(text).ok_or_else(|| no_url("it is the root directory".to_owned()))
     }
 
-    /// Opens the storage; creates the directory when it is not there.
+    /// The objects of an S3 bucket whose keys begin with `prefix` and a slash, or all, without a prefix.
+    ///
+    /// # Errors
+    /// When the bucket's name or the prefix is not possible.
+    pub fn s3(bucket: &str, prefix: &str) -> Result<Self, StorageUrlError> {
+        let url = format!("s3://{bucket}/{prefix}");
+        let refused = |reason: String| StorageUrlError::NotABucket {
+            url: url.clone(),
+            reason,
+        };
+        let prefix = prefix.trim_matches('/');
+        let allowed =
+            |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '.' || c == '-';
+        if !(3..=63).contains(&bucket.len()) || !bucket.chars().all(allowed) {
+            return Err(refused(format!(
+                "{bucket:?} is not a bucket's name, which has 3 to 63 of a-z 0-9 . -"
+            )));
+        }
+        if !prefix.is_empty() {
+            check_key(prefix).map_err(|error| refused(error.to_string()))?;
+        }
+        Ok(Self(Kind::S3 {
+            bucket: bucket.to_owned(),
+            prefix: prefix.to_owned(),
+        }))
+    }
+
+    /// Whether this is S3, for which [`S3Options`] count.
+    pub const fn is_s3(&self) -> bool {
+        matches!(self.0, Kind::S3 { .. })
+    }
+
+    /// Opens the storage; creates the directory when it is not there. A bucket is looked for only when it is used.
     ///
     /// # Errors
     /// As [`LocalStorage::open`].
-    pub fn open(&self) -> Result<Arc<dyn ObjectStorage>, StorageError> {
-        Ok(Arc::new(LocalStorage::open(Path::new(&self.dir))?))
+    pub fn open(&self, s3: &S3Options) -> Result<Arc<dyn ObjectStorage>, StorageError> {
+        Ok(match &self.0 {
+            Kind::Local { dir } => Arc::new(LocalStorage::open(Path::new(dir))?),
+            Kind::S3 { bucket, prefix } => Arc::new(S3Storage::new(bucket, prefix, s3)),
+        })
     }
 
     fn from_path(path: &str) -> Option<Self> {
         let dir = path.trim_end_matches('/');
         // Storage in the root directory is never meant; it is what is left of `file:///$UNSET`.
-        (dir.starts_with('/')).then(|| Self {
-            dir: dir.to_owned(),
+        (dir.starts_with('/')).then(|| {
+            Self(Kind::Local {
+                dir: dir.to_owned(),
+            })
         })
     }
 }
@@ -99,8 +146,15 @@ impl FromStr for StorageUrl {
         if text.is_empty() {
             return Err(StorageUrlError::Empty);
         }
-        if text.starts_with("s3:") {
-            return Err(StorageUrlError::NoS3 { url });
+        if let Some(rest) = text.strip_prefix("s3:") {
+            let rest = rest.strip_prefix("//").unwrap_or_default();
+            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+            return Self::s3(bucket, prefix).map_err(|error| match error {
+                StorageUrlError::NotABucket { reason, .. } => {
+                    StorageUrlError::NotABucket { url, reason }
+                }
+                other => other,
+            });
         }
         match text.strip_prefix("file:") {
             Some(rest) => rest
@@ -114,7 +168,11 @@ impl FromStr for StorageUrl {
 
 impl fmt::Display for StorageUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "file://{}", self.dir)
+        match &self.0 {
+            Kind::Local { dir } => write!(f, "file://{dir}"),
+            Kind::S3 { bucket, prefix } if prefix.is_empty() => write!(f, "s3://{bucket}"),
+            Kind::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+        }
     }
 }
 
@@ -140,6 +198,21 @@ mod tests {
     }
 
     #[test]
+    fn an_s3_url_reads_back_from_its_text() {
+        for text in ["s3://bucket", "s3://my.bucket-1/a", "s3://bucket/a/b_c"] {
+            let url: StorageUrl = text.parse().unwrap();
+            assert!(url.is_s3());
+            assert_eq!(url.to_string(), text);
+        }
+        let url: StorageUrl = "s3://bucket/a/".parse().unwrap();
+        assert_eq!(url, StorageUrl::s3("bucket", "a").unwrap());
+        assert_eq!(
+            "s3://bucket/".parse::<StorageUrl>(),
+            "s3://bucket".parse::<StorageUrl>()
+        );
+    }
+
+    #[test]
     fn a_slash_at_the_end_makes_no_difference() {
         assert_eq!(
             "file:///a/".parse::<StorageUrl>(),
@@ -161,16 +234,28 @@ mod tests {
     fn a_percent_sign_is_itself() {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("file://{}/a%20b", dir.path().display());
-        url.parse::<StorageUrl>().unwrap().open().unwrap();
+        let url: StorageUrl = url.parse().unwrap();
+        url.open(&S3Options::default()).unwrap();
         assert!(dir.path().join("a%20b").is_dir());
     }
 
     #[test]
     fn what_is_no_storage_is_refused_with_the_right_form() {
-        assert_eq!(
-            refusal("s3://bucket/prefix"),
-            "storage URL \"s3://bucket/prefix\": this build has no S3 yet; use file:///path"
-        );
+        for text in [
+            "s3:",
+            "s3://",
+            "s3:///prefix",
+            "s3://B_cket/x",
+            "s3://ab",
+            "s3://bucket/a//b",
+        ] {
+            let refusal = refusal(text);
+            assert!(refusal.contains(text), "{refusal}");
+            assert!(
+                refusal.contains("use s3://bucket or s3://bucket/prefix"),
+                "{refusal}"
+            );
+        }
         for text in [
             "file://relative",
             "file://host/path",

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::Path, sync::Arc};
 
-use keydb_storage::{ObjectStorage, StorageError, StorageUrl};
+use keydb_storage::{ObjectStorage, S3Options, StorageError, StorageUrl};
 
 use super::{Check, Raw, Setting, names, parse};
 
@@ -69,7 +69,7 @@ impl StorageSettings {
                 shown(url)
             ));
         }
-        let is_s3 = bucket.is_some() || url.as_ref().is_some_and(is_s3);
+        let is_s3 = bucket.is_some() || url.as_ref().is_some_and(StorageUrl::is_s3);
         let storage_is_known = raw.storage_url.is_none() && raw.storage_bucket.is_none();
         for (name, value) in [
             (REGION, &raw.storage_region),
@@ -133,7 +133,12 @@ impl StorageSettings {
 
     /// Opens the storage.
     pub(super) fn open(&self) -> Result<Arc<dyn ObjectStorage>, StorageError> {
-        self.url.value.open()
+        let access_key = self.access_key_id.clone().zip(self.access_key.clone());
+        self.url.value.open(&S3Options {
+            endpoint: self.endpoint.clone(),
+            region: self.region.clone(),
+            access_key: access_key.map(|(id, Secret(secret))| (id, secret)),
+        })
     }
 
     /// The storage, as it can be shown.
@@ -161,10 +166,6 @@ fn storage_url(text: &str) -> Result<StorageUrl, String> {
 
 fn shown(url: &StorageUrl) -> String {
     parse::without_secrets(&url.to_string())
-}
-
-fn is_s3(url: &StorageUrl) -> bool {
-    url.to_string().starts_with("s3:")
 }
 
 /// Something without spaces.

@@ -64,8 +64,12 @@ pub(super) fn read_header(file: &[u8]) -> Result<Header, String> {
     if version.len() != 32 || !version.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(format!("version {version:?} is not 32 hex digits"));
     }
-    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
-    let (Ok(content_bytes), Some(checksum)) = (length.parse(), hex(checksum)) else {
+    // Only as they were written: another way to write the same number is damage as well.
+    let content_bytes: Option<u64> = length.parse().ok();
+    let content_bytes = content_bytes.filter(|bytes| bytes.to_string() == length);
+    let sum = u64::from_str_radix(checksum, 16).ok();
+    let sum = sum.filter(|sum| format!("{sum:016x}") == checksum);
+    let (Some(content_bytes), Some(checksum)) = (content_bytes, sum) else {
         return Err(format!("{line:?} is not an object's header line"));
     };
     Ok(Header {

@@ -3,6 +3,8 @@
 use std::{
     collections::{HashMap, VecDeque},
     convert::Infallible,
+    ops::Range,
+    path::Path,
     sync::{Arc, Mutex},
 };
 
@@ -11,8 +13,8 @@ use bytes::Bytes;
 use keydb_core::{ClusterMap, ManualClock, UnixMillis};
 
 use crate::{
-    MAP_KEY, MapStore, MemoryStorage, Object, ObjectStorage, Put, StorageError, StorageErrorKind,
-    Version,
+    ListPage, MAP_KEY, MapStore, MemoryStorage, Object, ObjectInfo, ObjectStorage, ObjectStream,
+    Put, StorageError, StorageErrorKind, Version,
 };
 
 pub(super) fn memory() -> Arc<MemoryStorage> {
@@ -150,6 +152,31 @@ impl ObjectStorage for FaultyStorage {
         }
     }
 
+    // The map needs nothing of the following.
+    async fn put_file(&self, _key: &str, _file: &Path) -> Result<Put, StorageError> {
+        Err(refused())
+    }
+
+    async fn get_range(
+        &self,
+        _key: &str,
+        _range: Range<u64>,
+    ) -> Result<Option<ObjectStream>, StorageError> {
+        Err(refused())
+    }
+
+    async fn head(&self, _key: &str) -> Result<Option<ObjectInfo>, StorageError> {
+        Err(refused())
+    }
+
+    async fn list(&self, _prefix: &str, _after: Option<&str>) -> Result<ListPage, StorageError> {
+        Err(refused())
+    }
+
+    async fn delete(&self, _key: &str) -> Result<(), StorageError> {
+        Err(refused())
+    }
+
     async fn now(&self) -> Result<UnixMillis, StorageError> {
         self.inner.now().await
     }
@@ -246,6 +273,31 @@ impl ObjectStorage for BrokenStorage {
         version: &Version,
     ) -> Result<Put, StorageError> {
         Ok(self.put(key, bytes, Some(version)).await)
+    }
+
+    // The map needs nothing of the following.
+    async fn put_file(&self, _key: &str, _file: &Path) -> Result<Put, StorageError> {
+        Err(refused())
+    }
+
+    async fn get_range(
+        &self,
+        _key: &str,
+        _range: Range<u64>,
+    ) -> Result<Option<ObjectStream>, StorageError> {
+        Err(refused())
+    }
+
+    async fn head(&self, _key: &str) -> Result<Option<ObjectInfo>, StorageError> {
+        Err(refused())
+    }
+
+    async fn list(&self, _prefix: &str, _after: Option<&str>) -> Result<ListPage, StorageError> {
+        Err(refused())
+    }
+
+    async fn delete(&self, _key: &str) -> Result<(), StorageError> {
+        Err(refused())
     }
 
     async fn now(&self) -> Result<UnixMillis, StorageError> {
