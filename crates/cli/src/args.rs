@@ -1,12 +1,12 @@
 //! What can be said on the command line.
 
-use std::{ffi::OsString, time::Duration};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use keydb_core::Ttl;
 
-use crate::{bench::BenchArgs, dedup::DedupArgs, exit, settings};
+use crate::{bench::BenchArgs, commands::snapshot::SnapshotArgs, dedup::DedupArgs, exit, settings};
 
 /// KeyDB answers one question for very many keys: has this key been seen in the last N days?
 #[derive(Debug, Parser)]
@@ -59,6 +59,18 @@ pub(crate) enum Command {
     /// Show nodes, hash ranges, keys, memory and durability
     #[command(after_help = STATUS_EXAMPLES)]
     Status(StatusArgs),
+    /// Make, show, check and carry snapshots
+    #[command(after_help = crate::commands::snapshot::EXAMPLES)]
+    Snapshot(SnapshotArgs),
+    /// Store a list of keys in bulk
+    #[command(after_help = IMPORT_EXAMPLES)]
+    Import(ImportArgs),
+    /// Look into a node's journal
+    #[command(after_help = JOURNAL_EXAMPLES)]
+    Journal(JournalArgs),
+    /// Give up a node's lost disk
+    #[command(after_help = RECOVER_EXAMPLES)]
+    Recover(RecoverArgs),
     /// Put load on a cluster and measure it
     #[command(after_help = crate::bench::EXAMPLES)]
     Bench(Box<BenchArgs>),
@@ -148,6 +160,31 @@ Examples:
   keydb status
   keydb status --json | jq .keys";
 
+const IMPORT_EXAMPLES: &str = "\
+One key a line. To run it again, also after it was stopped half-way, does no harm: the keys' lives then end later.
+
+Examples:
+  keydb import seen.txt --ttl 30d
+  zcat seen.gz | keydb import - --ttl 30d
+  keydb import -0 names.bin --ttl 1y";
+
+const JOURNAL_EXAMPLES: &str = "\
+DIR is a data directory or the journal in it, also while its node runs, or a copy. A write that was cut short by a crash at the
+very end is no damage: it was never acknowledged.
+
+Examples:
+  keydb journal verify ./keydb-data
+  keydb journal inspect ./keydb-data --json | jq -c 'select(.kind==\"write\")'";
+
+const RECOVER_EXAMPLES: &str = "\
+In a `journal` cluster a node is its disk: another disk under its id is refused, since what the first one acknowledged would be
+missing. This gives that up: the node starts with an empty data directory, takes what object storage has of it, and the map counts
+a loss. Without --accept-loss it only says what would be lost, and exits with 2.
+
+Examples:
+  keydb recover --node 2
+  keydb recover --node 2 --accept-loss";
+
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
   keydb completions bash > ~/.local/share/bash-completion/completions/keydb
@@ -196,7 +233,7 @@ pub(crate) struct ConnectArgs {
 #[derive(Debug, Clone)]
 pub(crate) struct Addresses(pub(crate) Vec<String>);
 
-fn addresses(text: &str) -> Result<Addresses, String> {
+pub(crate) fn addresses(text: &str) -> Result<Addresses, String> {
     settings::addresses(text).map(Addresses)
 }
 
@@ -249,6 +286,60 @@ pub(crate) struct StatusArgs {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// The list; - is standard input
+    #[arg(value_name = "FILE|-")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) ttl: TtlArg,
+    /// Keys end in NUL instead of a new line
+    #[arg(short = '0', long)]
+    pub(crate) null: bool,
+    /// Say what was done as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JournalArgs {
+    #[command(subcommand)]
+    pub(crate) command: JournalCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JournalCommand {
+    /// Show every segment and record
+    Inspect(JournalDirArgs),
+    /// Read it to its end, and say whether it is whole
+    Verify(JournalDirArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JournalDirArgs {
+    /// A data directory, or the journal in it
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Answer as JSON, one object a line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RecoverArgs {
+    /// Which node
+    #[arg(long, value_name = "N")]
+    pub(crate) node: u32,
+    /// Yes: what object storage does not have of the node is lost
+    #[arg(long)]
+    pub(crate) accept_loss: bool,
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

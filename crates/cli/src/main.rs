@@ -12,6 +12,7 @@ mod exit;
 mod lines;
 mod logging;
 mod output;
+mod progress;
 mod settings;
 mod signals;
 
@@ -45,6 +46,10 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Claim(args) => commands::keys::claim(&args),
         Command::Dedup(args) => dedup::run(*args),
         Command::Status(args) => commands::status::run(&args),
+        Command::Snapshot(args) => commands::snapshot::run(&args),
+        Command::Import(args) => commands::import::run(&args),
+        Command::Journal(args) => commands::journal::run(&args),
+        Command::Recover(args) => commands::recover::run(&args),
         Command::Bench(args) => bench::run(*args),
         Command::Completions(args) => commands::completions::run(&args),
     }

@@ -33,6 +33,11 @@ impl Stdout {
         &self.0
     }
 
+    /// The file itself.
+    pub(crate) fn into_file(self) -> File {
+        self.0
+    }
+
     /// Writes all of `bytes`.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         self.0

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use keydb_core::{Claim, Fingerprint, OperationId, Ttl};
+use keydb_core::{Claim, Entry, Expiry, Fingerprint, OperationId, Ttl};
 use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
@@ -25,6 +25,8 @@ pub(crate) enum Kind {
     Put {
         ttl: Ttl,
     },
+    /// Each key until an expiry of its own, which the part knows.
+    PutEach,
     Claim {
         ttl: Ttl,
         id: OperationId,
@@ -145,9 +147,31 @@ pub(crate) async fn run<A: Answer>(
         return Ok(Vec::new());
     }
     if keys.len() <= shared.config.keys_per_request_max {
-        return run_part(shared, kind.part(0), &keys, deadline).await;
+        return run_part(shared, kind.part(0), &keys, &[], deadline).await;
     }
     run_parts(shared, kind, keys, deadline).await
+}
+
+/// Puts entries, part by part.
+pub(crate) async fn run_entries(
+    shared: &Arc<Shared>,
+    entries: &[Entry],
+    deadline: Instant,
+) -> Result<(), Failure> {
+    let mut answered = 0;
+    for part in entries.chunks(shared.config.keys_per_request_max) {
+        let keys: Vec<Fingerprint> = part.iter().map(|entry| entry.fingerprint()).collect();
+        let expiries: Vec<Expiry> = part.iter().map(|entry| entry.expiry()).collect();
+        run_part::<()>(shared, Kind::PutEach, &keys, &expiries, deadline)
+            .await
+            .map_err(|failure| Failure {
+                keys: entries.len(),
+                answered: answered + failure.answered,
+                ..failure
+            })?;
+        answered += part.len();
+    }
+    Ok(())
 }
 
 /// What a part that ran on its own brings back.
@@ -192,7 +216,7 @@ async fn run_parts<A: Answer>(
             running.spawn(async move {
                 let result = match batch.is_empty() {
                     true => Ok(Vec::new()),
-                    false => run_part(&shared, kind.part(index), &batch, deadline).await,
+                    false => run_part(&shared, kind.part(index), &batch, &[], deadline).await,
                 };
                 PartDone {
                     start,

@@ -13,7 +13,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use keydb_core::{Fingerprint, NodeId};
+use keydb_core::{Expiry, Fingerprint, NodeId};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{
@@ -27,17 +27,20 @@ use crate::{
     split::{Share, split},
 };
 
-/// Runs a part, whose positions fit 32 bits, to its end; the answers are in the order of `batch`.
+/// Runs a part, whose positions fit 32 bits, to its end; the answers are in the order of `batch`, and so are `expiries`, where
+/// keys have their own.
 pub(crate) async fn run_part<A: Answer>(
     shared: &Shared,
     kind: Kind,
     batch: &[Fingerprint],
+    expiries: &[Expiry],
     deadline: Instant,
 ) -> Result<Vec<A>, Failure> {
     let part = Part {
         shared,
         kind,
         batch,
+        expiries,
         deadline,
         progress: Progress::default(),
     };
@@ -111,6 +114,8 @@ struct Part<'a> {
     shared: &'a Shared,
     kind: Kind,
     batch: &'a [Fingerprint],
+    /// By position, or empty.
+    expiries: &'a [Expiry],
     deadline: Instant,
     progress: Progress,
 }
@@ -309,7 +314,7 @@ impl Part<'_> {
                 self.deadline.min(Instant::now() + valid_for)
             }
             // Whenever these are applied, they do no harm.
-            Kind::Get | Kind::Put { .. } => self.deadline,
+            Kind::Get | Kind::Put { .. } | Kind::PutEach => self.deadline,
         }
     }
 
@@ -332,6 +337,7 @@ impl Part<'_> {
             self.kind,
             node,
             &sending.share,
+            self.expiries,
             sending.routed_by,
             node.clock().at(valid_until),
         )

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use keydb_core::UnixMillis;
+use keydb_core::{Expiry, UnixMillis};
 use keydb_proto::{
     error_code,
     shard::{
-        ClaimRequest, ErrorCode, GetRequest, PutRequest, RangeRefusal, RefusalCode, ReplyHeader,
-        RequestHeader,
+        ClaimRequest, ErrorCode, GetRequest, PutReply, PutRequest, RangeRefusal, RefusalCode,
+        ReplyHeader, RequestHeader,
     },
 };
 use tonic::Status;
@@ -111,6 +111,7 @@ pub(crate) async fn exchange(
     kind: Kind,
     node: &Node,
     share: &Share,
+    expiries: &[Expiry],
     routed_by: MapVersion,
     not_after: UnixMillis,
 ) -> Result<Reply, Trouble> {
@@ -143,12 +144,20 @@ pub(crate) async fn exchange(
                 ranges,
                 fingerprints,
                 ttl_seconds: ttl.as_seconds(),
+                expiries: none(),
             })
             .await
-            .map(|reply| {
-                let reply = reply.into_inner();
-                (reply.header, None, none(), reply.refused)
-            }),
+            .map(|reply| put_reply(reply.into_inner())),
+        Kind::PutEach => connection
+            .put(PutRequest {
+                header,
+                ranges,
+                fingerprints,
+                ttl_seconds: 0,
+                expiries: packed(expiries, &share.positions),
+            })
+            .await
+            .map(|reply| put_reply(reply.into_inner())),
         Kind::Claim { ttl, id, .. } => connection
             .claim(ClaimRequest {
                 header,
@@ -184,6 +193,20 @@ pub(crate) async fn exchange(
         unknown: Bits(unknown),
         refused,
     })
+}
+
+fn put_reply(reply: PutReply) -> (Option<ReplyHeader>, Option<Bytes>, Bytes, Vec<RangeRefusal>) {
+    (reply.header, None, Bytes::new(), reply.refused)
+}
+
+/// The expiries of the keys at `positions`, as the wire has them.
+fn packed(expiries: &[Expiry], positions: &[u32]) -> Bytes {
+    let of_each = positions
+        .iter()
+        .map(|position| expiries[*position as usize]);
+    of_each
+        .flat_map(|expiry| expiry.as_unix_seconds().to_le_bytes())
+        .collect()
 }
 
 fn version_of(header: &ReplyHeader) -> MapVersion {

@@ -23,12 +23,13 @@ use crate::{
     commit::Commit,
     limit,
     node::{Node, Standing},
+    put_each::put_each,
     table::{OwnedRange, Table},
     validate::{self, Group, Plan},
 };
 
 /// So many keys are worked on before others get their turn.
-const STEP_KEYS: usize = 4096;
+pub(crate) const STEP_KEYS: usize = 4096;
 
 /// A group's memory is fetched while the one before it is worked on. With groups of eight keys and tens of millions resident,
 /// one group ahead was measured best; two to four ahead cost more than they gained.
@@ -77,6 +78,9 @@ pub(crate) async fn put(node: &Node, request: &PutRequest) -> Result<PutReply, S
     let _ticket = node.in_flight.enter()?;
     let (standing, now) = admit(node, request.header.as_ref())?;
     let table = table(node, &standing)?;
+    if !request.expiries.is_empty() {
+        return put_each(node, &standing, table, request, now).await;
+    }
     let expiry = expiry(now, request.ttl_seconds)?;
     let mut plan = plan(node, table, &request.ranges, &request.fingerprints)?;
     let times = Times::at(now);
@@ -311,7 +315,7 @@ fn table<'a>(node: &Node, standing: &'a Standing) -> Result<&'a Table, Status> {
     standing.table().ok_or_else(|| node.not_serving(standing))
 }
 
-fn plan<'a>(
+pub(crate) fn plan<'a>(
     node: &Node,
     table: &Table,
     ranges: &[RangeKeys],
@@ -330,7 +334,7 @@ fn expiry(now: UnixMillis, ttl_seconds: u32) -> Result<Expiry, Status> {
         .map_err(|error| refusal_status(ErrorCode::InvalidRequest, error.to_string()))
 }
 
-fn owned(table: &Table, group: Group) -> &OwnedRange {
+pub(crate) fn owned(table: &Table, group: Group) -> &OwnedRange {
     &table.ranges()[group.range]
 }
 
@@ -355,14 +359,14 @@ fn steps(group: Group) -> impl Iterator<Item = (usize, usize)> {
 
 /// Says when others are to have their turn: after every [`STEP_KEYS`] keys.
 #[derive(Default)]
-struct Pace {
+pub(crate) struct Pace {
     keys: usize,
 }
 
 impl Pace {
     /// To be called, without a lock, before `keys` are worked on. True when it is the others' turn first.
     #[inline]
-    fn spend(&mut self, keys: usize) -> bool {
+    pub(crate) fn spend(&mut self, keys: usize) -> bool {
         self.keys += keys;
         let over = self.keys > STEP_KEYS;
         if over {
@@ -372,7 +376,7 @@ impl Pace {
     }
 }
 
-fn full(range: &OwnedRange, error: InsertError) -> RangeRefusal {
+pub(crate) fn full(range: &OwnedRange, error: InsertError) -> RangeRefusal {
     RangeRefusal {
         range_id: range.id.0,
         code: RefusalCode::Full.into(),

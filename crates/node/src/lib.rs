@@ -30,6 +30,7 @@ mod limit;
 mod load;
 mod membership;
 mod node;
+mod put_each;
 mod recovery;
 mod run;
 mod server;

@@ -20,12 +20,12 @@ use crate::{
 };
 
 /// What one call has at most.
-const BATCH_LIMITS: Limits = Limits {
+pub(super) const BATCH_LIMITS: Limits = Limits {
     records: 8192,
     bytes: 4 << 20,
 };
 /// A line with more bytes is not read as a whole, so an error cannot say how long it is.
-const LINE_BYTES_MAX: usize = 1 << 20;
+pub(super) const LINE_BYTES_MAX: usize = 1 << 20;
 
 pub(crate) fn put(args: &WriteArgs) -> Result<ExitCode, Failure> {
     run(&args.keys, Operation::Put(args.ttl.ttl))
@@ -106,7 +106,7 @@ impl Session<'_> {
         let mut spare = Batch::default();
         let mut answered: u64 = 0;
         while let Some(batch) = lines.next(spare)? {
-            check_batch(&batch, answered)?;
+            check_batch("standard input", &batch, answered)?;
             self.answer(batch.len(), || batch.keys())?;
             answered += batch.len() as u64;
             spare = batch;
@@ -151,8 +151,8 @@ impl Session<'_> {
     }
 }
 
-/// Refuses a batch as a whole if one of its lines is no key; `before` lines have been answered already.
-fn check_batch(batch: &Batch, before: u64) -> Result<(), Failure> {
+/// Refuses a batch of `input` as a whole if one of its lines is no key; `before` lines have been worked on already.
+pub(super) fn check_batch(input: &str, batch: &Batch, before: u64) -> Result<(), Failure> {
     if batch.key_count() == batch.len() {
         return Ok(());
     }
@@ -172,7 +172,7 @@ fn check_batch(batch: &Batch, before: u64) -> Result<(), Failure> {
             _ => format!("nothing was done from line {} on", before + 1),
         };
         return Err(Failure::failed(format!(
-            "standard input, line {number}: {problem}; {nothing_from}"
+            "{input}, line {number}: {problem}; {nothing_from}"
         )));
     }
     Ok(())

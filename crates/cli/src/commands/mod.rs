@@ -2,9 +2,13 @@
 
 pub(crate) mod completions;
 pub(crate) mod dev;
+pub(crate) mod import;
 pub(crate) mod init;
+pub(crate) mod journal;
 pub(crate) mod keys;
 pub(crate) mod node;
+pub(crate) mod recover;
+pub(crate) mod snapshot;
 pub(crate) mod status;
 
 use keydb_core::Durability;

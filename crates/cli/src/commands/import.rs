@@ -1,0 +1,104 @@
+//! `keydb import`: a list of keys in bulk.
+
+use std::{path::Path, process::ExitCode, time::Instant};
+
+use keydb_client::{Client, WriteError};
+use keydb_core::Ttl;
+use serde_json::json;
+use tokio::{
+    runtime::Runtime,
+    task::{JoinError, JoinSet},
+};
+
+use super::keys::{BATCH_LIMITS, LINE_BYTES_MAX, check_batch};
+use crate::{
+    args::ImportArgs,
+    connect,
+    exit::Failure,
+    lines::{Batch, Extract, Fill, Format, Input, Lines},
+    output::{Stdout, say, thousands},
+    progress::Progress,
+};
+
+/// How many calls are on their way.
+const CALLS_MAX: usize = 8;
+
+pub(crate) fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
+    let input = if args.file == Path::new("-") {
+        Input::Stdin
+    } else {
+        Input::File(args.file.clone())
+    };
+    let config = connect::config(&args.connect)?;
+    let runtime = connect::runtime()?;
+    let client = runtime.block_on(connect::connect(config))?;
+    let format = Format {
+        terminator: if args.null { 0 } else { b'\n' },
+        extract: Extract::WholeLine,
+        line_bytes_max: LINE_BYTES_MAX,
+    };
+    let name = input.to_string();
+    let started = Instant::now();
+    let lines = Lines::start(vec![input], format, BATCH_LIMITS, Fill::Exact)
+        .map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
+    let keys = import(&runtime, &client, &lines, &name, args.ttl.ttl).map_err(|failure| {
+        failure.with_line("to import the list again, from its beginning, does no harm")
+    })?;
+    runtime.block_on(client.close());
+    if args.json {
+        Stdout::open()?.json(&json!({"imported": keys}))?;
+    } else {
+        let seconds = started.elapsed().as_secs_f64();
+        say(&format!(
+            "imported {} keys in {seconds:.1} s",
+            thousands(keys)
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Stores every key; how many there were, repeats included.
+fn import(
+    runtime: &Runtime,
+    client: &Client,
+    lines: &Lines,
+    name: &str,
+    ttl: Ttl,
+) -> Result<u64, Failure> {
+    let mut progress = Progress::new("imported");
+    let mut calls: JoinSet<(Batch, Result<(), WriteError>)> = JoinSet::new();
+    let mut spare = Vec::new();
+    let (mut read, mut stored) = (0, 0);
+    let mut done = |ended: Result<(Batch, Result<(), WriteError>), JoinError>| {
+        let (batch, result) =
+            ended.map_err(|error| Failure::failed(format!("a call failed: {error}")))?;
+        result?;
+        stored += batch.len() as u64;
+        progress.at(stored);
+        Ok::<Batch, Failure>(batch)
+    };
+    loop {
+        if calls.len() >= CALLS_MAX
+            && let Some(ended) = runtime.block_on(calls.join_next())
+        {
+            spare.push(done(ended)?);
+        }
+        let Some(batch) = lines.next(spare.pop().unwrap_or_default())? else {
+            break;
+        };
+        check_batch(name, &batch, read)?;
+        read += batch.len() as u64;
+        let client = client.clone();
+        calls.spawn_on(
+            async move {
+                let result = client.put(batch.keys(), ttl).await;
+                (batch, result)
+            },
+            runtime.handle(),
+        );
+    }
+    while let Some(ended) = runtime.block_on(calls.join_next()) {
+        done(ended)?;
+    }
+    Ok(read)
+}

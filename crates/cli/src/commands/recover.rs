@@ -1,0 +1,191 @@
+//! `keydb recover`: gives up a node's lost disk.
+
+use std::{process::ExitCode, sync::Arc, time::Duration};
+
+use keydb_client::{Client, ClientConfig};
+use keydb_core::{Clock, ClusterMap, Incarnation, Manifest, NodeEntry, NodeId, UnixMillis};
+use keydb_node::{SystemClock, manifest_key};
+use keydb_storage::{MapStore, ObjectStorage, UpdateError};
+use serde_json::json;
+
+use crate::{
+    args::RecoverArgs,
+    connect,
+    exit::{Code, Failure},
+    logging,
+    output::{Stdout, say},
+    settings,
+};
+
+/// How long the node has to answer, connecting included.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+
+pub(crate) fn run(args: &RecoverArgs) -> Result<ExitCode, Failure> {
+    let settings = settings::load()?;
+    logging::start(settings.log.as_deref().unwrap_or("warn"));
+    for warning in &settings.warnings {
+        say(&format!("warning: {warning}"));
+    }
+    let storage = settings.open_storage()?;
+    let text = settings.storage_text();
+    connect::runtime()?.block_on(recover(args, storage, &text))
+}
+
+async fn recover(
+    args: &RecoverArgs,
+    storage: Arc<dyn ObjectStorage>,
+    text: &str,
+) -> Result<ExitCode, Failure> {
+    let unreadable = |what: &str, error: &dyn std::fmt::Display| {
+        Failure::new(
+            Code::Unreachable,
+            format!("cannot read {what} in {text}: {error}"),
+        )
+    };
+    let maps = MapStore::new(Arc::clone(&storage));
+    let map = maps
+        .load()
+        .await
+        .map_err(|error| unreadable("the cluster map", &error))?
+        .ok_or_else(|| {
+            Failure::failed(format!(
+                "there is no cluster in {text}: no cluster map is there"
+            ))
+        })?;
+    let node = NodeId(args.node);
+    let entry = map.node(node).ok_or_else(|| {
+        let ids: Vec<String> = map.nodes.iter().map(|node| node.id.to_string()).collect();
+        Failure::usage(format!(
+            "the cluster has no node {node}; its nodes are {}",
+            ids.join(", ")
+        ))
+    })?;
+    if !map.durability.has_disk() {
+        return Err(Failure::usage(
+            "durability is memory: a node keeps nothing, and takes its place again by itself when it is started",
+        ));
+    }
+    let Some(disk) = entry.disk_id else {
+        return Err(Failure::usage(format!(
+            "node {node} has no disk that could be lost: the cluster map waits for its first start, or for the one after an earlier `keydb recover`"
+        )));
+    };
+    refuse_if_it_answers(&map, entry, disk).await?;
+    let key = manifest_key(node);
+    let object = storage
+        .get(&key)
+        .await
+        .map_err(|error| unreadable(&key, &error))?;
+    let manifest = object
+        .map(|object| {
+            Manifest::from_json(&object.bytes).map_err(|error| {
+                Failure::failed(format!(
+                    "{key} in {text}: {error}; the node could not start from it"
+                ))
+            })
+        })
+        .transpose()?;
+    let complete_to = manifest.map(|manifest| manifest.complete_to_ms);
+    let kept = kept_text(complete_to);
+    if !args.accept_loss {
+        return Err(Failure::usage(format!(
+            "node {node} would lose what its disk {disk} has and object storage does not.\n{kept}\n\
+             Nothing was changed. If the disk is lost for good: keydb recover --node {node} --accept-loss"
+        )));
+    }
+    let changed = give_up(&maps, &map, node, disk).await?;
+    let lost = changed.node(node).map_or(0, |entry| entry.loss_count);
+    let mut out = Stdout::open()?;
+    if args.json {
+        out.json(&json!({
+            "node": node,
+            "disk_id": disk,
+            "complete_to_unix_ms": complete_to,
+            "complete_to": complete_to.map(|time| time.to_string()),
+            "loss_count": lost,
+            "epoch": changed.epoch,
+        }))?;
+    } else {
+        out.write(
+            format!(
+                "the disk {disk} of node {node} is given up.\n{kept}\n\
+                 Start the node with an empty data directory; it loads that from object storage.\n"
+            )
+            .as_bytes(),
+        )?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Up to when the node's data reach without its disk.
+fn kept_text(complete_to: Option<UnixMillis>) -> String {
+    match complete_to {
+        Some(time) => format!(
+            "Object storage has everything that it acknowledged up to {time}; what it acknowledged later is lost."
+        ),
+        None => "Object storage has nothing of it: all of its keys are lost.".to_owned(),
+    }
+}
+
+/// A node that runs has its disk.
+async fn refuse_if_it_answers(
+    map: &ClusterMap,
+    entry: &NodeEntry,
+    disk: Incarnation,
+) -> Result<(), Failure> {
+    let mut config = ClientConfig::new([entry.address.clone()]);
+    config.call_timeout = PROBE_TIMEOUT;
+    let Ok(client) = Client::connect(config).await else {
+        return Ok(());
+    };
+    let same_cluster = client.cluster_map().cluster_id == map.cluster_id;
+    let statuses = client.node_statuses().await;
+    client.close().await;
+    let runs = statuses.into_iter().any(|(member, status)| {
+        let answered = status.ok().filter(|status| status.node == entry.id);
+        member.id == entry.id
+            && answered.is_some_and(|status| status.disk.is_some_and(|found| found.disk_id == disk))
+    });
+    if runs && same_cluster {
+        return Err(Failure::failed(format!(
+            "node {} answers at {}, with the disk {disk}: nothing is lost. Stop it first if its disk is to be given up",
+            entry.id, entry.address
+        )));
+    }
+    Ok(())
+}
+
+/// Why the map was left as it is.
+#[derive(Debug, thiserror::Error)]
+#[error("the cluster map has changed in the meantime: the node has another disk now")]
+struct Outdated;
+
+/// Takes the disk out of the map, on condition that it is still the one that was looked at.
+async fn give_up(
+    maps: &MapStore,
+    seen: &ClusterMap,
+    node: NodeId,
+    disk: Incarnation,
+) -> Result<ClusterMap, Failure> {
+    let now = SystemClock::new().now();
+    let loss_count = seen.node(node).map_or(0, |entry| entry.loss_count) + 1;
+    let change = |current: &ClusterMap| {
+        let mut next = current.successor();
+        let entry = next.node_mut(node).ok_or(Outdated)?;
+        if current.cluster_id != seen.cluster_id || entry.disk_id != Some(disk) {
+            return Err(Outdated);
+        }
+        entry.disk_id = None;
+        entry.loss_count = entry.loss_count.max(loss_count - 1).saturating_add(1);
+        entry.last_loss_ms = Some(now);
+        Ok(Some(next))
+    };
+    maps.update(change).await.map_err(|error| {
+        let code = match &error {
+            UpdateError::OutcomeUnknown(_) => Code::Uncertain,
+            UpdateError::Change(Outdated) | UpdateError::Invalid(_) => Code::Failed,
+            _ => Code::Unreachable,
+        };
+        Failure::new(code, format!("the cluster map was not changed: {error}"))
+    })
+}

@@ -1,0 +1,191 @@
+//! What can be said to `keydb snapshot`.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Subcommand};
+
+use crate::{
+    args::{Addresses, ConnectArgs, addresses},
+    settings,
+};
+
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  keydb snapshot create                      all nodes, now
+  keydb snapshot verify                      is object storage whole?
+  keydb snapshot export --out keys.keydb     all keys, to take elsewhere
+
+All but create and import work on object storage itself (KEYDB_STORAGE_URL and so on, see `keydb node --help`), whether nodes run
+or not.";
+
+const CREATE_EXAMPLES: &str = "\
+Exits with 3 when a node did not make one; the others' are there all the same.
+
+Examples:
+  keydb snapshot create
+  keydb snapshot create --full --timeout 1h";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  KEYDB_STORAGE_URL=file:///srv/keydb keydb snapshot list
+  keydb snapshot list --json | jq '.nodes[].complete_to_unix_ms'";
+
+const INSPECT_EXAMPLES: &str = "\
+The object is read to its end, so what is shown of one is whole.
+
+Examples:
+  keydb snapshot inspect manifests/node-0.json
+  keydb snapshot inspect snapshots/node-0/0a…-full-17.keydb
+  keydb snapshot inspect ./keydb-data/snapshots/0a…-full-17.keydb";
+
+const VERIFY_EXAMPLES: &str = "\
+Reads every manifest, and every object that one names, to the end. Exits with 1 when something is damaged or missing, and names it.
+
+Examples:
+  keydb snapshot verify
+  keydb snapshot verify --node 2";
+
+const GC_EXAMPLES: &str = "\
+Removes objects that no manifest names. Nodes do this themselves once an hour.
+
+Examples:
+  keydb snapshot gc --dry-run
+  keydb snapshot gc --older-than 10m";
+
+const EXPORT_EXAMPLES: &str = "\
+Writes a snapshot file with the keys' fingerprints, in order, and their expiries, as far as object storage has them: see
+`keydb snapshot create`. The file holds the cluster's hash seed: with it, one can find out whether a key is among them.
+
+Examples:
+  keydb snapshot export --out keys.keydb
+  keydb snapshot export --range 0 --range 1 --out - | ssh elsewhere 'cat > keys.keydb'";
+
+const IMPORT_EXAMPLES: &str = "\
+Puts an export's keys into the cluster, each until its own expiry. The cluster must have the same hash seed. To run it again, also
+after it was stopped half-way, does no harm.
+
+Examples:
+  keydb snapshot import keys.keydb
+  ssh elsewhere 'cat keys.keydb' | keydb snapshot import -";
+
+#[derive(Debug, Args)]
+pub(crate) struct SnapshotArgs {
+    #[command(subcommand)]
+    pub(crate) command: SnapshotCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SnapshotCommand {
+    /// Have every node make a snapshot now, and wait until object storage has it
+    #[command(after_help = CREATE_EXAMPLES)]
+    Create(CreateArgs),
+    /// Show what object storage has, and up to when
+    #[command(after_help = LIST_EXAMPLES)]
+    List(ListArgs),
+    /// Show what is in a manifest or snapshot file
+    #[command(after_help = INSPECT_EXAMPLES)]
+    Inspect(InspectArgs),
+    /// Read everything that object storage has, and say what is damaged or missing
+    #[command(after_help = VERIFY_EXAMPLES)]
+    Verify(VerifyArgs),
+    /// Remove objects that no manifest names
+    #[command(after_help = GC_EXAMPLES)]
+    Gc(GcArgs),
+    /// Write the keys of object storage to a file
+    #[command(after_help = EXPORT_EXAMPLES)]
+    Export(ExportArgs),
+    /// Put the keys of such a file into a running cluster
+    #[command(after_help = IMPORT_EXAMPLES)]
+    Import(ImportArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateArgs {
+    /// Full snapshots of all hash ranges, rather than only what has changed
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Nodes of the cluster, host:port with commas between; one that answers is enough
+    /// [default: KEYDB_NODE_ADDRESSES, or 127.0.0.1:50051]
+    #[arg(long, value_name = "ADDRESSES", value_parser = addresses)]
+    pub(crate) addresses: Option<Addresses>,
+    /// How long it may take
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = settings::duration)]
+    pub(crate) timeout: Duration,
+}
+
+impl CreateArgs {
+    pub(super) fn connect(&self) -> ConnectArgs {
+        ConnectArgs {
+            addresses: self.addresses.clone(),
+            timeout: self.timeout,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// An object's key, or a file's path
+    #[arg(value_name = "OBJECT|FILE")]
+    pub(crate) what: String,
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// Only this node's
+    #[arg(long, value_name = "N")]
+    pub(crate) node: Option<u32>,
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GcArgs {
+    /// Only say what would be removed
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Leave younger objects alone: a node may be about to name them
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = settings::duration)]
+    pub(crate) older_than: Duration,
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Where to; - is standard output
+    #[arg(long, value_name = "FILE|-")]
+    pub(crate) out: PathBuf,
+    /// Only this hash range; may be given several times
+    #[arg(long = "range", value_name = "N")]
+    pub(crate) ranges: Vec<u32>,
+    /// Say what was written as JSON, to standard error where standard output is taken
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// The export; - is standard input
+    #[arg(value_name = "FILE|-")]
+    pub(crate) file: PathBuf,
+    /// Say what was done as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}

@@ -1,0 +1,54 @@
+//! `keydb snapshot gc`: removes objects that no manifest names.
+
+use std::process::ExitCode;
+
+use keydb_node::{GarbageError, collect_garbage};
+use serde_json::json;
+
+use super::{args::GcArgs, settings, store::Store};
+use crate::{
+    connect,
+    exit::Failure,
+    output::{Stdout, bytes_text},
+};
+
+pub(super) fn run(args: &GcArgs) -> Result<ExitCode, Failure> {
+    let settings = settings()?;
+    let store = Store::open(&settings)?;
+    let collected = connect::runtime()?.block_on(async {
+        // Where there is no cluster, these may be somebody else's objects.
+        store.map().await?;
+        collect_garbage(&*store.storage, args.older_than, args.dry_run)
+            .await
+            .map_err(|error| match error {
+                GarbageError::Storage(error) => store.failure(&error),
+                other => Failure::failed(other.to_string()),
+            })
+    })?;
+    let mut out = Stdout::open()?;
+    if args.json {
+        out.json(&json!({
+            "dry_run": args.dry_run,
+            "objects_seen": collected.seen,
+            "removed": collected.removed,
+            "removed_bytes": collected.removed_bytes,
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let verb = if args.dry_run {
+        "would remove"
+    } else {
+        "removed"
+    };
+    for key in &collected.removed {
+        out.write(format!("{verb} {key}\n").as_bytes())?;
+    }
+    let summary = format!(
+        "{verb} {} of {} objects, {}\n",
+        collected.removed.len(),
+        collected.seen,
+        bytes_text(collected.removed_bytes)
+    );
+    out.write(summary.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}

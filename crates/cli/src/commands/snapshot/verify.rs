@@ -1,0 +1,200 @@
+//! `keydb snapshot verify`: reads everything that object storage has.
+
+use std::{collections::BTreeSet, process::ExitCode};
+
+use keydb_core::{ClusterMap, Event, Manifest, ManifestFile, NodeId};
+use keydb_node::{manifest_key, object_key};
+use serde_json::{Value, json};
+
+use super::{
+    args::VerifyArgs,
+    settings,
+    store::{ObjectError, Store, check_header, check_totals},
+};
+use crate::{
+    connect,
+    exit::{Code, Failure},
+    output::{Stdout, bytes_text, say, thousands},
+};
+
+/// What was found of one node.
+#[derive(Debug)]
+struct Found {
+    node: NodeId,
+    /// `None`: there is none that can be used.
+    manifest: Option<Manifest>,
+    objects: usize,
+    entries: u64,
+    bytes: u64,
+    /// Keys of objects, and what is wrong with them.
+    problems: Vec<(String, String)>,
+}
+
+pub(super) fn run(args: &VerifyArgs) -> Result<ExitCode, Failure> {
+    let settings = settings()?;
+    let store = Store::open(&settings)?;
+    let only = args.node.map(NodeId);
+    let found = connect::runtime()?.block_on(verify(&store, only))?;
+    let whole = found.iter().all(|node| node.problems.is_empty());
+    let mut out = Stdout::open()?;
+    if args.json {
+        let nodes: Vec<Value> = found.iter().map(as_json).collect();
+        out.json(&json!({"whole": whole, "nodes": nodes}))?;
+    } else {
+        for node in &found {
+            out.write(as_text(node).as_bytes())?;
+        }
+    }
+    if whole {
+        Ok(ExitCode::SUCCESS)
+    } else {
+        say("keydb: object storage is not whole; docs/operations.md says what to do");
+        Ok(ExitCode::from(Code::Failed as u8))
+    }
+}
+
+async fn verify(store: &Store, only: Option<NodeId>) -> Result<Vec<Found>, Failure> {
+    let map = store.map().await?;
+    if let Some(node) = only
+        && map.node(node).is_none()
+    {
+        return Err(Failure::usage(format!("the cluster has no node {node}")));
+    }
+    // A node that has left may still have a manifest that others' ranges were made from; all that are there count.
+    let mut nodes: BTreeSet<NodeId> = map.nodes.iter().map(|node| node.id).collect();
+    for (_, manifest) in store.manifests(None).await? {
+        nodes.extend(manifest.ok().map(|manifest| manifest.node));
+    }
+    let mut found = Vec::new();
+    for node in nodes {
+        if only.is_none_or(|only| only == node) {
+            found.push(verify_node(store, &map, node).await?);
+        }
+    }
+    Ok(found)
+}
+
+async fn verify_node(store: &Store, map: &ClusterMap, node: NodeId) -> Result<Found, Failure> {
+    let key = manifest_key(node);
+    let mut found = Found {
+        node,
+        manifest: None,
+        objects: 0,
+        entries: 0,
+        bytes: 0,
+        problems: Vec::new(),
+    };
+    let mut manifest = match own_manifest(store, map, &key, node).await {
+        Ok(manifest) => manifest,
+        Err(ObjectError::Storage(error)) => return Err(store.failure(&error)),
+        Err(error) => {
+            found.problems.push((key, error.to_string()));
+            return Ok(found);
+        }
+    };
+    let mut files: Vec<ManifestFile> = manifest.files.clone();
+    let mut read_again = true;
+    while let Some(file) = files.pop() {
+        let object = object_key(node, &file.name);
+        match verify_file(store, map, &object, &file).await {
+            Ok(()) => {
+                found.objects += 1;
+                found.entries += file.entries;
+                found.bytes += file.size_bytes;
+            }
+            Err(ObjectError::Storage(error)) => return Err(store.failure(&error)),
+            // The node may have replaced it in the meantime: then its newer manifest counts.
+            Err(ObjectError::Missing) if read_again => {
+                read_again = false;
+                if let Ok(newer) = own_manifest(store, map, &key, node).await {
+                    let known: BTreeSet<String> = manifest
+                        .files
+                        .iter()
+                        .map(|file| file.name.clone())
+                        .collect();
+                    files.retain(|file| newer.file(&file.name).is_some());
+                    let new = newer
+                        .files
+                        .iter()
+                        .filter(|file| !known.contains(&file.name));
+                    files.extend(new.cloned());
+                    if newer.file(&file.name).is_some() {
+                        files.push(file);
+                    }
+                    manifest = newer;
+                }
+            }
+            Err(error) => found.problems.push((object, error.to_string())),
+        }
+    }
+    found.manifest = Some(manifest);
+    Ok(found)
+}
+
+async fn own_manifest(
+    store: &Store,
+    map: &ClusterMap,
+    key: &str,
+    node: NodeId,
+) -> Result<Manifest, ObjectError> {
+    let manifest = store.manifest(key).await?;
+    if (manifest.cluster_id, manifest.node) == (map.cluster_id, node) {
+        return Ok(manifest);
+    }
+    Err(ObjectError::Damaged(format!(
+        "it belongs to node {} of cluster {}",
+        manifest.node, manifest.cluster_id
+    )))
+}
+
+async fn verify_file(
+    store: &Store,
+    map: &ClusterMap,
+    key: &str,
+    file: &ManifestFile,
+) -> Result<(), ObjectError> {
+    let totals = store
+        .read(key, |event| match event {
+            Event::Header(header) => check_header(header, file, map),
+            _ => Ok(()),
+        })
+        .await?;
+    check_totals(totals, file)
+}
+
+fn as_text(found: &Found) -> String {
+    let mut text = match &found.manifest {
+        Some(manifest) => format!(
+            "node {}  {} objects, {} entries, {}: {}, complete to {}\n",
+            found.node,
+            found.objects,
+            thousands(found.entries),
+            bytes_text(found.bytes),
+            if found.problems.is_empty() {
+                "whole"
+            } else {
+                "NOT WHOLE"
+            },
+            manifest.complete_to_ms
+        ),
+        None => format!("node {}  NOTHING that can be used\n", found.node),
+    };
+    for (key, problem) in &found.problems {
+        text.push_str(&format!("  {key}: {problem}\n"));
+    }
+    text
+}
+
+fn as_json(found: &Found) -> Value {
+    let problems = found.problems.iter();
+    json!({
+        "node": found.node,
+        "complete_to_unix_ms": found.manifest.as_ref().map(|manifest| manifest.complete_to_ms),
+        "objects": found.objects,
+        "entries": found.entries,
+        "bytes": found.bytes,
+        "problems": problems
+            .map(|(key, problem)| json!({"object": key, "problem": problem}))
+            .collect::<Vec<_>>(),
+    })
+}
