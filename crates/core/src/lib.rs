@@ -15,6 +15,7 @@ mod bytes;
 mod claim;
 mod clock;
 mod cluster_map;
+mod date;
 mod fingerprint;
 mod hash_range;
 mod hex_u64;

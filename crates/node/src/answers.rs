@@ -19,8 +19,12 @@
 //! second one too: nobody may ever have been told `First` for it. Equal keys never lie in two ranges, and a range appears at most
 //! once in a claim.
 //!
-//! **Whatever is applied is recorded,** also when the caller goes away or the request is dropped half-way: [`Operation`] records
-//! in its `Drop`. A range that was in work at that time, or that the key set refused half-way, is recorded as applied in part.
+//! **Whatever is applied is recorded,** also when the caller goes away or the request is dropped half-way: what a chunk of a
+//! request applies is [remembered](Operation::remember) with its journal record, before the request waits for anything. A range
+//! that is in work at that time, or that the key set refused half-way, is recorded as applied in part.
+//!
+//! **It survives restarts:** a journal record carries the answers that belong to it, and when the journal is cut, a file with all
+//! remembered answers takes their place. A repeat's answers are told when the record that they came with is committed.
 //!
 //! **One at a time.** An operation is registered from [`begin`](AnswerMemory::begin) until its [`Operation`] is dropped. A repeat
 //! that comes in between is told to wait and to begin again; it then finds the answers.
@@ -39,7 +43,7 @@ use std::{
     time::Duration,
 };
 
-use keydb_core::{Bitmap, Expiry, OperationId, PackedFingerprints, RangeId, UnixMillis};
+use keydb_core::{Bitmap, Expiry, Lsn, OperationId, PackedFingerprints, RangeId, UnixMillis};
 use tokio::sync::watch;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -73,6 +77,17 @@ struct Entry {
     answers: Arc<[u8]>,
     place: u64,
     recorded: UnixMillis,
+    /// The last journal record that they came with.
+    lsn: Lsn,
+}
+
+/// One remembered operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AnswerEntry {
+    pub(crate) operation: OperationId,
+    pub(crate) recorded: UnixMillis,
+    pub(crate) lsn: Lsn,
+    pub(crate) answers: Vec<u8>,
 }
 
 /// What [`AnswerMemory::begin`] found.
@@ -90,7 +105,9 @@ pub(crate) struct Operation<'a> {
     memory: &'a AnswerMemory,
     id: OperationId,
     begun: UnixMillis,
+    expiry: Expiry,
     remembered: HashMap<RangeId, Remembered>,
+    remembered_lsn: Lsn,
     draft: Draft,
     /// The range that is being applied.
     in_work: Option<RangeId>,
@@ -146,19 +163,55 @@ impl AnswerMemory {
         }
         state.forget(usize::MAX, self.too_old(now));
         state.in_flight.insert(id, None);
-        let answers = state
+        let found = state
             .remembered
             .get(&id)
-            .map(|entry| Arc::clone(&entry.answers));
+            .map(|entry| (Arc::clone(&entry.answers), entry.lsn));
         drop(state);
+        let remembered_lsn = found.as_ref().map_or(Lsn::ZERO, |(_, lsn)| *lsn);
         Begin::Registered(Operation {
             memory: self,
             id,
             begun: now,
-            remembered: answers.map_or_else(HashMap::new, remembered_groups),
+            expiry,
+            remembered: found.map_or_else(HashMap::new, |(answers, _)| remembered_groups(answers)),
+            remembered_lsn,
             draft: Draft::new(expiry),
             in_work: None,
         })
+    }
+
+    /// Takes over answers from a journal or a file: `answers` as [`Operation::part`] made them. False when they are not that.
+    pub(crate) fn restore(
+        &self,
+        id: OperationId,
+        recorded: UnixMillis,
+        lsn: Lsn,
+        answers: &[u8],
+    ) -> bool {
+        let valid = record::is_valid(answers);
+        if valid {
+            self.add(id, recorded, lsn, answers.to_vec());
+        }
+        valid
+    }
+
+    /// All that is remembered, the oldest first.
+    pub(crate) fn entries(&self) -> Vec<AnswerEntry> {
+        let state = self.state();
+        state
+            .oldest_first
+            .values()
+            .map(|id| {
+                let entry = &state.remembered[id];
+                AnswerEntry {
+                    operation: *id,
+                    recorded: entry.recorded,
+                    lsn: entry.lsn,
+                    answers: entry.answers.to_vec(),
+                }
+            })
+            .collect()
     }
 
     /// Forgets what has become too old.
@@ -189,30 +242,34 @@ impl AnswerMemory {
             .expect("nothing panics while the memory of answers is locked")
     }
 
-    fn end(&self, id: OperationId, begun: UnixMillis, draft: &Draft) {
-        let mut part = draft.encode();
-        let mut state = self.state();
-        // Closing the channel, at the end of this function, wakes those who wait.
-        let _waited_for = state.in_flight.remove(&id);
+    fn add(&self, id: OperationId, recorded: UnixMillis, lsn: Lsn, mut part: Vec<u8>) {
         if part.is_empty() {
             return;
         }
+        let mut state = self.state();
+        let mut newest_lsn = lsn;
         if let Some(earlier) = state.take(id) {
             let mut merged = record::without_ranges_of(&earlier.answers, &part);
             merged.append(&mut part);
             part = merged;
+            newest_lsn = newest_lsn.max(earlier.lsn);
         }
         let cost_bytes = part.len() + ENTRY_OVERHEAD_BYTES;
         let Some(rest_bytes) = self.bytes_max.checked_sub(cost_bytes) else {
             return;
         };
         state.forget(rest_bytes, None);
-        state.insert(id, begun, part.into());
+        state.insert(id, recorded, newest_lsn, part.into());
+    }
+
+    fn end(&self, id: OperationId) {
+        // Closing the channel, at the end of this function, wakes those who wait.
+        let _waited_for = self.state().in_flight.remove(&id);
     }
 }
 
 impl State {
-    fn insert(&mut self, id: OperationId, recorded: UnixMillis, answers: Arc<[u8]>) {
+    fn insert(&mut self, id: OperationId, recorded: UnixMillis, lsn: Lsn, answers: Arc<[u8]>) {
         let place = self.next_place;
         self.next_place += 1;
         self.bytes += answers.len() + ENTRY_OVERHEAD_BYTES;
@@ -221,6 +278,7 @@ impl State {
             answers,
             place,
             recorded,
+            lsn,
         };
         self.remembered.insert(id, entry);
     }
@@ -260,10 +318,31 @@ impl Operation<'_> {
         }
     }
 
+    /// The journal record that must be committed before [`Recall::Same`] answers are told.
+    pub(crate) const fn remembered_lsn(&self) -> Lsn {
+        self.remembered_lsn
+    }
+
     /// Says that `range` is being applied from here on. Until [`record`](Self::record), it counts as applied in part.
     pub(crate) fn apply(&mut self, range: RangeId) {
-        self.leave_in_part();
-        self.in_work = Some(range);
+        if self.in_work != Some(range) {
+            self.leave_in_part();
+            self.in_work = Some(range);
+        }
+    }
+
+    /// The answers since the last part, encoded; a range that is in work is in it as applied in part.
+    pub(crate) fn part(&mut self) -> Vec<u8> {
+        let mut draft = std::mem::replace(&mut self.draft, Draft::new(self.expiry));
+        if let Some(range) = self.in_work {
+            draft.group_in_part(range);
+        }
+        draft.encode()
+    }
+
+    /// Remembers a [`part`](Self::part), which went into the journal record `lsn`.
+    pub(crate) fn remember(&self, part: Vec<u8>, lsn: Lsn) {
+        self.memory.add(self.id, self.begun, lsn, part);
     }
 
     /// Records what `keys`, which have just been applied, are told: bits `offset..` of the reply's bitmaps.
@@ -289,7 +368,9 @@ impl Operation<'_> {
 
 impl Drop for Operation<'_> {
     fn drop(&mut self) {
-        self.leave_in_part();
-        self.memory.end(self.id, self.begun, &self.draft);
+        let part = self.part();
+        // A request remembers its parts itself; this one it was kept from by a panic.
+        self.memory.add(self.id, self.begun, Lsn::ZERO, part);
+        self.memory.end(self.id);
     }
 }

@@ -1,6 +1,6 @@
 //! A node's settings, as plain data.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use keydb_core::NodeId;
 
@@ -15,8 +15,23 @@ pub struct NodeConfig {
     pub map_poll_interval: Duration,
     /// How long requests in progress have to end when the node stops; what remains is then cut off.
     pub drain_deadline: Duration,
+    /// Where the node keeps its journal and snapshots. In `memory` mode there is nothing to keep, and it is not touched.
+    pub data_dir: PathBuf,
+    /// How long between two snapshots. More than 0.
+    pub snapshot_interval: Duration,
     /// What one node takes at most.
     pub limits: Limits,
+}
+
+/// What happens to new keys when the key sets have taken all the memory that they may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MemoryPolicy {
+    /// They are refused. Keys that are there are still answered for, and nothing is lost.
+    #[default]
+    Refuse,
+    /// The keys that would expire soonest are forgotten before their time, a few per cent at once. Each is a loss: it may be told
+    /// `First` once more.
+    ShedSoonest,
 }
 
 /// What one node takes at most. Going over a limit is an error that names it, with nothing applied.
@@ -32,6 +47,10 @@ pub struct Limits {
     pub answer_memory_bytes: usize,
     /// How long the answers to a claim are remembered.
     pub answer_memory_age: Duration,
+    /// Bytes that the key sets take before new keys are refused; 0: no limit. What is in work then may go over it a little.
+    pub memory_bytes: usize,
+    /// What happens at that limit.
+    pub memory_policy: MemoryPolicy,
 }
 
 impl NodeConfig {
@@ -41,6 +60,8 @@ impl NodeConfig {
             id,
             map_poll_interval: Duration::from_secs(1),
             drain_deadline: Duration::from_secs(10),
+            data_dir: PathBuf::from("keydb-data"),
+            snapshot_interval: Duration::from_secs(60),
             limits: Limits::default(),
         }
     }
@@ -49,6 +70,7 @@ impl NodeConfig {
         let limits = &self.limits;
         let zero = [
             ("map_poll_interval", self.map_poll_interval.is_zero()),
+            ("snapshot_interval", self.snapshot_interval.is_zero()),
             ("limits.request_keys_max", limits.request_keys_max == 0),
             ("limits.message_bytes_max", limits.message_bytes_max == 0),
             (
@@ -71,6 +93,8 @@ impl Default for Limits {
             requests_in_flight_max: 1024,
             answer_memory_bytes: 16 << 20,
             answer_memory_age: Duration::from_secs(300),
+            memory_bytes: 0,
+            memory_policy: MemoryPolicy::Refuse,
         }
     }
 }

@@ -1,6 +1,10 @@
 //! What ends a node.
 
-use keydb_core::{ClusterId, Incarnation, MapError, NodeId};
+use std::path::PathBuf;
+
+use keydb_core::{ClusterId, Incarnation, MapError, NodeId, UnixMillis};
+
+use crate::{DataDirError, JournalError};
 
 /// Why a node ended without being asked to.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +45,54 @@ pub enum NodeError {
         /// The epoch of the map that says so.
         epoch: u64,
     },
+    /// The map has another disk under this node's id, whose keys this one does not have. Start the node with that disk, or give
+    /// it up with `keydb recover`.
+    #[error(
+        "node {node} of cluster {cluster} is the disk {found}, but {} is the disk {disk_id}: what that one acknowledged is not here. Start the node with its own disk; or, if that is lost, give up what object storage does not have of it: keydb recover --node {node} --accept-loss",
+        path.display()
+    )]
+    OtherDisk {
+        /// This node.
+        node: NodeId,
+        /// Its cluster.
+        cluster: ClusterId,
+        /// The disk that it was started with.
+        disk_id: Incarnation,
+        /// The disk that the map names.
+        found: Incarnation,
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// The clock differs from the object storage's by more than the cluster allows.
+    #[error(
+        "this machine's clock is off: it shows {clock}, the object storage's {storage}, a difference of {ahead_ms} ms, and clock_error_max_ms is {error_max_ms}; set the clock right (NTP)"
+    )]
+    Clock {
+        /// How far it is ahead; negative when it is behind.
+        ahead_ms: i64,
+        /// What the storage's clock shows.
+        storage: UnixMillis,
+        /// What this one shows.
+        clock: UnixMillis,
+        /// How far they may differ.
+        error_max_ms: u64,
+    },
+    /// The clock shows a time before one at which this node has already written.
+    #[error(
+        "this machine's clock has gone back: it shows {clock}, but the node wrote at {written} before; set the clock right (NTP)"
+    )]
+    ClockWentBack {
+        /// What the clock shows.
+        clock: UnixMillis,
+        /// When the node last wrote, by its own clock.
+        written: UnixMillis,
+    },
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The journal is damaged, or could not be written: what was acknowledged may not be complete.
+    #[error("{0}")]
+    Journal(#[from] JournalError),
     /// The cluster map does not list this node any more. Started again, it waits to be listed.
     #[error(
         "node {node} is not a member of cluster {cluster} any more (cluster map epoch {epoch})"

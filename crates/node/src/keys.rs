@@ -5,7 +5,9 @@
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use keydb_core::{Bitmap, Expiry, Fingerprint, InsertError, PackedFingerprints, Times, UnixMillis};
+use keydb_core::{
+    Bitmap, Expiry, Fingerprint, InsertError, OperationId, PackedFingerprints, Times, UnixMillis,
+};
 use keydb_proto::{
     refusal_status,
     shard::{
@@ -18,6 +20,8 @@ use tonic::Status;
 
 use crate::{
     answers::{Begin, ClaimedKeys, Operation, Recall},
+    commit::Commit,
+    limit,
     node::{Node, Standing},
     table::{OwnedRange, Table},
     validate::{self, Group, Plan},
@@ -43,19 +47,24 @@ pub(crate) async fn get(node: &Node, request: &GetRequest) -> Result<GetReply, S
     let table = table(node, &standing)?;
     let plan = plan(node, table, &request.ranges, &request.fingerprints)?;
     let times = Times::at(now);
+    let mut commit = Commit::of_read(node.journal());
     let mut present = Bitmap::new(plan.fingerprints.len());
     let mut pace = Pace::default();
     for position in 0..plan.groups.len() {
         prefetch(table, &plan, position + PREFETCH_GROUPS);
         let group = plan.groups[position];
+        let range = owned(table, group);
         for (start, end) in steps(group) {
-            pace.spend(end - start).await;
+            if pace.spend(end - start) {
+                tokio::task::yield_now().await;
+            }
             let keys = plan.fingerprints.slice(start, end);
-            owned(table, group)
-                .read()
-                .get(keys, times, &mut present, start);
+            let set = range.read();
+            set.get(keys, times, &mut present, start);
+            commit.found(range, keys, &present, start);
         }
     }
+    commit.committed().await?;
     Ok(GetReply {
         header: Some(node.reply_header(standing.map())),
         present: present.into_bytes().into(),
@@ -71,21 +80,33 @@ pub(crate) async fn put(node: &Node, request: &PutRequest) -> Result<PutReply, S
     let expiry = expiry(now, request.ttl_seconds)?;
     let mut plan = plan(node, table, &request.ranges, &request.fingerprints)?;
     let times = Times::at(now);
+    limit::check(node, table, &plan, times).await?;
+    let mut commit = commit_of(node, &plan).await?;
     let mut pace = Pace::default();
     for position in 0..plan.groups.len() {
         prefetch(table, &plan, position + PREFETCH_GROUPS);
         let group = plan.groups[position];
         let range = owned(table, group);
         for (start, end) in steps(group) {
-            pace.spend(end - start).await;
+            if pace.spend(end - start) {
+                commit.append(expiry, None, &[], now);
+                tokio::task::yield_now().await;
+            }
             let keys = plan.fingerprints.slice(start, end);
-            let stored = range.write().put(keys, expiry, times);
+            commit.begin();
+            let mut set = range.write();
+            let stored = set.put(keys, expiry, times);
+            // Where not all of them were stored, the caller hears that any may have been.
+            commit.stored(range, keys);
+            drop(set);
             if let Err(error) = stored {
                 plan.refused.push(full(range, error));
                 break;
             }
         }
     }
+    commit.append(expiry, None, &[], now);
+    commit.committed().await?;
     Ok(PutReply {
         header: Some(node.reply_header(standing.map())),
         refused: plan.refused,
@@ -103,15 +124,32 @@ pub(crate) async fn claim(node: &Node, request: &ClaimRequest) -> Result<ClaimRe
         let table = table(node, &standing)?;
         let expiry = expiry(now, request.ttl_seconds)?;
         let plan = plan(node, table, &request.ranges, &request.fingerprints)?;
+        limit::check(node, table, &plan, Times::at(now)).await?;
+        let commit = commit_of(node, &plan).await?;
         match node.answers.begin(id, now, expiry) {
             Begin::Registered(operation) => {
-                let mut claiming = Claiming::new(operation, plan, expiry, now);
+                let mut claiming = Claiming::new(id, operation, plan, commit, expiry, now);
                 claiming.run(table).await;
-                return Ok(claiming.reply(node, &standing));
+                return claiming.reply(node, &standing).await;
             }
-            Begin::InFlight(ended) => wait(ended).await,
+            Begin::InFlight(ended) => {
+                drop(commit);
+                wait(ended).await;
+            }
         }
     }
+}
+
+/// Room in the journal for everything that the request may write.
+async fn commit_of<'a>(node: &'a Node, plan: &Plan<'_>) -> Result<Commit<'a>, Status> {
+    let keys: usize = plan
+        .groups
+        .iter()
+        .map(|group| group.end - group.start)
+        .sum();
+    // A chunk ends where the next step would make it larger than a step may be; so any two of them have more keys than that.
+    let chunks = 1 + 2 * keys / STEP_KEYS;
+    Commit::of_write(node.journal(), keys, plan.groups.len(), chunks).await
 }
 
 async fn wait(mut ended: watch::Receiver<()>) {
@@ -121,10 +159,12 @@ async fn wait(mut ended: watch::Receiver<()>) {
 
 /// One claim while it is being worked on.
 struct Claiming<'a> {
+    id: OperationId,
     operation: Operation<'a>,
     plan: Plan<'a>,
+    commit: Commit<'a>,
     expiry: Expiry,
-    times: Times,
+    now: UnixMillis,
     first: Bitmap,
     unknown: Option<Bitmap>,
     repeated_ranges: Vec<u32>,
@@ -133,11 +173,20 @@ struct Claiming<'a> {
 }
 
 impl<'a> Claiming<'a> {
-    fn new(operation: Operation<'a>, plan: Plan<'a>, expiry: Expiry, now: UnixMillis) -> Self {
+    fn new(
+        id: OperationId,
+        operation: Operation<'a>,
+        plan: Plan<'a>,
+        commit: Commit<'a>,
+        expiry: Expiry,
+        now: UnixMillis,
+    ) -> Self {
         Self {
+            id,
             operation,
+            commit,
             expiry,
-            times: Times::at(now),
+            now,
             first: Bitmap::new(plan.fingerprints.len()),
             unknown: None,
             repeated_ranges: Vec::new(),
@@ -153,6 +202,7 @@ impl<'a> Claiming<'a> {
             let group = self.plan.groups[position];
             self.group(owned(table, group), group, &mut pace).await;
         }
+        self.append();
     }
 
     async fn group(&mut self, range: &OwnedRange, group: Group, pace: &mut Pace) {
@@ -161,19 +211,26 @@ impl<'a> Claiming<'a> {
         let in_doubt = match self.operation.recall(claimed) {
             Recall::Same(answers) => {
                 answers.answer(&mut self.first, &mut self.unknown, group.start);
+                self.commit.tell(self.operation.remembered_lsn());
                 self.repeated_ranges.push(range.id.0);
                 return;
             }
             Recall::Doubt => true,
             Recall::Nothing => group.attempt > 0,
         };
-        self.operation.apply(range.id);
         for (start, end) in steps(group) {
-            pace.spend(end - start).await;
+            if pace.spend(end - start) {
+                self.append();
+                tokio::task::yield_now().await;
+            }
+            self.operation.apply(range.id);
+            self.commit.begin();
             let keys = self.plan.fingerprints.slice(start, end);
-            let stored = range
-                .write()
-                .claim(keys, self.expiry, self.times, &mut self.first, start);
+            let mut set = range.write();
+            let times = Times::at(self.now);
+            let stored = set.claim(keys, self.expiry, times, &mut self.first, start);
+            self.commit.claimed(range, keys, &self.first, start);
+            drop(set);
             if let Err(error) = stored {
                 self.plan.refused.push(full(range, error));
                 self.in_part.push(group);
@@ -185,6 +242,15 @@ impl<'a> Claiming<'a> {
         }
         self.operation
             .record(claimed, &self.first, self.unknown.as_ref(), group.start);
+    }
+
+    /// Ends a chunk: what was applied goes into the journal, and its answers into the memory of answers.
+    fn append(&mut self) {
+        let part = self.operation.part();
+        let lsn = self
+            .commit
+            .append(self.expiry, Some(self.id), &part, self.now);
+        self.operation.remember(part, lsn);
     }
 
     /// Marks the keys that were present before as unknown. A key that this claim stored is not, wherever else it occurs.
@@ -203,14 +269,15 @@ impl<'a> Claiming<'a> {
         }
     }
 
-    fn reply(self, node: &Node, standing: &Standing) -> ClaimReply {
+    async fn reply(self, node: &Node, standing: &Standing) -> Result<ClaimReply, Status> {
         // From here on a repeat finds the answers.
         drop(self.operation);
+        self.commit.committed().await?;
         let mut first = self.first.into_bytes();
         for group in self.in_part {
             clear_bits(&mut first, group.start, group.end);
         }
-        ClaimReply {
+        Ok(ClaimReply {
             header: Some(node.reply_header(standing.map())),
             first: first.into(),
             unknown: self
@@ -219,7 +286,7 @@ impl<'a> Claiming<'a> {
                 .into(),
             refused: self.plan.refused,
             repeated_ranges: self.repeated_ranges,
-        }
+        })
     }
 }
 
@@ -286,21 +353,22 @@ fn steps(group: Group) -> impl Iterator<Item = (usize, usize)> {
         .map(move |start| (start, group.end.min(start + STEP_KEYS)))
 }
 
-/// Lets others have their turn after every [`STEP_KEYS`] keys.
+/// Says when others are to have their turn: after every [`STEP_KEYS`] keys.
 #[derive(Default)]
 struct Pace {
     keys: usize,
 }
 
 impl Pace {
-    /// To be called, without a lock, before `keys` are worked on.
+    /// To be called, without a lock, before `keys` are worked on. True when it is the others' turn first.
     #[inline]
-    async fn spend(&mut self, keys: usize) {
+    fn spend(&mut self, keys: usize) -> bool {
         self.keys += keys;
-        if self.keys > STEP_KEYS {
+        let over = self.keys > STEP_KEYS;
+        if over {
             self.keys = keys;
-            tokio::task::yield_now().await;
         }
+        over
     }
 }
 
@@ -354,17 +422,10 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn others_get_their_turn_after_a_step_of_keys() {
+    #[test]
+    fn others_get_their_turn_after_a_step_of_keys() {
         let mut pace = Pace::default();
-        let mut yields = 0;
-        for _ in 0..10 {
-            let mut spend = std::pin::pin!(pace.spend(STEP_KEYS / 2));
-            if futures_util::poll!(&mut spend).is_pending() {
-                yields += 1;
-                spend.await;
-            }
-        }
-        assert_eq!(yields, 4);
+        let turns = (0..10).filter(|_| pace.spend(STEP_KEYS / 2)).count();
+        assert_eq!(turns, 4);
     }
 }

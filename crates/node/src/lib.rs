@@ -7,27 +7,42 @@
 //! - `drain` admits requests, `validate` checks each as a whole, so that a refused one has applied nothing;
 //! - `table` knows the ranges that the node owns by the map in force;
 //! - `keys` works on the keys, range by range; `answers` remembers what claims were told;
-//! - `membership` registers the node in the map and follows it, `sweep` gives back expired keys' memory.
-//!
-//! Durability is `memory`: a node that stops forgets its keys, and the map counts each such loss.
+//! - `commit` sees to it that nothing is told before it is committed, `journal` commits it, `uncommitted` knows what is not yet;
+//! - `membership` registers the node in the map and follows it, `recovery` reads the keys at the start;
+//! - `snapshot` writes them to files and object storage, `sweep` gives back expired keys' memory, `limit` keeps within it;
+//! - `data_dir` is the directory of all that, `disk` holds together what writes to it.
 
 mod answers;
 mod clock;
+mod clock_check;
+mod commit;
 mod config;
+mod data_dir;
+mod disk;
 mod drain;
 mod error;
+mod failpoint;
+mod journal;
 mod keys;
+mod limit;
+mod load;
 mod membership;
 mod node;
+mod recovery;
 mod run;
 mod server;
 mod service;
+mod snapshot;
 mod status;
 mod sweep;
 mod table;
+mod uncommitted;
 mod validate;
 
 pub use clock::SystemClock;
-pub use config::{Limits, NodeConfig};
+pub use config::{Limits, MemoryPolicy, NodeConfig};
+pub use data_dir::DataDirError;
 pub use error::NodeError;
+pub use journal::{Found, JournalError, inspect};
 pub use run::run;
+pub use snapshot::{Collected, GarbageError, collect_garbage, manifest_key, object_key};

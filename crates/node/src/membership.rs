@@ -2,30 +2,38 @@
 //!
 //! **A node without a map,** or one that the map does not list, waits and says so. It takes requests, and refuses those for keys.
 //!
-//! **Registering** (`memory` mode): the node's memory is its disk, so each start is a disk of its own, the node's incarnation.
-//! Before it takes the place of another one, the node asks at its own address in the map whether that process still runs; if it
-//! does, this one ends. Otherwise it writes its incarnation into the map by compare-and-swap, on condition that the one that it
-//! asked for is still there, and counts a loss: what the earlier process had acknowledged is gone. No key is answered before
-//! that.
+//! **Registering:** a node is its disk, and the map says which disk that is. A node whose disk the map names goes on where it
+//! was. Where the map names none, the node writes its own into it by compare-and-swap. Where the map names another disk, what
+//! that one had acknowledged would be lost: in `journal` mode the node ends, until somebody gives the old disk up with `keydb
+//! recover`; in `snapshot` and `memory` mode it takes the other's place and counts a loss. In `memory` mode each start is a disk
+//! of its own, the node's incarnation. Before anything else the node asks at its own address in the map whether another process
+//! answers there; if so, this one ends. No key is answered before all that.
 //!
-//! **Following:** maps only ever go forward in (lineage, epoch). When a map shows another incarnation under this node's id, this
-//! node has been replaced and ends. While the storage cannot be reached, the last map stays in force.
+//! **Following:** maps only ever go forward in (lineage, epoch). When a map shows another disk under this node's id, this node has
+//! been replaced and ends. While the storage cannot be reached, the last map stays in force; a node that starts then goes by the
+//! map that it kept on its disk, which nobody may take over without a human's word.
 
 use std::{sync::Arc, time::Duration};
 
-use keydb_core::{ClusterMap, Incarnation, MapError, NodeEntry};
+use keydb_core::{ClusterMap, Durability, Incarnation, MapError, NodeEntry};
 use keydb_proto::shard::{
     NodeStatusReply, NodeStatusRequest, shard_service_client::ShardServiceClient,
 };
 use keydb_storage::{MapStore, MapStoreError, StorageErrorKind, UpdateError};
-use tokio::time::timeout;
+use tokio::{
+    task::{JoinError, JoinSet, spawn_blocking},
+    time::{Instant, timeout},
+};
 use tonic::transport::Endpoint;
 use tracing::{info, warn};
 
 use crate::{
     NodeError,
+    clock_check::{self, Comparison},
+    data_dir::{self, DataDir},
     node::{Node, Standing},
-    table::{MapInForce, Table},
+    recovery::{Recovered, Recovery},
+    table::{MapInForce, Readiness, Table},
 };
 
 /// How long an earlier process of the same node has to answer, connecting included.
@@ -36,6 +44,9 @@ const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long registering may take, the store's own retries included.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// How often the clock is compared with the storage's.
+const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The least time between two looks at the map.
 const POLL_GAP_MIN: Duration = Duration::from_millis(50);
@@ -49,8 +60,15 @@ pub(crate) struct Membership {
     waiting: Option<Waiting>,
     storage_failed: bool,
     older_map_seen: bool,
-    /// The earlier process that this one is about to take the place of.
+    /// The disk that this one is about to take the place of.
     predecessor: Option<Incarnation>,
+    /// What the map has, or is to have, as this node's disk.
+    disk_id: Option<Incarnation>,
+    data_dir: Option<Arc<DataDir>>,
+    recovery: JoinSet<Result<Recovered, NodeError>>,
+    /// Keys were lost at this start, which the map does not count yet.
+    uncounted_loss: bool,
+    next_clock_check: Instant,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -73,6 +91,11 @@ impl Membership {
             storage_failed: false,
             older_map_seen: false,
             predecessor: None,
+            disk_id: None,
+            data_dir: None,
+            recovery: JoinSet::new(),
+            uncounted_loss: false,
+            next_clock_check: Instant::now(),
         }
     }
 
@@ -86,7 +109,100 @@ impl Membership {
             tokio::select! {
                 () = tokio::time::sleep(self.node.config.map_poll_interval.saturating_sub(POLL_GAP_MIN)) => {}
                 () = self.node.heard_of_newer_map() => {}
+                Some(ended) = self.recovery.join_next() => {
+                    if let Err(error) = self.recovered(ended) {
+                        return error;
+                    }
+                }
             }
+        }
+    }
+
+    /// The node's data directory has been read.
+    fn recovered(
+        &mut self,
+        ended: Result<Result<Recovered, NodeError>, JoinError>,
+    ) -> Result<(), NodeError> {
+        let recovered = ended.map_err(|error| NodeError::Task {
+            task: "recovery",
+            reason: error.to_string(),
+        })??;
+        if let Some(complete_to) = recovered.lost_after {
+            let node = self.node.config.id;
+            let text = format!(
+                "the node did not stop cleanly: what it acknowledged after {complete_to} is lost (durability snapshot)"
+            );
+            warn!(%node, "{text}");
+            self.node.warn_of("loss", Some(text));
+            self.uncounted_loss = true;
+        }
+        Ok(())
+    }
+
+    /// Compares the clock with the storage's now and then. Fails where they differ and the node does not serve yet.
+    async fn check_clock(&mut self, map: &ClusterMap) -> Result<(), NodeError> {
+        if Instant::now() < self.next_clock_check {
+            return Ok(());
+        }
+        let node = &self.node;
+        let serving = node.standing().table().is_some();
+        let compared = clock_check::compare(
+            &*node.clock,
+            &**self.store.storage(),
+            map.clock_error_max_ms,
+        )
+        .await;
+        match compared {
+            Comparison::Agrees => {
+                self.next_clock_check = Instant::now() + CLOCK_CHECK_INTERVAL;
+                node.trust_clock(true);
+                node.warn_of("clock", None);
+            }
+            Comparison::Off {
+                ahead_ms,
+                storage,
+                clock,
+            } => {
+                let error = NodeError::Clock {
+                    ahead_ms,
+                    storage,
+                    clock,
+                    error_max_ms: map.clock_error_max_ms,
+                };
+                if !serving {
+                    return Err(error);
+                }
+                node.trust_clock(false);
+                node.warn_of("clock", Some(format!("{error}; nothing is reclaimed")));
+            }
+            // A storage that cannot be reached is said elsewhere. Trust is not lost by silence, only not won.
+            Comparison::Unknown => {}
+        }
+        Ok(())
+    }
+
+    /// Counts a loss in the map, as soon as that can be written.
+    async fn count_loss(&mut self, map: &ClusterMap) {
+        if !self.uncounted_loss {
+            return;
+        }
+        let id = self.node.config.id;
+        let now = self.node.clock.now();
+        let counted = map.node(id).map_or(0, |entry| entry.loss_count) + 1;
+        let change = |current: &ClusterMap| {
+            let mut next = current.successor();
+            let entry = next.node_mut(id).ok_or(Outdated)?;
+            if entry.loss_count >= counted {
+                return Ok(None);
+            }
+            entry.loss_count = counted;
+            entry.last_loss_ms = Some(now);
+            Ok(Some(next))
+        };
+        match timeout(REGISTER_TIMEOUT, self.store.update(change)).await {
+            Ok(Ok(_) | Err(UpdateError::Change(Outdated))) => self.uncounted_loss = false,
+            Ok(Err(error)) => self.storage_fails(&error.to_string()),
+            Err(_) => self.storage_fails("counting a loss in the cluster map took too long"),
         }
     }
 
@@ -95,6 +211,8 @@ impl Membership {
         match timeout(LOAD_TIMEOUT, self.store.load()).await {
             Ok(Ok(Some(map))) => {
                 self.storage_works();
+                self.check_clock(&map).await?;
+                self.count_loss(&map).await;
                 self.take(map).await
             }
             Ok(Ok(None)) => {
@@ -106,19 +224,42 @@ impl Membership {
                 }
                 Ok(())
             }
-            Ok(Err(error)) => self.load_failed(error),
+            Ok(Err(error)) => self.load_failed(error).await,
             Err(_) => {
                 self.storage_fails(&format!(
                     "reading the cluster map took longer than {} s",
                     LOAD_TIMEOUT.as_secs()
                 ));
-                Ok(())
+                self.take_saved_map().await
             }
         }
     }
 
+    /// Without the storage, a node that has a disk starts by the map that it kept on it.
+    async fn take_saved_map(&mut self) -> Result<(), NodeError> {
+        if self.node.standing().map().is_some() {
+            return Ok(());
+        }
+        let Some(map) = data_dir::saved_map(&self.node.config.data_dir)? else {
+            return Ok(());
+        };
+        let own = data_dir::saved_disk_id(&self.node.config.data_dir)?;
+        let named = map
+            .node(self.node.config.id)
+            .and_then(|entry| entry.disk_id);
+        if own.is_none() || named != own {
+            return Ok(());
+        }
+        warn!(
+            node = %self.node.config.id,
+            epoch = map.epoch,
+            "the storage cannot be reached; starting by the cluster map that was kept on the disk"
+        );
+        self.take(map).await
+    }
+
     /// A failure that a repeat would not heal ends a node that does not serve yet; one that serves goes on.
-    fn load_failed(&mut self, error: MapStoreError) -> Result<(), NodeError> {
+    async fn load_failed(&mut self, error: MapStoreError) -> Result<(), NodeError> {
         if self.node.standing().table().is_none() {
             match error {
                 MapStoreError::Map(error) => return Err(unusable(error)),
@@ -129,7 +270,7 @@ impl Membership {
             }
         }
         self.storage_fails(&error.to_string());
-        Ok(())
+        self.take_saved_map().await
     }
 
     /// Goes by `map` if it is newer.
@@ -177,7 +318,7 @@ impl Membership {
                 cluster,
                 epoch,
             }),
-            Some(disk_id) if disk_id != Some(self.node.incarnation) => Err(NodeError::Replaced {
+            Some(disk_id) if disk_id != self.disk_id => Err(NodeError::Replaced {
                 node,
                 cluster,
                 by: disk_id,
@@ -205,16 +346,55 @@ impl Membership {
             self.node
                 .set_standing(Standing::NotRegistered(MapInForce::new(map.clone())));
         }
-        if entry.disk_id == Some(self.node.incarnation) {
-            // An earlier attempt, whose outcome was not known, has succeeded.
+        let disk_id = self.open_disk(&map).await?;
+        if entry.disk_id == Some(disk_id) {
+            if map.durability.has_disk() && self.predecessor.is_none() {
+                // A copy of the disk may run elsewhere.
+                self.refuse_to_be_second(&map, &entry).await?;
+            }
+            // Either the disk was here before, or an earlier attempt, whose outcome was not known, has succeeded.
             self.registered(map);
             return Ok(());
         }
-        if entry.disk_id.is_some() {
+        if let Some(found) = entry.disk_id {
             self.refuse_to_be_second(&map, &entry).await?;
+            if map.durability == Durability::Journal {
+                return Err(NodeError::OtherDisk {
+                    node: entry.id,
+                    cluster: map.cluster_id,
+                    disk_id,
+                    found,
+                    path: self.node.config.data_dir.clone(),
+                });
+            }
         }
         self.predecessor = entry.disk_id;
-        self.register(&map, entry.disk_id).await
+        self.register(&map, entry.disk_id, disk_id).await
+    }
+
+    /// What the map is to have as this node's disk. Opens the data directory at the first time.
+    async fn open_disk(&mut self, map: &ClusterMap) -> Result<Incarnation, NodeError> {
+        if let Some(disk_id) = self.disk_id {
+            return Ok(disk_id);
+        }
+        let disk_id = if map.durability.has_disk() {
+            let (root, cluster, node) = (
+                self.node.config.data_dir.clone(),
+                map.cluster_id,
+                self.node.config.id,
+            );
+            let opened = spawn_blocking(move || DataDir::open(&root, cluster, node)).await;
+            let data_dir = opened.map_err(|error| NodeError::Task {
+                task: "recovery",
+                reason: error.to_string(),
+            })??;
+            info!(node = %self.node.config.id, disk = %data_dir.disk_id(), path = %data_dir.root().display(), "opened the data directory");
+            self.data_dir.insert(Arc::new(data_dir)).disk_id()
+        } else {
+            self.node.incarnation
+        };
+        self.disk_id = Some(disk_id);
+        Ok(disk_id)
     }
 
     /// Ends this node if another process answers for it.
@@ -251,13 +431,13 @@ impl Membership {
         &mut self,
         seen: &ClusterMap,
         predecessor: Option<Incarnation>,
+        disk_id: Incarnation,
     ) -> Result<(), NodeError> {
         let id = self.node.config.id;
-        let incarnation = self.node.incarnation;
         let now = self.node.clock.now();
         let change = |current: &ClusterMap| {
             let entry = current.node(id).ok_or(Outdated)?;
-            if entry.disk_id == Some(incarnation) {
+            if entry.disk_id == Some(disk_id) {
                 return Ok(None);
             }
             let outdated = current.cluster_id != seen.cluster_id
@@ -268,7 +448,7 @@ impl Membership {
             }
             let mut next = current.successor();
             let entry = next.node_mut(id).ok_or(Outdated)?;
-            entry.disk_id = Some(incarnation);
+            entry.disk_id = Some(disk_id);
             if predecessor.is_some() {
                 entry.loss_count = entry.loss_count.saturating_add(1);
                 entry.last_loss_ms = Some(now);
@@ -290,7 +470,10 @@ impl Membership {
             }
             // The next look finds out what has changed.
             Err(UpdateError::Change(Outdated)) => Ok(()),
-            Err(UpdateError::Load(error)) => self.load_failed(error),
+            Err(UpdateError::Load(error)) => {
+                self.storage_fails(&error.to_string());
+                Ok(())
+            }
             Err(UpdateError::Invalid(error)) => Err(unusable(error)),
             Err(UpdateError::NotWritten(error)) if error.kind() == StorageErrorKind::Refused => {
                 Err(NodeError::Storage(error.to_string()))
@@ -323,19 +506,47 @@ impl Membership {
         }
         self.storage_works();
         self.serve(map, None);
+        self.recover();
     }
 
     fn serve(&self, map: ClusterMap, before: Option<&Table>) {
         let node = self.node.config.id;
+        if let Some(data_dir) = &self.data_dir {
+            // Without it a start needs the storage, which is no reason to stop.
+            if let Err(error) = data_dir.save_map(&map) {
+                warn!(%node, "the cluster map cannot be kept on the disk: {error}");
+            }
+        }
         let table = Table::new(MapInForce::new(map), node, &self.node.arena, before);
         let ranges = table.ranges().len();
         let epoch = table.in_force.map.epoch;
         info!(%node, epoch, ranges, "serving");
         let started = before.map_or(0, |before| table.started_since(before));
-        if started > 0 {
+        if started > 0 && table.in_force.map.durability.has_disk() {
+            for range in table.ranges() {
+                range.loaded(Readiness::Closed(
+                    "it came to this node from another one, and this build does not move keys"
+                        .to_owned(),
+                ));
+            }
+            warn!(%node, epoch, "{started} ranges that came to this node are closed");
+        } else if started > 0 {
             warn!(%node, epoch, "{started} ranges that came to this node start empty");
         }
         self.node.set_standing(Standing::Serving(table));
+    }
+
+    /// Starts to read the node's keys from its disk, or from object storage.
+    fn recover(&mut self) {
+        let Some(data_dir) = &self.data_dir else {
+            return;
+        };
+        let recovery = Recovery {
+            node: Arc::clone(&self.node),
+            storage: Arc::clone(self.store.storage()),
+            data_dir: Arc::clone(data_dir),
+        };
+        self.recovery.spawn(recovery.run());
     }
 
     fn wait(&mut self, waiting: Waiting) {

@@ -1,6 +1,12 @@
 //! What the parts of a node share.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use keydb_core::{Arena, Clock, ClusterMap, Incarnation, UnixMillis};
 use keydb_proto::{
@@ -9,11 +15,15 @@ use keydb_proto::{
 };
 use tokio::sync::Notify;
 use tonic::Status;
+use tracing::{info, warn};
 
 use crate::{
     NodeConfig,
     answers::AnswerMemory,
+    disk::Disk,
     drain::InFlight,
+    journal::Journal,
+    limit::Reclaiming,
     table::{MapInForce, Table},
 };
 
@@ -22,14 +32,20 @@ use crate::{
 pub(crate) struct Node {
     pub(crate) config: NodeConfig,
     pub(crate) clock: Arc<dyn Clock>,
-    /// Drawn at this start; in `memory` mode also what the map knows as the node's disk.
+    /// Drawn at this start; in `memory` mode also what the map names as the node's disk.
     pub(crate) incarnation: Incarnation,
     pub(crate) started: UnixMillis,
     pub(crate) arena: Arc<Arena>,
     pub(crate) answers: AnswerMemory,
     pub(crate) in_flight: InFlight,
+    pub(crate) reclaiming: Reclaiming,
+    disk: OnceLock<Disk>,
+    disk_opened: Notify,
+    clock_is_trusted: AtomicBool,
+    /// What somebody should know, by its subject.
+    warnings: Mutex<BTreeMap<&'static str, String>>,
     standing: RwLock<Arc<Standing>>,
-    hinted: std::sync::Mutex<(u64, u64)>,
+    hinted: Mutex<(u64, u64)>,
     newer_map: Notify,
 }
 
@@ -78,12 +94,83 @@ impl Node {
             arena: Arena::new(),
             answers: AnswerMemory::new(limits.answer_memory_bytes, limits.answer_memory_age),
             in_flight: InFlight::new(limits.requests_in_flight_max),
+            reclaiming: Reclaiming::default(),
+            disk: OnceLock::new(),
+            disk_opened: Notify::new(),
+            clock_is_trusted: AtomicBool::new(false),
+            warnings: Mutex::default(),
             standing: RwLock::new(Arc::new(Standing::NoMap)),
-            hinted: std::sync::Mutex::default(),
+            hinted: Mutex::default(),
             newer_map: Notify::new(),
             config,
             clock,
         }
+    }
+
+    /// The node's disk, once its journal is open; never in `memory` mode.
+    pub(crate) fn disk(&self) -> Option<&Disk> {
+        self.disk.get()
+    }
+
+    /// The disk is ready to be written to.
+    pub(crate) fn set_disk(&self, disk: Disk) {
+        let first = self.disk.set(disk);
+        assert!(first.is_ok(), "a node opens its disk once");
+        self.disk_opened.notify_waiters();
+    }
+
+    /// The node's disk; waits until it is open.
+    pub(crate) async fn open_disk(&self) -> &Disk {
+        loop {
+            let opened = self.disk_opened.notified();
+            if let Some(disk) = self.disk.get() {
+                return disk;
+            }
+            opened.await;
+        }
+    }
+
+    /// Where writes go before they are answered; none in `memory` mode.
+    #[inline]
+    pub(crate) fn journal(&self) -> Option<&Journal> {
+        self.disk.get().map(|disk| &*disk.journal)
+    }
+
+    /// Whether the clock may decide that keys are over for good.
+    pub(crate) fn clock_is_trusted(&self) -> bool {
+        self.clock_is_trusted.load(Ordering::Relaxed)
+    }
+
+    /// Says whether it may.
+    pub(crate) fn trust_clock(&self, trusted: bool) {
+        self.clock_is_trusted.store(trusted, Ordering::Relaxed);
+    }
+
+    /// Shows `text` in the node's status, or, with `None`, nothing of `subject` any more.
+    pub(crate) fn warn_of(&self, subject: &'static str, text: Option<String>) {
+        let mut warnings = self.lock_warnings();
+        match text {
+            Some(text) => {
+                let before = warnings.insert(subject, text.clone());
+                if before.as_ref() != Some(&text) {
+                    warn!(node = %self.config.id, "{text}");
+                }
+            }
+            None => {
+                if warnings.remove(subject).is_some() {
+                    info!(node = %self.config.id, "no longer: {subject}");
+                }
+            }
+        }
+    }
+
+    /// What somebody should know.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        self.lock_warnings().values().cloned().collect()
+    }
+
+    fn lock_warnings(&self) -> MutexGuard<'_, BTreeMap<&'static str, String>> {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How the node stands now. A request takes this once and goes by it to its end.

@@ -1,4 +1,7 @@
 //! The life of a node, from a bound listener to the last log line.
+//!
+//! A node that was asked to stop refuses new requests, lets those in progress end, writes what it has to local files and, where
+//! that is quick, to object storage, and closes its connections. It needs no object storage for that.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -34,6 +37,7 @@ pub async fn run(
     config.check()?;
     let node = Arc::new(Node::new(config, clock));
     let _provisioner = Provisioner::start(&node.arena);
+    let _abandoned = Abandoned(Arc::clone(&node));
     let mut running = Running::start(&node, listener, MapStore::new(storage));
     let ended = tokio::select! {
         () = shutdown => {
@@ -74,6 +78,7 @@ impl Running {
         server.spawn(serve(Arc::clone(node), listener, stop.clone(), cut.clone()));
         let mut membership = JoinSet::new();
         membership.spawn(Membership::new(Arc::clone(node), store).follow());
+        membership.spawn(journal_failed(Arc::clone(node)));
         let mut sweeper = JoinSet::new();
         sweeper.spawn(sweep(Arc::clone(node)));
         Self {
@@ -122,6 +127,9 @@ impl Running {
                 node.config.drain_deadline.as_millis()
             ),
         }
+        if let Some(disk) = node.disk() {
+            disk.close(node, deadline).await;
+        }
         self.stop.cancel();
         let close_by = deadline.max(Instant::now() + CLOSE_TIMEOUT);
         if timeout_at(close_by, self.server.join_next()).await.is_err() {
@@ -139,6 +147,22 @@ impl Running {
         self.server.shutdown().await;
         info!(node = %id, "stopped");
     }
+}
+
+/// Ends the disk's threads, in whichever way the node ends.
+struct Abandoned(Arc<Node>);
+
+impl Drop for Abandoned {
+    fn drop(&mut self) {
+        if let Some(disk) = self.0.disk() {
+            disk.abandon();
+        }
+    }
+}
+
+/// Waits until the node's journal fails: from then on nothing may be acknowledged.
+async fn journal_failed(node: Arc<Node>) -> NodeError {
+    NodeError::Journal(node.open_disk().await.journal.failed().await)
 }
 
 fn failed(task: &'static str, error: &JoinError) -> NodeError {

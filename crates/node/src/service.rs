@@ -2,17 +2,14 @@
 
 use std::sync::Arc;
 
-use keydb_proto::{
-    refusal_status,
-    shard::{
-        ClaimReply, ClaimRequest, CreateSnapshotsReply, CreateSnapshotsRequest, ErrorCode,
-        GetMapReply, GetMapRequest, GetReply, GetRequest, NodeStatusReply, NodeStatusRequest,
-        PutReply, PutRequest, shard_service_server::ShardService,
-    },
+use keydb_proto::shard::{
+    ClaimReply, ClaimRequest, CreateSnapshotsReply, CreateSnapshotsRequest, GetMapReply,
+    GetMapRequest, GetReply, GetRequest, NodeStatusReply, NodeStatusRequest, PutReply, PutRequest,
+    shard_service_server::ShardService,
 };
 use tonic::{Request, Response, Status};
 
-use crate::{keys, node::Node, status};
+use crate::{disk, keys, node::Node, status};
 
 /// `keydb.shard.v1.ShardService` of one node.
 #[derive(Debug)]
@@ -54,11 +51,10 @@ impl ShardService for Service {
 
     async fn create_snapshots(
         &self,
-        _request: Request<CreateSnapshotsRequest>,
+        request: Request<CreateSnapshotsRequest>,
     ) -> Result<Response<CreateSnapshotsReply>, Status> {
-        Err(refusal_status(
-            ErrorCode::NotPossible,
-            "durability is memory: there is nothing to make snapshots of",
-        ))
+        disk::create_snapshots(&self.0, request.get_ref())
+            .await
+            .map(Response::new)
     }
 }

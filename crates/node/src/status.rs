@@ -7,7 +7,9 @@ use keydb_proto::shard::{
 use tonic::Status;
 
 use crate::{
+    disk::Disk,
     node::{Node, Standing},
+    table::Readiness,
     validate,
 };
 
@@ -33,12 +35,19 @@ pub(crate) fn status(node: &Node, request: &NodeStatusRequest) -> Result<NodeSta
     let owned = standing.table().map_or(&[][..], |table| table.ranges());
     let ranges: Vec<RangeStatus> = owned
         .iter()
-        .map(|range| RangeStatus {
-            range_id: range.id.0,
-            generation: range.generation,
-            keys: range.read().len() as u64,
-            state: RangeState::Ready.into(),
-            reason: String::new(),
+        .map(|range| {
+            let (state, reason) = match range.readiness() {
+                None => (RangeState::Loading, String::new()),
+                Some(Readiness::Ready) => (RangeState::Ready, String::new()),
+                Some(Readiness::Closed(reason)) => (RangeState::Closed, reason.clone()),
+            };
+            RangeStatus {
+                range_id: range.id.0,
+                generation: range.generation,
+                keys: range.read().len() as u64,
+                state: state.into(),
+                reason,
+            }
         })
         .collect();
     let map = standing.map();
@@ -57,10 +66,10 @@ pub(crate) fn status(node: &Node, request: &NodeStatusRequest) -> Result<NodeSta
         answer_operations: node.answers.operations() as u64,
         requests_in_flight: node.in_flight.count() as u64,
         ranges,
-        disk: None,
-        memory_limit_bytes: 0,
-        shed_keys: 0,
-        warnings: Vec::new(),
+        disk: node.disk().map(Disk::status),
+        memory_limit_bytes: node.config.limits.memory_bytes as u64,
+        shed_keys: node.reclaiming.shed_keys(),
+        warnings: node.warnings(),
     })
 }
 
@@ -69,7 +78,7 @@ fn durability(map: &ClusterMap) -> String {
 }
 
 /// Callers that do not know their cluster yet leave the id out; so may those that ask a node without a map.
-fn check_cluster(standing: &Standing, cluster_id: &[u8]) -> Result<(), Status> {
+pub(crate) fn check_cluster(standing: &Standing, cluster_id: &[u8]) -> Result<(), Status> {
     match standing.map() {
         Some(map) if !cluster_id.is_empty() => validate::check_cluster(map.cluster_id, cluster_id),
         _ => Ok(()),

@@ -5,11 +5,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
 use bytes::Bytes;
 use keydb_core::{Arena, ClusterMap, HashRange, KeySet, NodeId, RangeEntry, RangeId};
+
+use crate::uncommitted::Uncommitted;
 
 /// A cluster map, as it is used and as it is handed out.
 #[derive(Debug)]
@@ -32,7 +34,19 @@ pub(crate) struct OwnedRange {
     pub(crate) id: RangeId,
     pub(crate) generation: u64,
     pub(crate) bounds: HashRange,
+    /// The keys whose write is not committed yet. To be looked at and changed under the lock of the keys.
+    pub(crate) uncommitted: Uncommitted,
     keys: RwLock<KeySet>,
+    readiness: OnceLock<Readiness>,
+}
+
+/// What has become of a range's loading, once it has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Readiness {
+    /// All its keys are there.
+    Ready,
+    /// What is there is not complete, for this reason.
+    Closed(String),
 }
 
 impl MapInForce {
@@ -57,13 +71,14 @@ impl MapInForce {
 
 impl Table {
     /// The ranges that `node` owns by `in_force`. Those that `before` has under the same generation and bounds stay as they are,
-    /// the others start empty.
+    /// the others start empty: ready in `memory` mode, where nothing is to be loaded, and loading otherwise.
     pub(crate) fn new(
         in_force: Arc<MapInForce>,
         node: NodeId,
         arena: &Arc<Arena>,
         before: Option<&Self>,
     ) -> Self {
+        let has_disk = in_force.map.durability.has_disk();
         let before: HashMap<RangeId, &Arc<OwnedRange>> = before
             .iter()
             .flat_map(|table| &table.ranges)
@@ -79,12 +94,7 @@ impl Table {
                     Some(range) if range.generation == generation && range.bounds == bounds => {
                         Arc::clone(range)
                     }
-                    _ => Arc::new(OwnedRange {
-                        id,
-                        generation,
-                        bounds,
-                        keys: RwLock::new(KeySet::new(bounds, arena)),
-                    }),
+                    _ => Arc::new(OwnedRange::new(id, generation, bounds, arena, has_disk)),
                 }
             })
             .collect();
@@ -120,6 +130,44 @@ impl Table {
 const POISONED: &str = "a key set in which an operation panicked is not used any more";
 
 impl OwnedRange {
+    fn new(
+        id: RangeId,
+        generation: u64,
+        bounds: HashRange,
+        arena: &Arc<Arena>,
+        loading: bool,
+    ) -> Self {
+        let readiness = OnceLock::new();
+        if !loading {
+            let _ = readiness.set(Readiness::Ready);
+        }
+        Self {
+            id,
+            generation,
+            bounds,
+            uncommitted: Uncommitted::default(),
+            keys: RwLock::new(KeySet::new(bounds, arena)),
+            readiness,
+        }
+    }
+
+    /// What has become of its loading; `None` while it loads. Only a ready range is answered for.
+    #[inline]
+    pub(crate) fn readiness(&self) -> Option<&Readiness> {
+        self.readiness.get()
+    }
+
+    /// Whether it is answered for.
+    #[inline]
+    pub(crate) fn is_ready(&self) -> bool {
+        self.readiness() == Some(&Readiness::Ready)
+    }
+
+    /// Says what has become of its loading. The first word counts.
+    pub(crate) fn loaded(&self, readiness: Readiness) {
+        let _ = self.readiness.set(readiness);
+    }
+
     /// The keys, to look at. Hold it for a bounded number of keys, and never across an await.
     #[inline]
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, KeySet> {

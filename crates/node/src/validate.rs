@@ -10,7 +10,7 @@ use keydb_proto::{
 };
 use tonic::Status;
 
-use crate::table::{MapInForce, Table};
+use crate::table::{MapInForce, OwnedRange, Readiness, Table};
 
 /// A request's keys, by range, checked.
 #[derive(Debug)]
@@ -163,14 +163,18 @@ impl<'a> Plan<'a> {
             let end = start + keys.key_count as usize;
             match table.find(id, guess) {
                 Some(index) if table.ranges()[index].generation == keys.generation => {
-                    let bounds = table.ranges()[index].bounds;
-                    check_bounds(id, bounds, packed.slice(start, end), start)?;
-                    plan.groups.push(Group {
-                        range: index,
-                        start,
-                        end,
-                        attempt: keys.attempt,
-                    });
+                    let range = &table.ranges()[index];
+                    check_bounds(id, range.bounds, packed.slice(start, end), start)?;
+                    if range.is_ready() {
+                        plan.groups.push(Group {
+                            range: index,
+                            start,
+                            end,
+                            attempt: keys.attempt,
+                        });
+                    } else {
+                        plan.refused.push(not_ready(range));
+                    }
                     guess = index + 1;
                 }
                 _ => plan.refused.push(not_owner(&table.in_force, keys)),
@@ -210,6 +214,28 @@ fn check_bounds(
             bounds.last()
         ))),
         None => Ok(()),
+    }
+}
+
+fn not_ready(range: &OwnedRange) -> RangeRefusal {
+    let id = range.id;
+    let (code, message) = match range.readiness() {
+        Some(Readiness::Closed(reason)) => (
+            RefusalCode::Closed,
+            format!("range {id} is closed, for its keys may not be complete: {reason}"),
+        ),
+        _ => (
+            RefusalCode::Loading,
+            format!("range {id} is still being loaded; try again"),
+        ),
+    };
+    RangeRefusal {
+        range_id: id.0,
+        code: code.into(),
+        owner_node: None,
+        owner_address: String::new(),
+        generation: range.generation,
+        message,
     }
 }
 

@@ -5,6 +5,8 @@
 mod support;
 
 use std::{
+    ops::Range,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -16,7 +18,10 @@ use bytes::Bytes;
 use keydb_core::{Incarnation, NodeId, OperationId, UnixMillis};
 use keydb_node::NodeError;
 use keydb_proto::shard::{ErrorCode, RangeRefusal};
-use keydb_storage::{MAP_KEY, Object, ObjectStorage, Put, StorageError, StorageErrorKind, Version};
+use keydb_storage::{
+    ListPage, MAP_KEY, Object, ObjectInfo, ObjectStorage, ObjectStream, Put, StorageError,
+    StorageErrorKind, Version,
+};
 use support::*;
 use tokio::net::TcpListener;
 
@@ -85,6 +90,35 @@ impl ObjectStorage for Flaky {
     ) -> Result<Put, StorageError> {
         self.there()?;
         self.inner.put_if_match(key, bytes, version).await
+    }
+
+    async fn put_file(&self, key: &str, file: &Path) -> Result<Put, StorageError> {
+        self.there()?;
+        self.inner.put_file(key, file).await
+    }
+
+    async fn get_range(
+        &self,
+        key: &str,
+        range: Range<u64>,
+    ) -> Result<Option<ObjectStream>, StorageError> {
+        self.there()?;
+        self.inner.get_range(key, range).await
+    }
+
+    async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StorageError> {
+        self.there()?;
+        self.inner.head(key).await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<ListPage, StorageError> {
+        self.there()?;
+        self.inner.list(prefix, after).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StorageError> {
+        self.there()?;
+        self.inner.delete(key).await
     }
 
     async fn now(&self) -> Result<UnixMillis, StorageError> {

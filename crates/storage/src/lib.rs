@@ -1,7 +1,7 @@
 //! Object storage behind one small trait, and the cluster map in it.
 //!
-//! - [`ObjectStorage`] is the trait: read, write if absent, write if unchanged, and the storage's own time. Both writes are
-//!   exclusive: of any number of writers with the same condition, at most one wins.
+//! - [`ObjectStorage`] is the trait: read, write if absent, write if unchanged, stream large objects from files and back, list,
+//!   remove, and the storage's own time. Writes are exclusive: of any number of writers with the same condition, at most one wins.
 //! - [`LocalStorage`] keeps objects in a directory that processes of one machine share; [`MemoryStorage`] in this process.
 //!   [`StorageUrl`] is how settings name one.
 //! - [`MapStore`] keeps the cluster map in object storage: it creates the map once, and changes it by compare-and-swap only.
@@ -41,5 +41,8 @@ pub use key::{KEY_BYTES_MAX, check_key};
 pub use local::LocalStorage;
 pub use map_store::{Init, InitError, MAP_KEY, MapStore, MapStoreError, UpdateError};
 pub use memory::MemoryStorage;
-pub use object::{Object, ObjectStorage, Put, Version};
+pub use object::{
+    LIST_PAGE_MAX, ListPage, OBJECT_BYTES_MAX, Object, ObjectInfo, ObjectStorage, ObjectStream,
+    Put, Version,
+};
 pub use url::{StorageUrl, StorageUrlError};

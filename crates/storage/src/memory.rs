@@ -1,21 +1,44 @@
 //! Objects in this process's memory: for tests, and for what needs no other process.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeMap, btree_map::Entry},
+    ops::{Bound, Range},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::{StreamExt, stream};
 use keydb_core::{Clock, UnixMillis};
+use tokio::task::spawn_blocking;
 
-use crate::{Object, ObjectStorage, Put, StorageError, Version, check_key};
+use crate::{
+    LIST_PAGE_MAX, ListPage, Object, ObjectInfo, ObjectStorage, ObjectStream, Put, StorageError,
+    Version, check_key,
+};
 
 /// Object storage in this process's memory; gone with it. Share one through an `Arc`.
 #[derive(Debug)]
 pub struct MemoryStorage {
-    objects: Mutex<HashMap<String, Object>>,
+    objects: Mutex<BTreeMap<String, Stored>>,
     clock: Arc<dyn Clock>,
+}
+
+#[derive(Debug, Clone)]
+struct Stored {
+    object: Object,
+    modified: UnixMillis,
+}
+
+impl Stored {
+    fn info(&self, key: &str) -> ObjectInfo {
+        ObjectInfo {
+            key: key.to_owned(),
+            size_bytes: self.object.bytes.len() as u64,
+            modified: self.modified,
+        }
+    }
 }
 
 impl MemoryStorage {
@@ -27,16 +50,19 @@ impl MemoryStorage {
         }
     }
 
-    fn objects(&self) -> MutexGuard<'_, HashMap<String, Object>> {
+    fn stored(&self, bytes: Bytes) -> Stored {
+        Stored {
+            object: Object {
+                bytes,
+                version: Version::random(),
+            },
+            modified: self.clock.now(),
+        }
+    }
+
+    fn objects(&self) -> MutexGuard<'_, BTreeMap<String, Stored>> {
         // Each change is one insertion, so a panic elsewhere cannot have left half of one.
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn object(bytes: Bytes) -> Object {
-    Object {
-        bytes,
-        version: Version::random(),
     }
 }
 
@@ -44,14 +70,16 @@ fn object(bytes: Bytes) -> Object {
 impl ObjectStorage for MemoryStorage {
     async fn get(&self, key: &str) -> Result<Option<Object>, StorageError> {
         check_key(key)?;
-        Ok(self.objects().get(key).cloned())
+        Ok(self.objects().get(key).map(|stored| stored.object.clone()))
     }
 
     async fn put_if_absent(&self, key: &str, bytes: Bytes) -> Result<Put, StorageError> {
         check_key(key)?;
         Ok(match self.objects().entry(key.to_owned()) {
             Entry::Occupied(_) => Put::Conflict,
-            Entry::Vacant(entry) => Put::Done(entry.insert(object(bytes)).version.clone()),
+            Entry::Vacant(entry) => {
+                Put::Done(entry.insert(self.stored(bytes)).object.version.clone())
+            }
         })
     }
 
@@ -63,12 +91,70 @@ impl ObjectStorage for MemoryStorage {
     ) -> Result<Put, StorageError> {
         check_key(key)?;
         Ok(match self.objects().get_mut(key) {
-            Some(current) if current.version == *version => {
-                *current = object(bytes);
-                Put::Done(current.version.clone())
+            Some(current) if current.object.version == *version => {
+                *current = self.stored(bytes);
+                Put::Done(current.object.version.clone())
             }
             _ => Put::Conflict,
         })
+    }
+
+    async fn put_file(&self, key: &str, file: &Path) -> Result<Put, StorageError> {
+        check_key(key)?;
+        let path = file.to_owned();
+        let bytes = spawn_blocking(move || std::fs::read(path))
+            .await
+            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
+            .map_err(|error| {
+                StorageError::refused(format!("cannot read {}: {error}", file.display()))
+            })?;
+        self.put_if_absent(key, bytes.into()).await
+    }
+
+    async fn get_range(
+        &self,
+        key: &str,
+        range: Range<u64>,
+    ) -> Result<Option<ObjectStream>, StorageError> {
+        check_key(key)?;
+        let Some(object) = self.get(key).await? else {
+            return Ok(None);
+        };
+        let size = object.bytes.len();
+        let end = usize::try_from(range.end).unwrap_or(size).min(size);
+        let start = usize::try_from(range.start).unwrap_or(size).min(end);
+        let part = object.bytes.slice(start..end);
+        Ok(Some(ObjectStream {
+            size_bytes: size as u64,
+            bytes: stream::iter([Ok(part)]).boxed(),
+        }))
+    }
+
+    async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StorageError> {
+        check_key(key)?;
+        Ok(self.objects().get(key).map(|stored| stored.info(key)))
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<ListPage, StorageError> {
+        let objects = self.objects();
+        let from = match after {
+            Some(after) if after >= prefix => Bound::Excluded(after),
+            _ => Bound::Included(prefix),
+        };
+        let mut matching = objects
+            .range::<str, _>((from, Bound::Unbounded))
+            .take_while(|(key, _)| key.starts_with(prefix))
+            .map(|(key, stored)| stored.info(key));
+        Ok(ListPage {
+            objects: matching.by_ref().take(LIST_PAGE_MAX).collect(),
+            more: matching.next().is_some(),
+        })
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StorageError> {
+        check_key(key)?;
+        self.objects().remove(key);
+        Ok(())
     }
 
     async fn now(&self) -> Result<UnixMillis, StorageError> {

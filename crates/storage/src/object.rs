@@ -1,9 +1,10 @@
 //! The trait that every backend implements.
 
-use std::{fmt, fmt::Debug, sync::Arc};
+use std::{fmt, fmt::Debug, ops::Range, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::stream::BoxStream;
 use keydb_core::{UnixMillis, random};
 
 use crate::StorageError;
@@ -11,8 +12,9 @@ use crate::StorageError;
 /// What an object was when it was read or written, for a conditional write. Opaque: only equality means something, and only
 /// between versions of one object.
 ///
-/// Every write makes a version that the object never had before, also when it writes the same bytes. So a version that still
-/// matches proves that nobody wrote in between.
+/// A version may be made from the object's bytes. So a version that still matches proves that nobody wrote in between only as long
+/// as nobody writes bytes that the object had before: what is replaced with [`ObjectStorage::put_if_match`] must carry something
+/// that is drawn anew for each write, as the cluster map's and the manifests' `write_nonce` is.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Version(Arc<str>);
 
@@ -48,6 +50,48 @@ pub struct Object {
     pub version: Version,
 }
 
+/// What is known of an object without reading it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// Its key.
+    pub key: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// When it was written, by the storage's clock.
+    pub modified: UnixMillis,
+}
+
+/// A part of the objects whose keys begin in the same way.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ListPage {
+    /// In ascending order of their keys, by bytes.
+    pub objects: Vec<ObjectInfo>,
+    /// Whether there are more behind the last one.
+    pub more: bool,
+}
+
+/// The bytes of an object as they come in.
+pub struct ObjectStream {
+    /// The whole object's size.
+    pub size_bytes: u64,
+    /// The bytes that were asked for, in order. An error ends it; an end without one means that all of them came.
+    pub bytes: BoxStream<'static, Result<Bytes, StorageError>>,
+}
+
+impl Debug for ObjectStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ObjectStream")
+            .field("size_bytes", &self.size_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The largest object that [`ObjectStorage::get`] reads.
+pub const OBJECT_BYTES_MAX: u64 = 64 << 20;
+
+/// How many objects a [`ListPage`] has at most.
+pub const LIST_PAGE_MAX: usize = 1000;
+
 /// How a conditional write ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "a conflict means that nothing was written"]
@@ -65,10 +109,10 @@ pub enum Put {
 /// allowed, [`check_key`](crate::check_key) says; others are `Refused`. Dropping a call's future does not undo the call.
 #[async_trait]
 pub trait ObjectStorage: Send + Sync + Debug + 'static {
-    /// Reads an object; `None` when there is no such object.
+    /// Reads an object of at most [`OBJECT_BYTES_MAX`]; `None` when there is no such object.
     ///
     /// # Errors
-    /// When it could not be read; an object that is there but damaged is `Refused`, never `None`.
+    /// When it could not be read; an object that is there but damaged or too large is `Refused`, never `None`.
     async fn get(&self, key: &str) -> Result<Option<Object>, StorageError>;
 
     /// Writes an object that does not exist yet; a conflict when it does.
@@ -87,6 +131,41 @@ pub trait ObjectStorage: Send + Sync + Debug + 'static {
         bytes: Bytes,
         version: &Version,
     ) -> Result<Put, StorageError>;
+
+    /// Writes an object that does not exist yet from a file, which may be large and does not change; a conflict when the object
+    /// exists.
+    ///
+    /// # Errors
+    /// `Unavailable` and `Refused`: nothing was written. `OutcomeUnknown`: it may have been.
+    async fn put_file(&self, key: &str, file: &Path) -> Result<Put, StorageError>;
+
+    /// The bytes of an object in `range`, as much of it as lies within the object; `None` when there is no such object.
+    ///
+    /// # Errors
+    /// When it could not be read; that may also turn out in the middle of the stream.
+    async fn get_range(
+        &self,
+        key: &str,
+        range: Range<u64>,
+    ) -> Result<Option<ObjectStream>, StorageError>;
+
+    /// What is known of an object; `None` when there is no such object.
+    ///
+    /// # Errors
+    /// When the storage did not say.
+    async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StorageError>;
+
+    /// The first [`LIST_PAGE_MAX`] objects whose keys begin with `prefix` and, where that is given, lie behind `after`.
+    ///
+    /// # Errors
+    /// When the storage did not say.
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<ListPage, StorageError>;
+
+    /// Removes an object. Where there is none, that is well.
+    ///
+    /// # Errors
+    /// `OutcomeUnknown`: it may be gone, or be gone later.
+    async fn delete(&self, key: &str) -> Result<(), StorageError>;
 
     /// The storage's own time, which is the same for all that use it.
     ///

@@ -54,6 +54,12 @@ impl Arena {
         lock(&self.pool).extents * EXTENT_BYTES
     }
 
+    /// Bytes that key sets use; the rest of [`resident_bytes`](Self::resident_bytes) waits to be used.
+    pub fn used_bytes(&self) -> usize {
+        let pool = lock(&self.pool);
+        (pool.extents - pool.free.len()) * EXTENT_BYTES
+    }
+
     /// How often an insert had to take memory from the system itself because none was ready: each is a stall of up to a few
     /// milliseconds.
     pub fn inline_chunks(&self) -> u64 {

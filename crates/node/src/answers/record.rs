@@ -214,6 +214,52 @@ fn for_each_group(answers: &Arc<[u8]>, mut each: impl FnMut(RangeId, Remembered)
     }
 }
 
+/// Whether these bytes are answers as [`Draft::encode`] makes them. Only such may be read by the other functions.
+pub(super) fn is_valid(answers: &[u8]) -> bool {
+    let mut rest = answers;
+    while !rest.is_empty() {
+        if check_part(&mut rest).is_none() {
+            return false;
+        }
+    }
+    true
+}
+
+/// Goes over one part; `None` when it is not one.
+fn check_part(rest: &mut &[u8]) -> Option<()> {
+    let expiry = u32::from_le_bytes(take_checked(rest)?);
+    Expiry::from_unix_seconds(expiry)?;
+    let head = checked_varint(rest)?;
+    let mut bits: usize = 0;
+    for _ in 0..head / 2 {
+        u32::try_from(checked_varint(rest)?).ok()?;
+        let count = usize::try_from(checked_varint(rest)?).ok()?;
+        if count > 0 {
+            let _digest: [u8; 8] = take_checked(rest)?;
+        }
+        bits = bits.checked_add(count)?;
+    }
+    let columns = 1 + usize::from(head % 2 == 1);
+    rest.split_off(..bits.div_ceil(8).checked_mul(columns)?)?;
+    Some(())
+}
+
+fn take_checked<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    rest.split_off(..N)?.try_into().ok()
+}
+
+fn checked_varint(rest: &mut &[u8]) -> Option<u64> {
+    let mut value = 0_u64;
+    for shift in (0..63).step_by(7) {
+        let byte = *rest.split_off_first()?;
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Some(value);
+        }
+    }
+    None
+}
+
 fn bit(bytes: &[u8], index: usize) -> bool {
     bytes[index / 8] >> (index % 8) & 1 == 1
 }

@@ -16,7 +16,7 @@ use keydb_proto::{
     error_code,
     shard::{
         ClaimReply, ClaimRequest, ErrorCode, GetMapRequest, GetRequest, NodeStatusReply,
-        NodeStatusRequest, PutRequest, RangeKeys, RequestHeader,
+        NodeStatusRequest, PutRequest, RangeKeys, RangeState, RequestHeader,
         shard_service_client::ShardServiceClient,
     },
 };
@@ -56,15 +56,19 @@ impl World {
         MapStore::new(Arc::clone(&self.storage))
     }
 
-    /// Creates a cluster of 8 ranges on these addresses.
+    /// Creates a cluster of 8 ranges on these addresses that keeps nothing.
     pub(crate) async fn init(&self, addresses: &[&str]) -> ClusterMap {
+        self.init_with(addresses, Durability::Memory).await
+    }
+
+    pub(crate) async fn init_with(&self, addresses: &[&str], durability: Durability) -> ClusterMap {
         let new = NewCluster {
             addresses: addresses
                 .iter()
                 .map(|address| (*address).to_owned())
                 .collect(),
             range_count: 8,
-            durability: Durability::Memory,
+            durability,
         };
         match self.maps().init(&new).await.unwrap() {
             Init::Created(map) => map,
@@ -142,6 +146,24 @@ impl RunningNode {
     pub(crate) async fn stop(mut self) {
         self.ask_to_stop();
         self.ended().await.unwrap();
+    }
+
+    /// Ends the node without letting it finish anything.
+    pub(crate) async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+
+    /// A client, once all the node's ranges are ready or closed.
+    pub(crate) async fn loaded(&self) -> Client {
+        let client = self.serving().await;
+        eventually(async || {
+            let status = status(&mut client.clone()).await;
+            let loading = RangeState::Loading as i32;
+            status.ranges.iter().all(|range| range.state != loading)
+        })
+        .await;
+        client
     }
 
     pub(crate) async fn client(&self) -> Client {

@@ -7,6 +7,9 @@
 //! file, syncs the directory. So an object's file is at each moment a whole one, either the old or the new; a crash leaves at
 //! worst a temporary file, which nobody reads and the next `open` removes.
 //!
+//! **Large files** are copied under a name of their own (`~put-…`) and without the lock, which is taken only to check the condition
+//! and to rename. Their writer holds a `flock` on the copy; the next `open` removes copies that nobody holds.
+//!
 //! **The lock** is an exclusive `flock` on `~lock`. It belongs to the open file description, and each operation opens its own,
 //! so it excludes other processes, other `LocalStorage`s and other tasks in the same way; the kernel drops it when a process
 //! dies. `~lock` is made by `open` only and never removed: when it is missing, the directory is not the one that was opened
@@ -19,11 +22,13 @@
 //! **Time** is the modification time that the file system gives to `~clock` when it is touched.
 
 mod failure;
+mod large;
 mod object_file;
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, ErrorKind, Read, Write},
+    ops::Range,
     path::{self, Path, PathBuf},
     sync::Arc,
     thread,
@@ -35,8 +40,14 @@ use bytes::Bytes;
 use keydb_core::{UnixMillis, random};
 use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, flock, futimens};
 
-use self::failure::{not_done, outcome_unknown, perhaps_done};
-use crate::{Object, ObjectStorage, Put, StorageError, StorageErrorKind, Version, check_key};
+use self::{
+    failure::{not_done, outcome_unknown, perhaps_done},
+    object_file::HEADER_BYTES_MAX,
+};
+use crate::{
+    ListPage, OBJECT_BYTES_MAX, Object, ObjectInfo, ObjectStorage, ObjectStream, Put, StorageError,
+    StorageErrorKind, Version, check_key,
+};
 
 const LOCK_NAME: &str = "~lock";
 const CLOCK_NAME: &str = "~clock";
@@ -84,6 +95,7 @@ impl LocalStorage {
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
             storage.remove_temporary_files();
         }
+        storage.remove_abandoned_uploads();
         Ok(storage)
     }
 
@@ -182,7 +194,10 @@ impl LocalStorage {
             Err(error) => return Err(cannot_read(error)),
         };
         let mut content = Vec::new();
-        file.read_to_end(&mut content).map_err(cannot_read)?;
+        (&mut file)
+            .take(OBJECT_BYTES_MAX + HEADER_BYTES_MAX as u64)
+            .read_to_end(&mut content)
+            .map_err(cannot_read)?;
         object_file::decode(Bytes::from(content))
             .map(Some)
             .map_err(|damage| {
@@ -313,6 +328,50 @@ impl ObjectStorage for LocalStorage {
     ) -> Result<Put, StorageError> {
         self.put(key, bytes, Condition::Match(version.clone()))
             .await
+    }
+
+    async fn put_file(&self, key: &str, file: &Path) -> Result<Put, StorageError> {
+        let (key, file) = (key.to_owned(), file.to_owned());
+        self.run(StorageErrorKind::OutcomeUnknown, move |storage| {
+            storage.put_file_blocking(&key, &file)
+        })
+        .await
+    }
+
+    async fn get_range(
+        &self,
+        key: &str,
+        range: Range<u64>,
+    ) -> Result<Option<ObjectStream>, StorageError> {
+        let key = key.to_owned();
+        self.run(StorageErrorKind::Unavailable, move |storage| {
+            storage.open_range(&key, range)
+        })
+        .await
+    }
+
+    async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StorageError> {
+        let key = key.to_owned();
+        self.run(StorageErrorKind::Unavailable, move |storage| {
+            storage.head_blocking(&key)
+        })
+        .await
+    }
+
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<ListPage, StorageError> {
+        let (prefix, after) = (prefix.to_owned(), after.map(str::to_owned));
+        self.run(StorageErrorKind::Unavailable, move |storage| {
+            storage.list_blocking(&prefix, after.as_deref())
+        })
+        .await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StorageError> {
+        let key = key.to_owned();
+        self.run(StorageErrorKind::OutcomeUnknown, move |storage| {
+            storage.delete_blocking(&key)
+        })
+        .await
     }
 
     async fn now(&self) -> Result<UnixMillis, StorageError> {

@@ -15,19 +15,32 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::{Object, Version};
 
 /// No header line is longer.
-const HEADER_BYTES_MAX: usize = 160;
+pub(super) const HEADER_BYTES_MAX: usize = 160;
 
 pub(super) fn header(version: &Version, bytes: &[u8]) -> String {
+    header_of(version, bytes.len() as u64, xxh3_64(bytes))
+}
+
+/// The header of content with this length and checksum.
+pub(super) fn header_of(version: &Version, bytes: u64, checksum: u64) -> String {
     format!(
-        "keydb-object format=1 version={} bytes={} xxh3={:016x}\n",
-        version.tag(),
-        bytes.len(),
-        xxh3_64(bytes)
+        "keydb-object format=1 version={} bytes={bytes} xxh3={checksum:016x}\n",
+        version.tag()
     )
 }
 
-/// The object in a file; or what is wrong with it.
-pub(super) fn decode(file: Bytes) -> Result<Object, String> {
+/// What the header line at the beginning of a file says.
+pub(super) struct Header {
+    version: Version,
+    /// How long the content is that follows it.
+    pub(super) content_bytes: u64,
+    checksum: u64,
+    /// How long the line itself is.
+    pub(super) line_bytes: usize,
+}
+
+/// Reads the header line that a file begins with.
+pub(super) fn read_header(file: &[u8]) -> Result<Header, String> {
     let start = &file[..file.len().min(HEADER_BYTES_MAX)];
     let end = start.iter().position(|&byte| byte == b'\n');
     let line = end.and_then(|end| std::str::from_utf8(&start[..end]).ok());
@@ -51,21 +64,40 @@ pub(super) fn decode(file: Bytes) -> Result<Object, String> {
     if version.len() != 32 || !version.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(format!("version {version:?} is not 32 hex digits"));
     }
-    let version = Version::new(version);
-    let bytes = file.slice(end + 1..);
-    if length != bytes.len().to_string() {
+    let hex = |text: &str| u64::from_str_radix(text, 16).ok();
+    let (Ok(content_bytes), Some(checksum)) = (length.parse(), hex(checksum)) else {
+        return Err(format!("{line:?} is not an object's header line"));
+    };
+    Ok(Header {
+        version: Version::new(version),
+        content_bytes,
+        checksum,
+        line_bytes: end + 1,
+    })
+}
+
+/// The object in a file; or what is wrong with it.
+pub(super) fn decode(file: Bytes) -> Result<Object, String> {
+    let header = read_header(&file)?;
+    let bytes = file.slice(header.line_bytes..);
+    if header.content_bytes != bytes.len() as u64 {
         return Err(format!(
-            "it should hold {length} bytes after the header and holds {}",
+            "it should hold {} bytes after the header and holds {}",
+            header.content_bytes,
             bytes.len()
         ));
     }
-    let found = format!("{:016x}", xxh3_64(&bytes));
-    if checksum != found {
+    let found = xxh3_64(&bytes);
+    if header.checksum != found {
         return Err(format!(
-            "the checksum of its content is {found}, the header says {checksum}"
+            "the checksum of its content is {found:016x}, the header says {:016x}",
+            header.checksum
         ));
     }
-    Ok(Object { bytes, version })
+    Ok(Object {
+        bytes,
+        version: header.version,
+    })
 }
 
 #[cfg(test)]

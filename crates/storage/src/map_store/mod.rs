@@ -48,6 +48,11 @@ impl MapStore {
         Self { storage }
     }
 
+    /// The storage that the map is in.
+    pub fn storage(&self) -> &Arc<dyn ObjectStorage> {
+        &self.storage
+    }
+
     /// Reads the map; `None` when the cluster has not been created.
     ///
     /// # Errors

@@ -1,0 +1,154 @@
+//! Fail points: where tests make file work go wrong.
+//!
+//! Each write, sync, rename and removal of a file that must survive asks [`hit`] first. In a normal build that is nothing. In
+//! tests, and with the feature `failpoints`, a point that was armed for the file's directory fails with an error of choice, or
+//! ends the process there, as a crash would. The environment variable `FAILPOINTS` arms points of a whole process:
+//! `point=abort@3,other=enospc` aborts at the third hit of the one, and lets every hit of the other find the disk full.
+
+use std::{io, path::Path};
+
+/// Fails where `point` was armed for the directory that `path` lies in.
+#[cfg(not(any(test, feature = "failpoints")))]
+#[inline]
+#[expect(clippy::unnecessary_wraps, reason = "with the feature it does fail")]
+pub(crate) fn hit(_point: &'static str, _path: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(any(test, feature = "failpoints"))]
+pub(crate) use armed::hit;
+#[cfg(test)]
+pub(crate) use armed::{Action, Armed, arm, count};
+
+#[cfg(any(test, feature = "failpoints"))]
+mod armed {
+    use std::{
+        path::PathBuf,
+        sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    };
+
+    use super::{Path, io};
+
+    /// What happens at an armed point.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub(crate) enum Action {
+        /// Nothing: the hits are counted.
+        Count,
+        /// The work fails with this error of the operating system.
+        Fail(i32),
+        /// The process ends at once.
+        Abort,
+    }
+
+    const ENOSPC: i32 = 28;
+    const EIO: i32 = 5;
+
+    #[derive(Debug)]
+    struct Point {
+        id: u64,
+        name: String,
+        dir: PathBuf,
+        action: Action,
+        /// So many hits pass first.
+        skip: u64,
+        hits: u64,
+    }
+
+    #[derive(Debug, Default)]
+    struct Points {
+        points: Vec<Point>,
+        next_id: u64,
+    }
+
+    fn points() -> MutexGuard<'static, Points> {
+        static POINTS: OnceLock<Mutex<Points>> = OnceLock::new();
+        POINTS
+            .get_or_init(|| Mutex::new(from_environment()))
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn from_environment() -> Points {
+        let mut points = Points::default();
+        let text = std::env::var("FAILPOINTS").unwrap_or_default();
+        for item in text.split(',').filter(|item| !item.is_empty()) {
+            let (name, rest) = item.split_once('=').expect("FAILPOINTS: point=action[@n]");
+            let (action, nth) = rest.split_once('@').unwrap_or((rest, "1"));
+            let nth: u64 = nth.parse().expect("FAILPOINTS: @n is a number from 1 on");
+            points.next_id += 1;
+            points.points.push(Point {
+                id: points.next_id,
+                name: name.to_owned(),
+                dir: PathBuf::new(),
+                action: match action {
+                    "abort" => Action::Abort,
+                    "enospc" => Action::Fail(ENOSPC),
+                    "eio" => Action::Fail(EIO),
+                    other => panic!("FAILPOINTS: {other:?} is not abort, enospc or eio"),
+                },
+                skip: nth.saturating_sub(1),
+                hits: 0,
+            });
+        }
+        points
+    }
+
+    pub(crate) fn hit(name: &'static str, path: &Path) -> io::Result<()> {
+        let mut points = points();
+        for point in &mut points.points {
+            // Of a process's own points the directory is empty, with which every path starts.
+            if point.name != name || !path.starts_with(&point.dir) {
+                continue;
+            }
+            point.hits += 1;
+            if point.hits <= point.skip {
+                continue;
+            }
+            match point.action {
+                Action::Count => {}
+                Action::Fail(code) => return Err(io::Error::from_raw_os_error(code)),
+                Action::Abort => std::process::abort(),
+            }
+        }
+        Ok(())
+    }
+
+    /// Disarms its point when dropped.
+    #[cfg(test)]
+    #[derive(Debug)]
+    pub(crate) struct Armed(u64);
+
+    /// Arms a point for the files below `dir`; `skip` hits pass first.
+    #[cfg(test)]
+    pub(crate) fn arm(name: &str, dir: &Path, action: Action, skip: u64) -> Armed {
+        let mut points = points();
+        points.next_id += 1;
+        let id = points.next_id;
+        points.points.push(Point {
+            id,
+            name: name.to_owned(),
+            dir: dir.to_owned(),
+            action,
+            skip,
+            hits: 0,
+        });
+        Armed(id)
+    }
+
+    /// How often an armed point was hit.
+    #[cfg(test)]
+    pub(crate) fn count(armed: &Armed) -> u64 {
+        points()
+            .points
+            .iter()
+            .find(|point| point.id == armed.0)
+            .map_or(0, |point| point.hits)
+    }
+
+    #[cfg(test)]
+    impl Drop for Armed {
+        fn drop(&mut self) {
+            points().points.retain(|point| point.id != self.0);
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The journal's directory.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use keydb_core::Lsn;
+
+use super::JournalError;
+use crate::failpoint;
+
+const EXTENSION: &str = "journal";
+const PREPARED_PREFIX: &str = "prepared-";
+const ZEROS: [u8; 1 << 18] = [0; 1 << 18];
+
+/// A segment's file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SegmentFile {
+    pub(super) first: Lsn,
+    pub(super) path: PathBuf,
+    pub(super) bytes: u64,
+}
+
+/// The segments that nothing is written to any more, the oldest first.
+#[derive(Debug, Default)]
+pub(super) struct Segments(Vec<SegmentFile>);
+
+impl SegmentFile {
+    pub(super) fn new(dir: &Path, first: Lsn) -> Self {
+        Self {
+            first,
+            path: dir.join(format!("{:020}.{EXTENSION}", first.0)),
+            bytes: 0,
+        }
+    }
+}
+
+impl Segments {
+    /// Those in `dir`, which is made if it is not there. What an earlier process had prepared is removed.
+    pub(super) fn open(dir: &Path) -> Result<Self, JournalError> {
+        let io = |action| move |error| JournalError::io(action, dir, &error);
+        fs::create_dir_all(dir).map_err(io("create directory"))?;
+        for entry in fs::read_dir(dir).map_err(io("read directory"))? {
+            let path = entry.map_err(io("read directory"))?.path();
+            let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+            if name.starts_with(PREPARED_PREFIX.as_bytes()) {
+                remove(&path)?;
+            }
+        }
+        Ok(Self(list(dir)?))
+    }
+
+    pub(super) fn push(&mut self, segment: SegmentFile) {
+        self.0.push(segment);
+    }
+
+    /// Removes those whose records are all up to `covered`; `end` is the first LSN that lies behind them all.
+    pub(super) fn cut(&mut self, covered: Lsn, end: Lsn) -> Result<(), JournalError> {
+        let ends = self.0.iter().skip(1).map(|next| next.first).chain([end]);
+        // Of no segments, none.
+        let ends = ends.take(self.0.len());
+        let done = ends.take_while(|end| end.0 <= covered.0 + 1).count();
+        for segment in self.0.drain(..done) {
+            remove(&segment.path)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.0.iter().map(|segment| segment.bytes).sum()
+    }
+}
+
+/// The segments in `dir`, the oldest first.
+pub(super) fn list(dir: &Path) -> Result<Vec<SegmentFile>, JournalError> {
+    let io = |error| JournalError::io("read directory", dir, &error);
+    let mut segments = Vec::new();
+    for entry in fs::read_dir(dir).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let path = entry.path();
+        let first = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .filter(|stem| stem.len() == 20)
+            .and_then(|stem| stem.parse().ok());
+        if let (Some(first), true) = (first, path.extension().is_some_and(|e| e == EXTENSION)) {
+            segments.push(SegmentFile {
+                first: Lsn(first),
+                path,
+                bytes: entry.metadata().map_err(io)?.len(),
+            });
+        }
+    }
+    segments.sort_by_key(|segment| segment.first);
+    Ok(segments)
+}
+
+/// Makes a file of `bytes` zeros on the disk, to become a segment.
+pub(super) fn prepare(dir: &Path, number: u64, bytes: u64) -> std::io::Result<(PathBuf, File)> {
+    let path = dir.join(format!("{PREPARED_PREFIX}{number}"));
+    let made = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&path)
+        .and_then(|mut file| {
+            failpoint::hit("journal.prepare", &path)?;
+            let mut left = bytes;
+            while left > 0 {
+                let size = left.min(ZEROS.len() as u64);
+                file.write_all(&ZEROS[..size as usize])?;
+                left -= size;
+            }
+            file.sync_all()?;
+            Ok(file)
+        });
+    match made {
+        Ok(file) => Ok((path, file)),
+        Err(error) => {
+            // What it takes may be just what is missing elsewhere.
+            let _ = fs::remove_file(&path);
+            Err(error)
+        }
+    }
+}
+
+pub(super) fn sync_dir(dir: &Path) -> Result<(), JournalError> {
+    failpoint::hit("journal.sync_dir", dir)
+        .and_then(|()| File::open(dir)?.sync_all())
+        .map_err(|error| JournalError::io("sync directory", dir, &error))
+}
+
+fn remove(path: &Path) -> Result<(), JournalError> {
+    failpoint::hit("journal.remove", path)
+        .and_then(|()| fs::remove_file(path))
+        .map_err(|error| JournalError::io("remove", path, &error))
+}

@@ -1,0 +1,296 @@
+//! The journal: what was applied, in order, on disk before it is told of.
+//!
+//! **Writing.** A request that writes is [admitted](Journal::admit) first: room for its records is promised, so that what is
+//! applied can always be written. Each chunk of it then takes an LSN ([`Space::begin`]), is applied, and
+//! [appends](Reservation::append) its record. Records are put in LSN order, and one thread, the `writer`, takes all that wait,
+//! writes them at once and syncs them at once: group commit. Whoever waits for an LSN is woken when it is synced. An LSN that was
+//! taken and not used becomes an empty record, so LSNs have no gaps.
+//!
+//! **Files.** A journal is a row of segments, named by their first LSN, filled with zeros ahead of need by a second thread, the
+//! `preparer`: a sync of space that exists already is about twice as fast as one that makes a file longer, and a full disk is
+//! met there, where nothing is lost yet. While the disk is full, nothing more is admitted than was promised room for.
+//!
+//! **Failure.** When a write or a sync of a segment fails, nobody knows what is on disk. The journal has failed then for good:
+//! nothing is acknowledged any more, and the node ends.
+//!
+//! **Reading** is `replay`'s. **Recent records** are kept in memory for a while, as what a delta snapshot is made of; in `snapshot`
+//! mode that is all that there is: no files, no threads, and every record is committed as soon as it is appended.
+
+mod files;
+mod inspect;
+mod prepare;
+mod queue;
+mod recent;
+mod replay;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+};
+
+use keydb_core::{Clock, ClusterId, Incarnation, Lsn, NodeId};
+
+pub use inspect::{Found, inspect};
+pub(crate) use queue::{Reservation, Space};
+pub(crate) use recent::Recent;
+pub(crate) use replay::{Replayed, replay};
+
+use prepare::Room;
+use queue::Queue;
+
+/// A segment's size, unless told otherwise.
+const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// Recent records are kept up to this size.
+const RECENT_BYTES_MAX: usize = 16 << 20;
+
+/// Where the journal is and what it goes by.
+#[derive(Debug, Clone)]
+pub(crate) struct JournalConfig {
+    /// Its directory.
+    pub(crate) dir: PathBuf,
+    /// Whose journal it is.
+    pub(crate) identity: Identity,
+    /// Whether records are written to disk and synced before they count as committed.
+    pub(crate) synced: bool,
+    /// How large a segment is.
+    pub(crate) segment_bytes: u64,
+    /// How many bytes of records are kept in memory for the next delta snapshot.
+    pub(crate) recent_bytes_max: usize,
+    /// What records are dated by.
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// Whose journal it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) cluster_id: ClusterId,
+    pub(crate) node: NodeId,
+    pub(crate) disk_id: Incarnation,
+}
+
+/// A journal cannot be read or written.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum JournalError {
+    /// A file could not be read or written.
+    #[error("cannot {action} {}: {reason}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Why it failed.
+        reason: String,
+    },
+    /// What was synced cannot be read back, so what was acknowledged is not complete.
+    #[error("journal {} is damaged at byte {offset}: {reason}; see docs/operations.md, \"A damaged journal\"", path.display())]
+    Damaged {
+        /// The segment's file.
+        path: PathBuf,
+        /// Where in it.
+        offset: u64,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Segments are missing, or belong to another journal.
+    #[error("journal {} is not complete: {reason}; see docs/operations.md, \"A damaged journal\"", path.display())]
+    Incomplete {
+        /// The journal's directory, or the segment's file.
+        path: PathBuf,
+        /// What is missing or foreign.
+        reason: String,
+    },
+}
+
+/// There is no room on the disk.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the disk has no room for the journal: {reason}")]
+pub(crate) struct Full {
+    reason: String,
+}
+
+/// A journal in use.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    shared: Arc<Shared>,
+    /// The writer and the preparer.
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What the handle and the threads share.
+#[derive(Debug)]
+struct Shared {
+    config: JournalConfig,
+    queue: Queue,
+    room: Room,
+}
+
+impl JournalConfig {
+    pub(crate) fn new(
+        dir: PathBuf,
+        identity: Identity,
+        synced: bool,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self {
+            dir,
+            identity,
+            synced,
+            segment_bytes: SEGMENT_BYTES,
+            recent_bytes_max: RECENT_BYTES_MAX,
+            clock,
+        }
+    }
+}
+
+impl Journal {
+    /// Starts to write behind `last`, the last record that [`replay`] found. What it found before is left as it is, and a new
+    /// segment begun.
+    ///
+    /// # Errors
+    /// When the directory cannot be used. A full disk is no error: the journal then admits nothing until there is room.
+    pub(crate) fn open(config: JournalConfig, last: Lsn) -> Result<Self, JournalError> {
+        let synced = config.synced;
+        let shared = Arc::new(Shared {
+            queue: Queue::new(last, synced, config.recent_bytes_max),
+            room: Room::new(),
+            config,
+        });
+        let mut threads = Vec::new();
+        if synced {
+            let closed = files::Segments::open(&shared.config.dir)?;
+            threads = vec![
+                spawn("keydb-journal", {
+                    let shared = Arc::clone(&shared);
+                    move || writer::run(&shared, last, closed)
+                })?,
+                spawn("keydb-prepare", {
+                    let shared = Arc::clone(&shared);
+                    move || prepare::run(&shared)
+                })?,
+            ];
+        }
+        Ok(Self {
+            shared,
+            threads: Mutex::new(threads),
+        })
+    }
+
+    /// Whether what is appended is committed only later.
+    #[inline]
+    pub(crate) fn is_synced(&self) -> bool {
+        self.shared.config.synced
+    }
+
+    /// Promises room for records of `bytes` in total. Waits while more is being prepared.
+    ///
+    /// # Errors
+    /// When the disk is full.
+    pub(crate) async fn admit(&self, bytes: usize) -> Result<Space, Full> {
+        let promised = if self.is_synced() {
+            self.shared.room.promise(bytes as u64).await?
+        } else {
+            0
+        };
+        Ok(Space::new(Arc::clone(&self.shared), promised))
+    }
+
+    /// The records up to this one are in order and on their way.
+    #[inline]
+    pub(crate) fn appended(&self) -> Lsn {
+        self.shared.queue.appended()
+    }
+
+    /// The records up to this one are safe.
+    #[inline]
+    pub(crate) fn committed(&self) -> Lsn {
+        self.shared.queue.committed()
+    }
+
+    /// Waits until the records up to `lsn` are safe.
+    ///
+    /// # Errors
+    /// When the journal has failed before.
+    pub(crate) async fn wait_committed(&self, lsn: Lsn) -> Result<(), JournalError> {
+        self.shared.queue.wait_committed(lsn).await
+    }
+
+    /// The committed records up to `up_to` since those that were taken before.
+    pub(crate) fn take_recent(&self, up_to: Lsn) -> Recent {
+        self.shared.queue.take_recent(up_to)
+    }
+
+    /// How many bytes of recent records there are, and how many there may be.
+    pub(crate) fn recent_bytes(&self) -> (usize, usize) {
+        (
+            self.shared.queue.recent_bytes(),
+            self.shared.config.recent_bytes_max,
+        )
+    }
+
+    /// The records up to `covered` are not needed any more: segments that have no others are removed, soon.
+    pub(crate) fn cut(&self, covered: Lsn) {
+        self.shared.queue.cut(covered);
+    }
+
+    /// How many bytes the journal's files have, space that was prepared left out.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.shared.queue.file_bytes()
+    }
+
+    /// What stands in the way of admitting more, if anything.
+    pub(crate) fn is_full(&self) -> Option<String> {
+        self.shared.room.is_full()
+    }
+
+    /// Waits until the journal fails.
+    pub(crate) async fn failed(&self) -> JournalError {
+        self.shared.queue.failed().await
+    }
+
+    /// Writes and syncs everything, says so in the journal, and ends the threads. Nothing may be appended afterwards.
+    ///
+    /// # Errors
+    /// When the journal has failed.
+    pub(crate) fn close(&self) -> Result<(), JournalError> {
+        self.shared.room.stop();
+        self.shared.queue.close();
+        let threads = std::mem::take(&mut *queue::lock(&self.threads));
+        for thread in threads {
+            // A panic in it was printed; the queue says that it failed.
+            let _ = thread.join();
+        }
+        self.shared.queue.error().map_or(Ok(()), Err)
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        // A journal that was closed has no threads any more.
+        let _ = self.close();
+    }
+}
+
+impl JournalError {
+    fn io(action: &'static str, path: &Path, error: &io::Error) -> Self {
+        Self::Io {
+            action,
+            path: path.to_owned(),
+            reason: error.to_string(),
+        }
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, JournalError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map_err(|error| JournalError::io("start a thread for", Path::new("the journal"), &error))
+}

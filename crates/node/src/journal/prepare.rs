@@ -1,0 +1,194 @@
+//! Room on the disk: prepared ahead of need, and promised to requests before they apply anything.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    path::PathBuf,
+    sync::{Condvar, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+use tracing::{info, warn};
+
+use super::{Full, Shared, files, queue::lock};
+
+/// How long after a failure it is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What of a segment is never promised: the end that the next record does not fit into, its header, and marks.
+const MARGIN_BYTES_MAX: u64 = 1 << 20;
+
+/// Room on the disk.
+#[derive(Debug)]
+pub(super) struct Room {
+    state: Mutex<State>,
+    /// Told when there is more of it, or none to be had: for those who wait to be promised some.
+    changed: Notify,
+    /// The same, for the writer.
+    prepared: Condvar,
+    /// Told when more is needed.
+    needed: Condvar,
+}
+
+/// A file full of zeros.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// What may still be promised.
+    available: u64,
+    /// What somebody waits for.
+    wanted: u64,
+    prepared: VecDeque<Prepared>,
+    /// Why there is none to be had.
+    full: Option<String>,
+    /// The writer has no segment to go on with.
+    writer_waits: bool,
+    stopping: bool,
+}
+
+/// How much of a segment may be promised.
+pub(super) fn budget(segment_bytes: u64) -> u64 {
+    segment_bytes - MARGIN_BYTES_MAX.min(segment_bytes / 4)
+}
+
+impl Room {
+    pub(super) fn new() -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: Notify::new(),
+            prepared: Condvar::new(),
+            needed: Condvar::new(),
+        }
+    }
+
+    /// Promises `bytes`; waits while more is prepared.
+    pub(super) async fn promise(&self, bytes: u64) -> Result<u64, Full> {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let mut state = lock(&self.state);
+                if state.available >= bytes {
+                    state.available -= bytes;
+                    self.needed.notify_one();
+                    return Ok(bytes);
+                }
+                if let Some(reason) = &state.full {
+                    return Err(Full {
+                        reason: reason.clone(),
+                    });
+                }
+                state.wanted = state.wanted.max(bytes);
+                self.needed.notify_one();
+            }
+            changed.await;
+        }
+    }
+
+    /// Takes `bytes` if they are there.
+    pub(super) fn take(&self, bytes: u64) -> bool {
+        let mut state = lock(&self.state);
+        let enough = state.available >= bytes;
+        if enough {
+            state.available -= bytes;
+        }
+        enough
+    }
+
+    pub(super) fn give_back(&self, bytes: u64) {
+        if bytes > 0 {
+            lock(&self.state).available += bytes;
+            self.changed.notify_waiters();
+        }
+    }
+
+    pub(super) fn is_full(&self) -> Option<String> {
+        lock(&self.state).full.clone()
+    }
+
+    pub(super) fn stop(&self) {
+        lock(&self.state).stopping = true;
+        self.needed.notify_all();
+        self.prepared.notify_all();
+    }
+
+    /// The next prepared file, for the writer; `None` when the journal ends before there is one. What was promised has its
+    /// room, so this waits for the preparer at most.
+    pub(super) fn next_segment(&self) -> Option<Prepared> {
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(prepared) = state.prepared.pop_front() {
+                state.writer_waits = false;
+                return Some(prepared);
+            }
+            if state.stopping {
+                return None;
+            }
+            state.writer_waits = true;
+            self.needed.notify_one();
+            state = self
+                .prepared
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Prepares segments until told to stop.
+pub(super) fn run(shared: &Shared) {
+    let room = &shared.room;
+    let segment_bytes = shared.config.segment_bytes;
+    let mut number = 0;
+    let mut state = lock(&room.state);
+    while !state.stopping {
+        let enough = state.available >= state.wanted.max(segment_bytes / 2) && !state.writer_waits;
+        if enough {
+            state = room
+                .needed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+            continue;
+        }
+        drop(state);
+        number += 1;
+        let made = files::prepare(&shared.config.dir, number, segment_bytes);
+        state = lock(&room.state);
+        match made {
+            Ok((path, file)) => {
+                state.prepared.push_back(Prepared { path, file });
+                state.available += budget(segment_bytes);
+                if state.available >= state.wanted {
+                    state.wanted = 0;
+                }
+                if state.full.take().is_some() {
+                    info!(dir = %shared.config.dir.display(), "there is room for the journal again");
+                }
+                room.prepared.notify_one();
+                room.changed.notify_waiters();
+            }
+            Err(error) => {
+                let reason = format!(
+                    "cannot prepare {segment_bytes} bytes in {}: {error}",
+                    shared.config.dir.display()
+                );
+                if state.full.is_none() {
+                    warn!(
+                        "{reason}; when what was prepared before is used up, writes are refused; trying again every second"
+                    );
+                }
+                state.full = Some(reason);
+                room.changed.notify_waiters();
+                state = room
+                    .needed
+                    .wait_timeout_while(state, RETRY_INTERVAL, |state| !state.stopping)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
+            }
+        }
+    }
+}

@@ -1,0 +1,490 @@
+//! Reading a node's keys at its start: from its own disk, or, where that is new, from object storage.
+//!
+//! 1. The local manifest says which snapshot files make up the node's ranges. A disk that is new has none: then the manifest in
+//!    object storage counts, if there is one (the node's former disk was given up), and its files are fetched.
+//! 2. The journal's records behind the manifest are merged into the key sets, and their answers into the memory of answers. The
+//!    journal is open from here on.
+//! 3. The files are read, a few at a time, and merged. A range whose files are all read is ready. A file that is damaged or
+//!    missing here is fetched from object storage; where that has no sound one either, the ranges that need it are closed.
+//!
+//! A merge takes the later expiry, so the order does not matter. Nothing is answered from a range before it is ready.
+
+mod fetch;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use keydb_core::{
+    AnswersFile, ClusterMap, Durability, Entry, Lsn, Manifest, ManifestFile, RangeId, Record,
+    RecordBody, SnapshotKind, Times, UnixMillis,
+};
+use keydb_storage::ObjectStorage;
+use tokio::{
+    task::{JoinError, JoinSet, spawn_blocking},
+    time::Instant,
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    DataDirError, NodeError,
+    data_dir::{self, DataDir},
+    disk::Disk,
+    journal::{self, Identity, Journal, JournalConfig},
+    load::{LoadError, Origin, load_file},
+    node::{Node, Standing},
+    snapshot::{self, Snapshotter},
+    table::{OwnedRange, Readiness, Table},
+};
+
+/// So many files are read at the same time: more would take memory and not be faster.
+const FILES_AT_ONCE: usize = 4;
+
+/// What a node needs to find its keys again.
+#[derive(Debug)]
+pub(crate) struct Recovery {
+    pub(crate) node: Arc<Node>,
+    pub(crate) storage: Arc<dyn ObjectStorage>,
+    pub(crate) data_dir: Arc<DataDir>,
+}
+
+/// How it went.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    /// What was acknowledged after this time is lost: `snapshot` mode, and the node had not stopped cleanly.
+    pub(crate) lost_after: Option<UnixMillis>,
+}
+
+impl Recovery {
+    /// Reads everything. Ranges become ready, or are closed, one after the other.
+    ///
+    /// # Errors
+    /// When the disk cannot be used: the node must not answer for anything.
+    pub(crate) async fn run(self) -> Result<Recovered, NodeError> {
+        let started = Instant::now();
+        let this = Arc::new(self);
+        let standing = this.node.standing();
+        let Some(table) = standing.table() else {
+            return Ok(Recovered { lost_after: None });
+        };
+        let map = &table.in_force.map;
+        let local = blocking(&this, |this| snapshot::open(&this.data_dir)).await??;
+        let was_here = local.is_some();
+        let manifest = match local {
+            Some(manifest) => {
+                this.check_manifest(&manifest, map)?;
+                manifest
+            }
+            None => this.adopt(map).await?,
+        };
+        this.check_clock(map, manifest.complete_to_ms)?;
+        let manifest = Arc::new(manifest);
+
+        let replaying = (Arc::clone(&standing), Arc::clone(&manifest));
+        let journal =
+            blocking(&this, move |this| this.replay(&replaying.0, &replaying.1)).await??;
+        let journal = Arc::new(journal);
+        this.node
+            .set_disk(Disk::new(Arc::clone(&this.data_dir), Arc::clone(&journal)));
+
+        this.load(&standing, &manifest).await?;
+        let clean = snapshot::take_clean_flag(&this.data_dir)?;
+        let lost_after = (map.durability == Durability::Snapshot && was_here && !clean)
+            .then_some(manifest.complete_to_ms);
+        info!(
+            node = %this.node.config.id,
+            lsn = %journal.appended(),
+            keys = table.ranges().iter().map(|range| range.read().len()).sum::<usize>(),
+            ms = started.elapsed().as_millis() as u64,
+            "the node's keys are loaded"
+        );
+        let snapshots = Snapshotter::start(
+            Arc::clone(&this.node),
+            Arc::clone(&this.storage),
+            journal,
+            Arc::clone(&this.data_dir),
+            Manifest::clone(&manifest),
+        )?;
+        this.node.open_disk().await.start_snapshots(snapshots);
+        Ok(Recovered { lost_after })
+    }
+
+    fn check_manifest(&self, manifest: &Manifest, map: &ClusterMap) -> Result<(), NodeError> {
+        let same = manifest.cluster_id == map.cluster_id
+            && manifest.node == self.node.config.id
+            && manifest.disk_id == self.data_dir.disk_id();
+        if same {
+            return Ok(());
+        }
+        Err(NodeError::DataDir(DataDirError::Damaged {
+            path: snapshot::manifest_path(&self.data_dir),
+            reason: format!(
+                "it belongs to node {}, disk {} of cluster {}",
+                manifest.node, manifest.disk_id, manifest.cluster_id
+            ),
+        }))
+    }
+
+    /// The clock must not show a time before one at which this disk was written.
+    fn check_clock(&self, map: &ClusterMap, written: UnixMillis) -> Result<(), NodeError> {
+        let clock = self.node.clock.now();
+        if clock.0.saturating_add(map.clock_error_max_ms) < written.0 {
+            return Err(NodeError::ClockWentBack { clock, written });
+        }
+        Ok(())
+    }
+
+    /// Reads the journal behind the manifest, and opens it.
+    fn replay(&self, standing: &Standing, manifest: &Manifest) -> Result<Journal, NodeError> {
+        let Some(table) = standing.table() else {
+            unreachable!("a node recovers while it serves")
+        };
+        let map = &table.in_force.map;
+        let config = JournalConfig::new(
+            self.data_dir.journal(),
+            Identity {
+                cluster_id: map.cluster_id,
+                node: self.node.config.id,
+                disk_id: self.data_dir.disk_id(),
+            },
+            map.durability == Durability::Journal,
+            Arc::clone(&self.node.clock),
+        );
+        let answers = self.read_answers()?;
+        let mut last = manifest.lsn;
+        if config.synced {
+            let after = answers
+                .as_ref()
+                .map_or(Lsn::ZERO, |file| file.lsn)
+                .min(manifest.lsn);
+            let mut merger = Merger::new(table, Times::at(self.node.clock.now()));
+            let replayed = journal::replay(&config.dir, &config.identity, after, |record| {
+                self.restore(record, &mut merger)
+            })?;
+            merger.flush().map_err(|reason| self.unreadable(reason))?;
+            if replayed.last < manifest.lsn {
+                return Err(NodeError::Journal(journal::JournalError::Incomplete {
+                    path: config.dir.clone(),
+                    reason: format!(
+                        "it ends at LSN {}, but the snapshots reach {}",
+                        replayed.last, manifest.lsn
+                    ),
+                }));
+            }
+            self.check_clock(map, replayed.last_written)?;
+            last = replayed.last;
+            info!(node = %self.node.config.id, records = replayed.records, %last, "the journal is read");
+        }
+        for entry in answers.into_iter().flat_map(|file| file.entries) {
+            // What a crash has forgotten must not be told again.
+            if entry.lsn <= last
+                && !self.node.answers.restore(
+                    entry.operation,
+                    entry.recorded,
+                    entry.lsn,
+                    &entry.answers,
+                )
+            {
+                return Err(NodeError::DataDir(DataDirError::Damaged {
+                    path: self.data_dir.answers(),
+                    reason: format!(
+                        "the answers of operation {} cannot be read",
+                        entry.operation
+                    ),
+                }));
+            }
+        }
+        Ok(Journal::open(config, last)?)
+    }
+
+    fn read_answers(&self) -> Result<Option<AnswersFile>, DataDirError> {
+        let path = self.data_dir.answers();
+        let Some(bytes) = data_dir::read(&path)? else {
+            return Ok(None);
+        };
+        let damaged = |reason: String| DataDirError::Damaged {
+            path: path.clone(),
+            reason,
+        };
+        let file = AnswersFile::decode(&bytes).map_err(|error| damaged(error.to_string()))?;
+        if file.disk_id != self.data_dir.disk_id() {
+            return Err(damaged(format!("it belongs to disk {}", file.disk_id)));
+        }
+        Ok(Some(file))
+    }
+
+    fn restore(&self, record: &Record<'_>, merger: &mut Merger<'_>) -> Result<(), String> {
+        let RecordBody::Write(write) = &record.body else {
+            return Ok(());
+        };
+        if let Some(operation) = write.operation
+            && !self
+                .node
+                .answers
+                .restore(operation, record.written, record.lsn, write.answers)
+        {
+            return Err(format!(
+                "the answers of operation {operation} cannot be read"
+            ));
+        }
+        let mut start = 0;
+        for group in write.groups.iter() {
+            let end = start + group.count as usize;
+            let keys = write.fingerprints.slice(start, end);
+            merger.add(
+                group.range,
+                keys.iter().map(|key| Entry::new(key, write.expiry)),
+            )?;
+            start = end;
+        }
+        Ok(())
+    }
+
+    fn unreadable(&self, reason: String) -> NodeError {
+        NodeError::Journal(journal::JournalError::Incomplete {
+            path: self.data_dir.journal(),
+            reason,
+        })
+    }
+
+    /// Loads the files that the manifest names, and says of each range that it is ready or closed.
+    async fn load(
+        self: &Arc<Self>,
+        standing: &Arc<Standing>,
+        manifest: &Arc<Manifest>,
+    ) -> Result<(), NodeError> {
+        let Some(table) = standing.table() else {
+            return Ok(());
+        };
+        let mut plan = Plan::new(table, manifest);
+        let mut reading: JoinSet<(String, Result<(), String>)> = JoinSet::new();
+        let mut waiting: Vec<(ManifestFile, Vec<Arc<OwnedRange>>)> = plan.files();
+        // Deltas first: once they are read, each full file makes a range ready.
+        waiting.sort_by_key(|(file, _)| file.kind == SnapshotKind::Delta);
+        loop {
+            while reading.len() < FILES_AT_ONCE
+                && let Some((file, ranges)) = waiting.pop()
+            {
+                reading.spawn(Arc::clone(self).file(file, ranges, Arc::clone(standing)));
+            }
+            let Some(ended) = reading.join_next().await else {
+                break;
+            };
+            let (name, result) = ended.map_err(|error| task_failed(&error))?;
+            if let Err(reason) = &result {
+                error!(node = %self.node.config.id, name, "a snapshot file cannot be used: {reason}");
+            }
+            plan.done(&name, result);
+        }
+        Ok(())
+    }
+
+    /// Loads one file; a damaged or missing one from object storage.
+    async fn file(
+        self: Arc<Self>,
+        file: ManifestFile,
+        ranges: Vec<Arc<OwnedRange>>,
+        standing: Arc<Standing>,
+    ) -> (String, Result<(), String>) {
+        let name = file.name.clone();
+        let result = self.file_or_object(&file, &ranges, &standing).await;
+        (name, result)
+    }
+
+    async fn file_or_object(
+        self: &Arc<Self>,
+        file: &ManifestFile,
+        ranges: &[Arc<OwnedRange>],
+        standing: &Arc<Standing>,
+    ) -> Result<(), String> {
+        let local = match self.local(file, ranges, standing).await {
+            Ok(()) => return Ok(()),
+            // More of the same will not fit either.
+            Err(error @ LoadError::NoRoom(..)) => return Err(error.to_string()),
+            Err(error) => error,
+        };
+        warn!(node = %self.node.config.id, name = file.name, "a snapshot file cannot be used, fetching it from object storage: {local}");
+        self.fetch(file)
+            .await
+            .map_err(|error| format!("{}: {local}; in object storage: {error}", file.name))?;
+        self.local(file, ranges, standing)
+            .await
+            .map_err(|error| format!("{}: {local}; from object storage: {error}", file.name))
+    }
+
+    async fn local(
+        self: &Arc<Self>,
+        file: &ManifestFile,
+        ranges: &[Arc<OwnedRange>],
+        standing: &Arc<Standing>,
+    ) -> Result<(), LoadError> {
+        let (this, file, ranges) = (Arc::clone(self), file.clone(), ranges.to_vec());
+        let Some(origin) = standing.table().map(origin) else {
+            return Ok(());
+        };
+        let loaded = spawn_blocking(move || {
+            let path = snapshot::file_path(&this.data_dir, &file.name);
+            let times = Times::at(this.node.clock.now());
+            load_file(&path, &file, origin, &ranges, times)
+        });
+        match loaded.await {
+            Ok(loaded) => loaded.map(|_| ()),
+            Err(error) => Err(LoadError::Io(std::io::Error::other(error))),
+        }
+    }
+}
+
+fn origin(table: &Table) -> Origin {
+    Origin {
+        cluster_id: table.in_force.map.cluster_id,
+        seed_digest: table.in_force.map.hash.seed.digest(),
+    }
+}
+
+/// Which files which ranges wait for.
+struct Plan {
+    files: HashMap<String, (ManifestFile, Vec<Arc<OwnedRange>>)>,
+    /// How many files a range still waits for.
+    waits_for: HashMap<RangeId, usize>,
+}
+
+impl Plan {
+    /// Ranges that wait for nothing are ready from here on.
+    fn new(table: &Table, manifest: &Manifest) -> Self {
+        let mut plan = Self {
+            files: HashMap::new(),
+            waits_for: HashMap::new(),
+        };
+        for range in table.ranges() {
+            let Some(entry) = manifest.range(range.id) else {
+                range.loaded(Readiness::Ready);
+                continue;
+            };
+            if entry.generation != range.generation || entry.bounds() != Some(range.bounds) {
+                range.loaded(Readiness::Closed(format!(
+                    "the node's snapshots have it under generation {}, the cluster map under {}",
+                    entry.generation, range.generation
+                )));
+                continue;
+            }
+            let (base, deltas) = manifest.parts(entry);
+            let files: Vec<&ManifestFile> = base.into_iter().chain(deltas).collect();
+            if files.is_empty() {
+                range.loaded(Readiness::Ready);
+            }
+            plan.waits_for.insert(range.id, files.len());
+            for file in files {
+                let (_, ranges) = plan
+                    .files
+                    .entry(file.name.clone())
+                    .or_insert_with(|| (file.clone(), Vec::new()));
+                ranges.push(Arc::clone(range));
+            }
+        }
+        plan
+    }
+
+    fn files(&self) -> Vec<(ManifestFile, Vec<Arc<OwnedRange>>)> {
+        self.files.values().cloned().collect()
+    }
+
+    /// A file was read, or cannot be.
+    fn done(&mut self, name: &str, result: Result<(), String>) {
+        let Some((_, ranges)) = self.files.remove(name) else {
+            return;
+        };
+        for range in ranges {
+            match &result {
+                Err(reason) => range.loaded(Readiness::Closed(reason.clone())),
+                Ok(()) => {
+                    let waits_for = self.waits_for.entry(range.id).or_insert(1);
+                    *waits_for -= 1;
+                    if *waits_for == 0 {
+                        range.loaded(Readiness::Ready);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Collects keys for each range, so that they are merged many at once.
+struct Merger<'a> {
+    ranges: HashMap<RangeId, (&'a OwnedRange, Vec<Entry>)>,
+    foreign: HashSet<RangeId>,
+    times: Times,
+}
+
+impl<'a> Merger<'a> {
+    const ENTRIES_MAX: usize = 1024;
+
+    fn new(table: &'a Table, times: Times) -> Self {
+        let ranges = table.ranges().iter();
+        Self {
+            ranges: ranges
+                .map(|range| (range.id, (&**range, Vec::new())))
+                .collect(),
+            foreign: HashSet::new(),
+            times,
+        }
+    }
+
+    fn add(&mut self, id: RangeId, entries: impl Iterator<Item = Entry>) -> Result<(), String> {
+        let Some((range, waiting)) = self.ranges.get_mut(&id) else {
+            if self.foreign.insert(id) {
+                info!(range = %id, "the journal has writes of a range that the node does not own any more");
+            }
+            return Ok(());
+        };
+        waiting.extend(entries);
+        if waiting.len() >= Self::ENTRIES_MAX {
+            merge(range, waiting, self.times)?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), String> {
+        self.ranges
+            .values_mut()
+            .try_for_each(|(range, waiting)| merge(range, waiting, self.times))
+    }
+}
+
+fn merge(range: &OwnedRange, waiting: &mut Vec<Entry>, times: Times) -> Result<(), String> {
+    waiting.sort_unstable();
+    if let Some(entry) = waiting
+        .iter()
+        .find(|entry| !range.bounds.contains(entry.fingerprint().top()))
+    {
+        return Err(format!(
+            "fingerprint {:?} lies outside range {}",
+            entry.fingerprint(),
+            range.id
+        ));
+    }
+    let merged = range.write().merge(waiting, times);
+    waiting.clear();
+    merged.map_err(|error| format!("range {}: {error}", range.id))
+}
+
+async fn blocking<T: Send + 'static>(
+    this: &Arc<Recovery>,
+    work: impl FnOnce(&Recovery) -> T + Send + 'static,
+) -> Result<T, NodeError> {
+    let this = Arc::clone(this);
+    spawn_blocking(move || work(&this))
+        .await
+        .map_err(|error| task_failed(&error))
+}
+
+fn task_failed(error: &JoinError) -> NodeError {
+    NodeError::Task {
+        task: "recovery",
+        reason: error.to_string(),
+    }
+}
+
+/// How long the storage is left alone after it did not answer.
+const STORAGE_PAUSE: Duration = Duration::from_secs(1);
