@@ -9,7 +9,7 @@ mod uploads;
 use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use keydb_core::{
-    Arena, ClusterMap, Durability, Entry, Event, Expiry, Fingerprint, Lsn, ManualClock, NewCluster,
+    Arena, Clock, ClusterMap, Durability, Entry, Event, Expiry, Fingerprint, Lsn, ManualClock, NewCluster,
     NodeId, PackedFingerprints, RecordBody, RecordGroup, Times, Write,
 };
 use keydb_storage::{MAP_KEY, Put};
