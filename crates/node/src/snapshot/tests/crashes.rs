@@ -21,12 +21,12 @@ async fn life(rig: &Rig, acknowledged: &mut Keys) -> Result<(), String> {
             break;
         }
     }
-    if lived.is_ok() && rig.interval > Duration::ZERO {
+    if lived.is_ok() {
         let closed = run.snapshots.close(Instant::now()).await;
         let _ = run.journal.close();
         return closed;
     }
-    run.kill();
+    run.kill().await;
     lived
 }
 
@@ -108,7 +108,7 @@ async fn one_failure_at_any_point_is_got_over_by_the_next_round() {
                 run.full_snapshot().await;
                 let keys = rig.keys(0..150, EXPIRY);
                 assert_eq!(rig.remote_keys().await, keys, "{point} {full} {passes}");
-                run.kill();
+                run.kill().await;
                 let run = rig.start().await;
                 assert_eq!(run.keys(), keys, "{point} {full} {passes}");
                 assert_eq!(rig.files().len(), 2, "{point} {full} {passes}");

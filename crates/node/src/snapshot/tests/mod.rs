@@ -9,8 +9,8 @@ mod uploads;
 use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use keydb_core::{
-    Arena, Clock, ClusterMap, Durability, Entry, Event, Expiry, Fingerprint, Lsn, ManualClock, NewCluster,
-    NodeId, PackedFingerprints, RecordBody, RecordGroup, Times, Write,
+    Arena, Clock, ClusterMap, Durability, Entry, Event, Expiry, Fingerprint, Lsn, ManualClock,
+    NewCluster, NodeId, PackedFingerprints, RecordBody, RecordGroup, Times, Write,
 };
 use keydb_storage::{MAP_KEY, Put};
 use tempfile::TempDir;
@@ -354,10 +354,14 @@ impl Run {
     }
 
     /// Stops as a node does that fails.
-    fn kill(self) {
+    async fn kill(self) {
         self.snapshots.abandon();
         // It may have failed.
         let _ = self.journal.close();
+        // Tasks that were told to end hold the directory until they do.
+        let data_dir = Arc::clone(&self.data_dir);
+        drop(self);
+        eventually(async || Arc::strong_count(&data_dir) == 1).await;
     }
 }
 

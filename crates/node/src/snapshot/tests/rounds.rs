@@ -90,7 +90,7 @@ async fn where_records_were_too_many_to_keep_full_files_have_what_they_said() {
     run.snapshot().await;
     assert_eq!(kinds(&run.local()), (1, 4));
     assert_eq!(rig.remote_keys().await, rig.keys(0..5100, EXPIRY));
-    run.kill();
+    run.kill().await;
     assert_eq!(rig.start().await.keys(), rig.keys(0..5100, EXPIRY));
 }
 
@@ -101,7 +101,7 @@ async fn after_a_kill_full_files_have_what_was_replayed() {
     run.put(&rig.keys(0..100, EXPIRY)).await;
     run.snapshot().await;
     run.put(&rig.keys(100..200, EXPIRY)).await;
-    run.kill();
+    run.kill().await;
     let run = rig.start().await;
     assert_eq!(run.keys(), rig.keys(0..200, EXPIRY));
     run.put(&rig.keys(200..300, EXPIRY)).await;
@@ -247,7 +247,7 @@ async fn a_range_that_is_not_ready_keeps_its_files() {
     run.put(&keys).await;
     run.full_snapshot().await;
     let before = run.local();
-    run.kill();
+    run.kill().await;
 
     let run = rig.start().await;
     let table = Table::new(
@@ -322,7 +322,7 @@ async fn snapshot_files_without_a_manifest_are_refused_and_those_that_it_does_no
     let folder = rig.root().join("snapshots");
     std::fs::write(folder.join("stray.keydb"), "x").unwrap();
     std::fs::write(folder.join("stray.tmp"), "x").unwrap();
-    rig.start().await.kill();
+    rig.start().await.kill().await;
     assert_eq!(rig.files(), files);
     std::fs::remove_file(rig.root().join("manifest.json")).unwrap();
     let refused = rig.try_start().await.err().unwrap();
