@@ -2,8 +2,12 @@
 //!
 //! There are two of the same shape: the local one names the files in the node's data directory, the remote one the objects in
 //! object storage, where it is changed by compare-and-swap. A range consists of its base, a full snapshot of it (or nothing),
-//! and of every delta whose `lsn_to` is greater than the base's and that has a section for the range. What a manifest names is
-//! complete up to `lsn`.
+//! and of every delta that is not covered by the base and that has a section for the range. What a manifest names is complete up
+//! to `lsn`.
+//!
+//! A base covers the deltas of its own disk up to its `lsn_to`. LSNs of different disks do not compare; but a disk that takes a
+//! node over has loaded everything before it writes its first file, so a base of the manifest's own disk covers all deltas of
+//! other disks.
 
 use std::collections::BTreeSet;
 
@@ -211,10 +215,15 @@ impl Manifest {
         impl Iterator<Item = &'a ManifestFile> + use<'a>,
     ) {
         let base = range.base.as_deref().and_then(|name| self.file(name));
-        let after = base.map_or(Lsn::ZERO, |base| base.lsn_to);
+        let covers = |base: &ManifestFile, delta: &ManifestFile| {
+            if base.disk_id == delta.disk_id {
+                delta.lsn_to <= base.lsn_to
+            } else {
+                base.disk_id == self.disk_id
+            }
+        };
         let deltas = self.files.iter().filter(move |file| {
-            file.kind == SnapshotKind::Delta
-                && (base.is_none_or(|base| base.disk_id != file.disk_id) || file.lsn_to > after)
+            file.kind == SnapshotKind::Delta && base.is_none_or(|base| !covers(base, file))
         });
         (base, deltas)
     }
@@ -351,6 +360,33 @@ mod tests {
         let (base, deltas) = manifest.parts(&manifest.ranges[1]);
         assert_eq!(base, None);
         assert_eq!(names(deltas), ["d1", "d2", "d3"]);
+    }
+
+    #[test]
+    fn a_base_of_the_disk_in_use_covers_what_former_disks_wrote_and_theirs_do_not_cover_its_deltas()
+    {
+        let (own, former) = (
+            Incarnation::from_bytes([1; 16]),
+            Incarnation::from_bytes([9; 16]),
+        );
+        let of = |disk_id, file| ManifestFile { disk_id, ..file };
+        let mut manifest = manifest();
+        manifest.disk_id = own;
+        manifest.files = vec![
+            of(former, file("old-base", SnapshotKind::Full, 0, 70)),
+            of(former, file("covered", SnapshotKind::Delta, 60, 70)),
+            of(former, file("old-delta", SnapshotKind::Delta, 70, 80)),
+            of(own, file("new-delta", SnapshotKind::Delta, 0, 5)),
+            of(own, file("new-base", SnapshotKind::Full, 0, 4)),
+        ];
+        manifest.ranges = vec![range(0, Some("old-base")), range(1, Some("new-base"))];
+        let (_, deltas) = manifest.parts(&manifest.ranges[0]);
+        assert_eq!(names(deltas), ["old-delta", "new-delta"]);
+        let (_, deltas) = manifest.parts(&manifest.ranges[1]);
+        assert_eq!(names(deltas), ["new-delta"]);
+        manifest.ranges.remove(0);
+        manifest.drop_unneeded_files();
+        assert_eq!(names(manifest.files.iter()), ["new-delta", "new-base"]);
     }
 
     #[test]

@@ -116,7 +116,7 @@ pub(crate) fn read_file(
     Ok(totals)
 }
 
-fn check_header(
+pub(crate) fn check_header(
     header: &SnapshotHeader,
     expected: &ManifestFile,
     origin: Origin,

@@ -202,6 +202,12 @@ impl Journal {
         Ok(Space::new(Arc::clone(&self.shared), promised))
     }
 
+    /// The last LSN that was taken. What is applied under it may not be appended yet, but will be, without anybody waiting.
+    #[inline]
+    pub(crate) fn taken(&self) -> Lsn {
+        self.shared.queue.taken()
+    }
+
     /// The records up to this one are in order and on their way.
     #[inline]
     pub(crate) fn appended(&self) -> Lsn {

@@ -113,6 +113,10 @@ impl Queue {
         }
     }
 
+    pub(super) fn taken(&self) -> Lsn {
+        Lsn(self.next.load(Ordering::Acquire) - 1)
+    }
+
     pub(super) fn appended(&self) -> Lsn {
         Lsn(self.appended.load(Ordering::Acquire))
     }

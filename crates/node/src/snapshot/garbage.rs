@@ -1,14 +1,34 @@
 //! Objects that no manifest names.
+//!
+//! An object is uploaded before a manifest names it, so young ones are left alone. Objects are listed before the manifests are read,
+//! so that what was named in the meantime is found named; and the manifests are read again, when that was a while ago, before more
+//! is removed.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use keydb_core::{Manifest, ManifestError, UnixMillis};
 use keydb_storage::{ObjectInfo, ObjectStorage, StorageError};
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
 
 use super::{
-    names::{MANIFESTS, OBJECTS},
+    Shared,
+    names::{MANIFESTS, OBJECTS, is_object_key},
     object_key,
 };
+
+/// Objects that no manifest names are removed when they are this old.
+pub(super) const GARBAGE_AGE: Duration = Duration::from_secs(3600);
+const GARBAGE_INTERVAL: Duration = Duration::from_secs(3600);
+/// This node does it for the cluster.
+const COLLECTOR: u32 = 0;
+
+/// What manifests say is read again after this time.
+const MANIFESTS_AGE_MAX: Duration = Duration::from_secs(30);
 
 /// What [`collect_garbage`] removed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,7 +37,7 @@ pub struct Collected {
     pub removed: Vec<String>,
     /// How many bytes they had.
     pub removed_bytes: u64,
-    /// How many objects there were.
+    /// How many snapshot objects there were.
     pub seen: usize,
 }
 
@@ -38,10 +58,28 @@ pub enum GarbageError {
     },
 }
 
+/// Removes garbage from time to time, on one node.
+pub(super) async fn run(shared: Arc<Shared>) {
+    if shared.node.config.id.0 != COLLECTOR {
+        return;
+    }
+    loop {
+        sleep(GARBAGE_INTERVAL).await;
+        let collecting = collect_garbage(&*shared.storage, GARBAGE_AGE, false);
+        match timeout(GARBAGE_INTERVAL, collecting).await {
+            Ok(Ok(collected)) => info!(
+                objects = collected.removed.len(),
+                bytes = collected.removed_bytes,
+                "removed objects that no manifest names"
+            ),
+            Ok(Err(error)) => warn!("objects that no manifest names are not removed: {error}"),
+            Err(_) => warn!("removing objects that no manifest names took too long"),
+        }
+    }
+}
+
 /// Removes the snapshot objects that are older than `age` and that no manifest names; with `dry_run` only says which those are.
-///
-/// An object is uploaded before a manifest names it, so objects younger than that are left alone; and objects are listed before
-/// the manifests are read, so that what is named in the meantime is found named.
+/// Objects whose names are not those of snapshot files are nobody's to remove.
 ///
 /// # Errors
 /// When the storage fails, or a manifest cannot be read. What was removed until then was garbage.
@@ -51,27 +89,21 @@ pub async fn collect_garbage(
     dry_run: bool,
 ) -> Result<Collected, GarbageError> {
     let now = storage.now().await?;
-    let objects = list_all(storage, OBJECTS).await?;
-    let mut named = HashSet::new();
-    for manifest in list_all(storage, MANIFESTS).await? {
-        let Some(object) = storage.get(&manifest.key).await? else {
-            continue;
-        };
-        let manifest =
-            Manifest::from_json(&object.bytes).map_err(|error| GarbageError::Manifest {
-                key: manifest.key,
-                error,
-            })?;
-        let keys = manifest.files.iter();
-        named.extend(keys.map(|file| object_key(manifest.node, &file.name)));
-    }
+    let mut objects = list_all(storage, OBJECTS).await?;
+    objects.retain(|object| is_object_key(&object.key));
     let is_old = |modified: UnixMillis| modified.plus(age) < now;
     let mut collected = Collected {
         seen: objects.len(),
         ..Collected::default()
     };
-    for object in objects {
-        if named.contains(&object.key) || !is_old(object.modified) {
+    let mut named = named_objects(storage).await?;
+    let mut named_at = Instant::now();
+    for object in objects.into_iter().filter(|it| is_old(it.modified)) {
+        if named_at.elapsed() > MANIFESTS_AGE_MAX {
+            named = named_objects(storage).await?;
+            named_at = Instant::now();
+        }
+        if named.contains(&object.key) {
             continue;
         }
         if !dry_run {
@@ -83,7 +115,26 @@ pub async fn collect_garbage(
     Ok(collected)
 }
 
-async fn list_all(
+/// The keys of the objects that manifests name.
+async fn named_objects(storage: &dyn ObjectStorage) -> Result<HashSet<String>, GarbageError> {
+    let mut named = HashSet::new();
+    for info in list_all(storage, MANIFESTS).await? {
+        // A manifest that has gone since names nothing.
+        let Some(object) = storage.get(&info.key).await? else {
+            continue;
+        };
+        let manifest =
+            Manifest::from_json(&object.bytes).map_err(|error| GarbageError::Manifest {
+                key: info.key,
+                error,
+            })?;
+        let files = manifest.files.iter();
+        named.extend(files.map(|file| object_key(manifest.node, &file.name)));
+    }
+    Ok(named)
+}
+
+pub(super) async fn list_all(
     storage: &dyn ObjectStorage,
     prefix: &str,
 ) -> Result<Vec<ObjectInfo>, StorageError> {

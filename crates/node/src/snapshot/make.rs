@@ -2,128 +2,56 @@
 
 use std::{
     fs::{self, File},
-    io::{BufWriter, Write},
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
 };
 
 use keydb_core::{
-    Entry, FileKind, Fingerprint, Lsn, ManifestFile, RangeId, RecordBody, SectionHeader,
-    SnapshotHeader, SnapshotKind, SnapshotWriter, Times, UnixSeconds, decode_record,
+    Entry, FileKind, Fingerprint, Lsn, ManifestFile, RangeId, SectionHeader, SnapshotHeader,
+    SnapshotKind, SnapshotWriter, Times, UnixSeconds,
 };
 
-use super::{Shared, file_path, names::file_name};
+use super::{Shared, changes::Changes, local::file_path, names::file_name, pace::Pace};
 use crate::{
-    data_dir, failpoint,
+    failpoint,
     table::{OwnedRange, Table},
 };
 
 /// So many keys are copied under one lock.
 const SCAN_ENTRIES: usize = 4096;
 
-/// After so much work in a row it rests, [`REST_FACTOR`] times as long as it has worked.
-const WORK_SLICE: Duration = Duration::from_millis(1);
-const REST_FACTOR: u32 = 3;
+/// After so many bytes a file in the making is synced, so that the journal's syncs never wait for much of it.
+const SYNC_BYTES: usize = 2 << 20;
 
-/// Keeps encoding within its share of a core.
-pub(super) struct Pace {
-    since: Instant,
-    hurry: bool,
-}
-
-impl Pace {
-    /// A pace; with `hurry` there is no rest.
-    pub(super) fn new(hurry: bool) -> Self {
-        Self {
-            since: Instant::now(),
-            hurry,
-        }
-    }
-
-    /// To be called without a lock.
-    pub(super) fn rest(&mut self) {
-        let worked = self.since.elapsed();
-        if worked >= WORK_SLICE && !self.hurry {
-            std::thread::sleep(worked * REST_FACTOR);
-            self.since = Instant::now();
-        }
-    }
-}
-
-/// A file that is written and synced, and has its name only when it is [put to use](Self::publish).
+/// A file that is written and synced, and has its name only when it is [published](Self::publish).
+#[derive(Debug)]
 pub(super) struct Unpublished {
     temporary: PathBuf,
     path: PathBuf,
-    pub(super) file: ManifestFile,
+    file: ManifestFile,
 }
 
 impl Unpublished {
-    /// Gives the file its name, for good.
+    /// Gives the file its name; for good once [`sync_files`](super::local::sync_files) has been called.
     pub(super) fn publish(self) -> Result<ManifestFile, String> {
-        let renamed = failpoint::hit("snapshot.rename", &self.path)
-            .and_then(|()| fs::rename(&self.temporary, &self.path));
-        renamed.map_err(|error| cannot("rename", &self.path, &error))?;
-        let dir = self.path.parent().unwrap_or(&self.path);
-        failpoint::hit("snapshot.sync_dir", dir).map_err(|error| cannot("sync", dir, &error))?;
-        data_dir::sync_dir(dir).map_err(|error| error.to_string())?;
+        failpoint::hit("snapshot.rename", &self.path)
+            .and_then(|()| fs::rename(&self.temporary, &self.path))
+            .map_err(|error| cannot("rename", &self.temporary, &error))?;
         Ok(self.file)
     }
 }
 
-/// The entries of encoded journal records, in fingerprint order, each key once.
-pub(super) fn entries_of(
-    records: Vec<Vec<u8>>,
-    disk_id: keydb_core::Incarnation,
-) -> Result<Vec<Entry>, String> {
-    let mut entries = Vec::new();
-    for bytes in records {
-        let (record, _) = decode_record(&bytes, disk_id).map_err(|error| error.to_string())?;
-        if let RecordBody::Write(write) = record.body {
-            entries.extend(
-                write
-                    .fingerprints
-                    .iter()
-                    .map(|fingerprint| Entry::new(fingerprint, write.expiry)),
-            );
-        }
-    }
-    entries.sort_unstable();
-    // Of equal keys the last one has the latest expiry.
-    entries.reverse();
-    entries.dedup_by_key(|entry| entry.fingerprint());
-    entries.reverse();
-    Ok(entries)
-}
-
-/// Writes what is in `entries`, by range, as the delta behind `from` up to `to`.
+/// Writes `changes` as the delta behind `from` up to `to`.
 pub(super) fn delta(
     shared: &Shared,
     table: &Table,
-    entries: &[Entry],
+    changes: &mut Changes,
     (from, to): (Lsn, Lsn),
-    pace: &mut Pace,
+    pace: &mut Pace<'_>,
 ) -> Result<Unpublished, String> {
     let mut making = Making::start(shared, table, SnapshotKind::Delta, None, (from, to))?;
-    let mut ranges: Vec<&OwnedRange> = table.ranges().iter().map(|range| &**range).collect();
-    ranges.sort_unstable_by_key(|range| range.bounds.start());
-    let mut rest = entries;
-    for range in ranges {
-        // What lies before it belongs to ranges that this node does not own any more.
-        let begin = rest.partition_point(|entry| entry.fingerprint().top() < range.bounds.start());
-        rest = &rest[begin..];
-        let end = rest.partition_point(|entry| entry.fingerprint().top() <= range.bounds.last());
-        let (own, behind) = rest.split_at(end);
-        rest = behind;
-        if own.is_empty() {
-            continue;
-        }
-        making.begin(range)?;
-        for chunk in own.chunks(SCAN_ENTRIES) {
-            making.entries(chunk)?;
-            pace.rest();
-        }
-    }
-    making.end()
+    let written = making.changes(table, changes, pace);
+    making.end(written)
 }
 
 /// Writes all keys of `range`; everything up to `to` is in its key set already.
@@ -132,35 +60,20 @@ pub(super) fn full(
     table: &Table,
     range: &OwnedRange,
     to: Lsn,
-    pace: &mut Pace,
+    pace: &mut Pace<'_>,
 ) -> Result<Unpublished, String> {
-    let mut making = Making::start(
-        shared,
-        table,
-        SnapshotKind::Full,
-        Some(range.id),
-        (Lsn::ZERO, to),
-    )?;
-    making.begin(range)?;
-    let purge_before = making.purge_before.0;
-    let mut chunk: Vec<Entry> = Vec::with_capacity(SCAN_ENTRIES);
-    let mut next = Some(Fingerprint::from_parts(range.bounds.start(), 0));
-    while let Some(from) = next {
-        chunk.clear();
-        next = range.read().scan(from, SCAN_ENTRIES, &mut chunk);
-        chunk.retain(|entry| entry.expiry().as_unix_seconds() > purge_before);
-        making.entries(&chunk)?;
-        pace.rest();
-    }
-    making.end()
+    let kind = SnapshotKind::Full;
+    let mut making = Making::start(shared, table, kind, Some(range.id), (Lsn::ZERO, to))?;
+    let written = making.all_keys(range, pace);
+    making.end(written)
 }
 
+/// A file in the making.
 struct Making {
-    writer: SnapshotWriter<BufWriter<File>>,
+    writer: SnapshotWriter<BufWriter<Target>>,
     temporary: PathBuf,
     path: PathBuf,
     header: SnapshotHeader,
-    purge_before: UnixSeconds,
 }
 
 impl Making {
@@ -200,19 +113,62 @@ impl Making {
         let dir = path.parent().unwrap_or(&path);
         fs::create_dir_all(dir).map_err(|error| cannot("create", dir, &error))?;
         let writer = failpoint::hit("snapshot.create", &temporary)
-            .and_then(|()| File::create(&temporary))
-            .and_then(|file| SnapshotWriter::new(BufWriter::new(file), &header))
+            .and_then(|()| Target::create(&temporary))
+            .and_then(|target| SnapshotWriter::new(BufWriter::new(target), &header))
             .map_err(|error| cannot("create", &temporary, &error))?;
         Ok(Self {
             writer,
             temporary,
             path,
             header,
-            purge_before,
         })
     }
 
-    fn begin(&mut self, range: &OwnedRange) -> Result<(), String> {
+    fn changes(
+        &mut self,
+        table: &Table,
+        changes: &mut Changes,
+        pace: &mut Pace<'_>,
+    ) -> Result<(), String> {
+        let purge_before = self.header.purge_before;
+        let mut ranges: Vec<(usize, &OwnedRange)> = table
+            .ranges()
+            .iter()
+            .map(|range| &**range)
+            .enumerate()
+            .collect();
+        ranges.sort_unstable_by_key(|(_, range)| range.bounds.start());
+        for (index, range) in ranges {
+            let section = changes.section(index, range.bounds, purge_before);
+            pace.rest()?;
+            if section.is_empty() {
+                continue;
+            }
+            self.section(range)?;
+            for chunk in section.chunks(SCAN_ENTRIES) {
+                self.entries(chunk)?;
+                pace.rest()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn all_keys(&mut self, range: &OwnedRange, pace: &mut Pace<'_>) -> Result<(), String> {
+        let purge_before = self.header.purge_before.0;
+        self.section(range)?;
+        let mut chunk: Vec<Entry> = Vec::with_capacity(SCAN_ENTRIES);
+        let mut next = Some(Fingerprint::from_parts(range.bounds.start(), 0));
+        while let Some(from) = next {
+            chunk.clear();
+            next = range.read().scan(from, SCAN_ENTRIES, &mut chunk);
+            chunk.retain(|entry| entry.expiry().as_unix_seconds() > purge_before);
+            self.entries(&chunk)?;
+            pace.rest()?;
+        }
+        Ok(())
+    }
+
+    fn section(&mut self, range: &OwnedRange) -> Result<(), String> {
         self.writer
             .begin_section(SectionHeader {
                 range: range.id,
@@ -228,49 +184,86 @@ impl Making {
             .map_err(|error| cannot("write", &self.temporary, &error))
     }
 
-    fn end(self) -> Result<Unpublished, String> {
+    /// Makes it a file, if its content was `written`.
+    fn end(self, written: Result<(), String>) -> Result<Unpublished, String> {
         let Self {
             writer,
             temporary,
             path,
             header,
-            ..
         } = self;
-        let written = writer.finish().and_then(|(buffer, totals)| {
-            let file = buffer.into_inner().map_err(|error| error.into_error())?;
+        if let Err(reason) = written {
+            discard(&temporary);
+            return Err(reason);
+        }
+        let finished = writer.finish().and_then(|(buffer, totals)| {
+            let target = buffer.into_inner().map_err(|error| error.into_error())?;
             failpoint::hit("snapshot.sync", &temporary)?;
-            file.sync_all()?;
+            target.file.sync_all()?;
             Ok(totals)
         });
-        let totals = written.map_err(|error| cannot("write", &temporary, &error))?;
-        let name = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default()
-            .to_owned();
+        let totals = finished.map_err(|error| cannot("write", &temporary, &error))?;
+        let name = path.file_name().and_then(|name| name.to_str());
+        let file = ManifestFile {
+            name: name.unwrap_or_default().to_owned(),
+            kind: header.kind.snapshot().unwrap_or(SnapshotKind::Full),
+            disk_id: header.disk_id,
+            lsn_from: header.lsn_from,
+            lsn_to: header.lsn_to,
+            size_bytes: totals.bytes,
+            entries: totals.entries,
+            created_ms: header.created,
+            unknown: serde_json::Map::new(),
+        };
         Ok(Unpublished {
             temporary,
             path,
-            file: ManifestFile {
-                name,
-                kind: header.kind.snapshot().unwrap_or(SnapshotKind::Full),
-                disk_id: header.disk_id,
-                lsn_from: header.lsn_from,
-                lsn_to: header.lsn_to,
-                size_bytes: totals.bytes,
-                entries: totals.entries,
-                created_ms: header.created,
-                unknown: serde_json::Map::new(),
-            },
+            file,
         })
     }
 }
 
-/// What could not be done with a file. A file in the making is left: the next start removes it.
-fn cannot(action: &str, path: &Path, error: &std::io::Error) -> String {
-    // What it takes may be just what is missing.
+/// A file that is synced while it is written.
+struct Target {
+    file: File,
+    unsynced_bytes: usize,
+}
+
+impl Target {
+    fn create(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            file: File::create(path)?,
+            unsynced_bytes: 0,
+        })
+    }
+}
+
+impl Write for Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.unsynced_bytes += written;
+        if self.unsynced_bytes >= SYNC_BYTES {
+            self.file.sync_data()?;
+            self.unsynced_bytes = 0;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// What could not be done, with a file in the making or its directory.
+fn cannot(action: &str, path: &Path, error: &io::Error) -> String {
+    discard(path);
+    format!("cannot {action} {}: {error}", path.display())
+}
+
+/// A file in the making that does not become one: what it takes may be just what is missing. Should it stay, the next start
+/// removes it.
+fn discard(path: &Path) {
     if path.extension().is_some_and(|extension| extension == "tmp") {
         let _ = fs::remove_file(path);
     }
-    format!("cannot {action} {}: {error}", path.display())
 }

@@ -6,26 +6,35 @@
 //! memory of answers is written; and only then the journal is cut. So at each moment the disk has everything, and it never has more
 //! than the size of the state and the writes of a round or two.
 //!
-//! **What is not committed stays out of use.** A full file may hold keys whose record is not synced yet. It is named by the
-//! manifest only after everything that was appended until its scan ended is committed; otherwise a crash could keep keys that
-//! nobody was told of.
+//! **What is not committed stays out of use.** A full file may hold keys whose record is not synced, or not even appended, yet. It
+//! is named by the manifest only after every LSN that was taken until its scan ended is committed; otherwise a crash could keep
+//! keys that nobody was told of.
 //!
-//! **Uploading** is a task of its own (`upload`), which slow storage cannot hold up rounds through: it uploads the files that the
-//! local manifest names, and then publishes that manifest. What became unneeded in the meantime is left out.
+//! **Failure.** A round that fails changes nothing: what it had made stays, what was to be written is kept for the next one, and
+//! where it grows too much for that, full files take its place.
 //!
-//! **Pacing.** Encoding takes a quarter of one core at most, in slices of a millisecond, and a lock for some thousand keys at once.
+//! **Uploading** is a task of its own (`upload`), through which slow storage cannot hold up rounds: it uploads the files that the
+//! local manifest names, and then publishes that manifest. Meanwhile those files stay, so that uploading comes to an end however
+//! fast they are replaced: the disk has at most twice the state. While storage fails they go as soon as they are not needed.
+//!
+//! **Pacing.** Encoding takes a quarter of one core at most, in slices of some hundred microseconds, and a lock for some thousand
+//! keys at once.
 
+mod backlog;
+mod changes;
+mod check;
+mod choice;
 mod garbage;
+mod local;
 mod make;
 mod names;
+mod pace;
 mod round;
+#[cfg(test)]
+mod tests;
 mod upload;
 
 use std::{
-    collections::BTreeSet,
-    fs,
-    io::ErrorKind,
-    path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::Duration,
@@ -38,24 +47,16 @@ use tokio::{
     task::{JoinSet, spawn_blocking},
     time::{Instant, timeout_at},
 };
-use tracing::{info, warn};
+use tracing::warn;
 
+pub use check::{
+    CheckedObject, ObjectError, StoredManifest, check_object, list_manifests, read_footer,
+};
 pub use garbage::{Collected, GarbageError, collect_garbage};
+pub(crate) use local::{file_path, manifest_path, open, save, take_clean_flag};
 pub use names::{manifest_key, object_key};
 
-use crate::{
-    DataDirError, NodeError,
-    data_dir::{self, DataDir},
-    journal::Journal,
-    node::Node,
-};
-
-/// The local manifest's name in the data directory.
-const MANIFEST: &str = "manifest.json";
-/// The folder of the snapshot files there.
-const FILES: &str = "snapshots";
-/// The file that says that the node stopped cleanly.
-const CLEAN: &str = "clean";
+use crate::{NodeError, data_dir::DataDir, journal::Journal, node::Node};
 
 /// How far snapshots reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -111,6 +112,8 @@ struct Shared {
 struct State {
     /// What the local files are.
     manifest: Arc<Manifest>,
+    /// What is being uploaded: its files stay.
+    uploading: Option<Arc<Manifest>>,
     /// The last request, and whether one of those that wait wants full files.
     requested: u64,
     full: bool,
@@ -122,71 +125,20 @@ struct State {
 /// What has come of requests.
 #[derive(Debug, Clone, Default)]
 struct Progress {
+    /// How many rounds have been made.
+    rounds: u64,
     /// The last request that local files answer.
     made: u64,
     /// The last one that object storage answers.
     uploaded: u64,
+    /// The last round was made.
+    closed: bool,
     uploaded_reach: Reach,
     objects: u64,
     object_bytes: u64,
     /// How often making or uploading has failed, and how the last time.
     failures: u64,
     failure: String,
-}
-
-/// The local manifest, if there is one, after everything that it does not name is removed.
-pub(crate) fn open(data_dir: &DataDir) -> Result<Option<Manifest>, DataDirError> {
-    let path = manifest_path(data_dir);
-    let Some(json) = data_dir::read(&path)? else {
-        return Ok(None);
-    };
-    let manifest = Manifest::from_json(&json).map_err(|error| DataDirError::Damaged {
-        path,
-        reason: error.to_string(),
-    })?;
-    remove_unnamed_files(data_dir, &manifest);
-    Ok(Some(manifest))
-}
-
-/// Makes `manifest` the local one.
-pub(crate) fn save(data_dir: &DataDir, manifest: &Manifest) -> Result<(), DataDirError> {
-    data_dir::replace(&manifest_path(data_dir), &manifest.to_json())
-}
-
-/// Where the local manifest is.
-pub(crate) fn manifest_path(data_dir: &DataDir) -> PathBuf {
-    data_dir.root().join(MANIFEST)
-}
-
-/// Where a snapshot file is, or is to be.
-pub(crate) fn file_path(data_dir: &DataDir, name: &str) -> PathBuf {
-    data_dir.root().join(FILES).join(name)
-}
-
-/// Whether the node stopped cleanly the last time. It is not known of this time from here on.
-pub(crate) fn take_clean_flag(data_dir: &DataDir) -> Result<bool, DataDirError> {
-    let path = data_dir.root().join(CLEAN);
-    match fs::remove_file(&path) {
-        Ok(()) => {
-            data_dir::sync_dir(data_dir.root())?;
-            Ok(true)
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(DataDirError::io("remove", &path, error)),
-    }
-}
-
-fn remove_unnamed_files(data_dir: &DataDir, manifest: &Manifest) {
-    let named: BTreeSet<&str> = manifest.files.iter().map(|file| &*file.name).collect();
-    let dir = data_dir.root().join(FILES);
-    for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        if !name.to_str().is_some_and(|name| named.contains(name)) {
-            // Should it stay, it costs space and nothing else.
-            let removed = fs::remove_file(entry.path());
-            info!(path = %entry.path().display(), ok = removed.is_ok(), "removed a file that no manifest names");
-        }
-    }
 }
 
 impl Snapshotter {
@@ -205,6 +157,7 @@ impl Snapshotter {
             data_dir,
             state: Mutex::new(State {
                 manifest: Arc::new(manifest),
+                uploading: None,
                 requested: 0,
                 full: false,
                 closing: false,
@@ -226,6 +179,7 @@ impl Snapshotter {
             })?;
         let mut uploader = JoinSet::new();
         uploader.spawn(upload::run(Arc::clone(&shared)));
+        uploader.spawn(garbage::run(Arc::clone(&shared)));
         Ok(Self {
             shared,
             maker: Mutex::new(Some(maker)),
@@ -249,25 +203,22 @@ impl Snapshotter {
     pub(crate) async fn request(&self, full: bool) -> Result<Made, String> {
         let mut progress = self.shared.progress.subscribe();
         let before = progress.borrow_and_update().clone();
-        let ticket = self.shared.request(full);
-        loop {
-            {
-                let now = progress.borrow_and_update();
-                if now.uploaded >= ticket {
-                    return Ok(Made {
-                        reach: now.uploaded_reach,
-                        objects: now.objects - before.objects,
-                        object_bytes: now.object_bytes - before.object_bytes,
-                    });
-                }
-                if now.failures > before.failures {
-                    return Err(now.failure.clone());
-                }
-            }
-            if progress.changed().await.is_err() {
-                return Err("the node is stopping".to_owned());
-            }
+        let ticket = self
+            .shared
+            .request(full)
+            .ok_or_else(|| STOPPING.to_owned())?;
+        let now = progress
+            .wait_for(|now| now.uploaded >= ticket || now.failures > before.failures)
+            .await
+            .map_err(|_| STOPPING.to_owned())?;
+        if now.uploaded < ticket {
+            return Err(now.failure.clone());
         }
+        Ok(Made {
+            reach: now.uploaded_reach,
+            objects: now.objects - before.objects,
+            object_bytes: now.object_bytes - before.object_bytes,
+        })
     }
 
     /// Makes the last snapshot, local files at least, and object storage's if that is done by `deadline`.
@@ -286,36 +237,30 @@ impl Snapshotter {
         if !matches!(ended, Ok(Ok(()))) {
             return Err("the thread that makes them has failed".to_owned());
         }
-        let made = progress.borrow_and_update().made >= ticket;
-        let uploaded = timeout_at(deadline, async {
-            while made {
-                {
-                    let now = progress.borrow_and_update();
-                    if now.uploaded >= ticket || now.failures > failures {
-                        break;
-                    }
-                }
-                if progress.changed().await.is_err() {
-                    break;
-                }
+        let made = progress.borrow_and_update().clone();
+        if made.made >= ticket {
+            let uploaded =
+                progress.wait_for(|now| now.uploaded >= ticket || now.failures > failures);
+            let in_time = timeout_at(deadline, uploaded).await.is_ok();
+            let now = self.shared.progress.borrow().clone();
+            if now.uploaded < ticket {
+                let why = if in_time {
+                    &*now.failure
+                } else {
+                    "it took too long"
+                };
+                warn!("the last snapshot is on the disk, but not in object storage: {why}");
             }
-        });
-        let in_time = uploaded.await.is_ok();
-        let now = self.shared.progress.borrow().clone();
-        if made && now.uploaded < ticket {
-            let why = if in_time {
-                &now.failure
-            } else {
-                "it took too long"
-            };
-            warn!("the last snapshot is on the disk, but not in object storage: {why}");
         }
         self.uploader.lock().await.shutdown().await;
-        if made { Ok(()) } else { Err(now.failure) }
+        self.shared.failed(STOPPING.to_owned());
+        if made.closed {
+            Ok(())
+        } else {
+            Err(made.failure)
+        }
     }
-}
 
-impl Snapshotter {
     /// Stops without another snapshot.
     pub(crate) fn abandon(&self) {
         {
@@ -331,6 +276,7 @@ impl Snapshotter {
             // A panic in it was printed.
             let _ = maker.join();
         }
+        self.shared.failed(STOPPING.to_owned());
     }
 }
 
@@ -339,12 +285,16 @@ impl Shared {
         lock(&self.state)
     }
 
-    fn request(&self, full: bool) -> u64 {
+    /// Has a round made. `None` when there are to be no more.
+    fn request(&self, full: bool) -> Option<u64> {
         let mut state = self.state();
+        if state.closing || state.abandoned {
+            return None;
+        }
         state.requested += 1;
         state.full |= full;
         self.work.notify_one();
-        state.requested
+        Some(state.requested)
     }
 
     fn close(&self) -> u64 {
@@ -374,6 +324,9 @@ fn reach(manifest: &Manifest) -> Reach {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Why a request is not answered at the end.
+const STOPPING: &str = "the node is stopping";
 
 /// How long is waited after a failure, at first and at most.
 const RETRY_MIN: Duration = Duration::from_millis(500);

@@ -2,6 +2,8 @@
 
 use keydb_core::{Incarnation, Lsn, NodeId, RangeId, random};
 
+use super::local::EXTENSION;
+
 /// The folder of all manifests in object storage.
 pub(super) const MANIFESTS: &str = "manifests/";
 /// The folder of all snapshot files there.
@@ -17,9 +19,48 @@ pub fn object_key(node: NodeId, file: &str) -> String {
     format!("{OBJECTS}node-{node}/{file}")
 }
 
+/// Whether an object of this key can be a snapshot file.
+pub(super) fn is_object_key(key: &str) -> bool {
+    let parts = key
+        .strip_prefix(OBJECTS)
+        .and_then(|rest| rest.split_once('/'));
+    let Some((folder, file)) = parts else {
+        return false;
+    };
+    let is_node = |text: &str| text.parse::<u32>().is_ok();
+    folder.strip_prefix("node-").is_some_and(is_node)
+        && !file.contains('/')
+        && file
+            .rsplit_once('.')
+            .is_some_and(|(_, extension)| extension == EXTENSION)
+}
+
 /// A name that no file has had yet: that of a delta, or of a full file of `range`.
 pub(super) fn file_name(disk_id: Incarnation, lsn_to: Lsn, range: Option<RangeId>) -> String {
     let unique = random::u64() as u32;
     let kind = range.map_or_else(|| "delta".to_owned(), |range| format!("full-{range}"));
-    format!("{disk_id}-{:020}-{unique:08x}-{kind}.keydb", lsn_to.0)
+    format!("{disk_id}-{:020}-{unique:08x}-{kind}.{EXTENSION}", lsn_to.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_keys_of_snapshot_files_are_told_from_others() {
+        let disk_id = Incarnation::from_bytes([7; 16]);
+        for range in [None, Some(RangeId(127))] {
+            let name = file_name(disk_id, Lsn(u64::MAX), range);
+            assert!(is_object_key(&object_key(NodeId(12), &name)), "{name}");
+        }
+        for key in [
+            "snapshots/notes.keydb",
+            "snapshots/node-x/a.keydb",
+            "snapshots/node-1/a/b.keydb",
+            "snapshots/node-1/a.txt",
+            "manifests/node-1.json",
+        ] {
+            assert!(!is_object_key(key), "{key}");
+        }
+    }
 }

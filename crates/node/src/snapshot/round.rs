@@ -2,26 +2,27 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
 use keydb_core::{
     AnswerEntry, AnswersFile, Lsn, Manifest, ManifestFile, ManifestRange, OperationId, RangeId,
-    SnapshotKind,
 };
 use tokio::runtime::Handle;
 use tracing::{info, warn};
 
 use super::{
-    CLEAN, RETRY_MAX, RETRY_MIN, Shared, file_path,
-    make::{self, Pace},
-    save,
+    RETRY_MAX, RETRY_MIN, Shared,
+    backlog::Backlog,
+    changes::Changes,
+    choice::{self, Candidate},
+    local,
+    make::{self, Unpublished},
+    pace::Pace,
 };
 use crate::{
     data_dir,
-    journal::Recent,
     node::Standing,
     table::{OwnedRange, Table},
 };
@@ -35,41 +36,30 @@ const JOURNAL_BYTES_MIN: u64 = 256 << 20;
 /// So few entries always go to a delta, whatever there is besides.
 const DELTA_ENTRIES_MIN: u64 = 200_000;
 
-/// A range's deltas may have this many entries more than its base before a full file replaces them.
-const DELTA_ENTRIES_FREE: u64 = 4096;
-
-/// With more deltas than this, the ranges with the oldest bases get full files.
-const DELTAS_MAX: usize = 64;
+/// After full files of so many bytes the manifest names them, so that those that they replace can go.
+const UNNAMED_BYTES_MAX: u64 = 64 << 20;
 
 /// Makes rounds until the node closes.
 pub(super) fn run(shared: &Shared, runtime: &Handle) {
-    let mut maker = Maker {
-        shared,
-        runtime,
-        delta_entries: BTreeMap::new(),
-        retry_after: RETRY_MIN,
-    };
-    maker.learn_deltas();
+    let mut maker = Maker::new(shared, runtime);
+    let interval = shared.node.config.snapshot_interval;
     let mut last_round = Instant::now();
-    let mut wait_max = shared.node.config.snapshot_interval;
-    loop {
-        let Some(due) = maker.wait(last_round, wait_max) else {
-            return;
-        };
+    let mut wait_max = interval;
+    while let Some(due) = maker.wait(last_round, wait_max) {
         last_round = Instant::now();
         match maker.round(&due) {
             Ok(()) => {
                 maker.retry_after = RETRY_MIN;
-                wait_max = shared.node.config.snapshot_interval;
+                wait_max = interval;
                 shared.node.warn_of("snapshots", None);
             }
             Err(reason) => {
-                shared.node.warn_of(
-                    "snapshots",
-                    Some(format!("no snapshot could be made, trying again: {reason}")),
-                );
+                // The node asks for it again, in the next round.
+                shared.state().full |= due.full;
+                let text = format!("no snapshot could be made, trying again: {reason}");
+                shared.node.warn_of("snapshots", Some(text));
                 shared.failed(reason);
-                wait_max = maker.retry_after.min(shared.node.config.snapshot_interval);
+                wait_max = maker.retry_after.min(interval);
                 maker.retry_after = (maker.retry_after * 2).min(RETRY_MAX);
             }
         }
@@ -91,28 +81,52 @@ struct Due {
 struct Maker<'a> {
     shared: &'a Shared,
     runtime: &'a Handle,
-    /// How many entries the deltas behind a range's base have.
+    /// What the local files are to be. Those on the disk may be behind it, when it could not be saved.
+    manifest: Manifest,
+    is_saved: bool,
+    /// The files in the data directory, named or not.
+    on_disk: BTreeSet<String>,
+    /// What is in none of them.
+    backlog: Backlog,
+    /// How many entries the deltas on top of a range's base have.
     delta_entries: BTreeMap<RangeId, u64>,
     retry_after: Duration,
 }
 
-impl Maker<'_> {
+impl<'a> Maker<'a> {
+    fn new(shared: &'a Shared, runtime: &'a Handle) -> Self {
+        let manifest = Manifest::clone(&shared.state().manifest);
+        let (_, recent_bytes_max) = shared.journal.recent_bytes();
+        Self {
+            shared,
+            runtime,
+            is_saved: true,
+            on_disk: manifest
+                .files
+                .iter()
+                .map(|file| file.name.clone())
+                .collect(),
+            backlog: Backlog::new(manifest.lsn, recent_bytes_max),
+            delta_entries: estimate_delta_entries(&manifest),
+            retry_after: RETRY_MIN,
+            manifest,
+        }
+    }
+
     /// Waits until a round is due; `None` when there is to be none any more.
-    fn wait(&self, last_round: Instant, wait_max: Duration) -> Option<Due> {
-        let mut served = self.shared.progress.borrow().made;
-        let mut state = self.shared.state();
+    fn wait(&mut self, last_round: Instant, wait_max: Duration) -> Option<Due> {
+        let failed_lately = wait_max < self.shared.node.config.snapshot_interval;
         loop {
+            self.remove_superseded();
+            let served = self.shared.progress.borrow().made;
+            let is_early = !failed_lately && self.is_early();
+            let mut state = self.shared.state();
             if state.abandoned {
                 return None;
             }
-            let failed_lately = wait_max < self.shared.node.config.snapshot_interval;
-            let asked = state.requested > served && !failed_lately;
             let elapsed = last_round.elapsed();
-            if asked
-                || state.closing
-                || elapsed >= wait_max
-                || (!failed_lately && self.is_early(&state.manifest))
-            {
+            let is_asked = !failed_lately && state.requested > served;
+            if is_asked || is_early || state.closing || elapsed >= wait_max {
                 return Some(Due {
                     ticket: state.requested,
                     full: std::mem::take(&mut state.full),
@@ -120,22 +134,22 @@ impl Maker<'_> {
                 });
             }
             let patience = LOOK_INTERVAL.min(wait_max.saturating_sub(elapsed));
-            state = self
-                .shared
-                .work
-                .wait_timeout(state, patience)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-            served = self.shared.progress.borrow().made;
+            // Whatever it was woken for, it looks at everything again.
+            drop(
+                self.shared
+                    .work
+                    .wait_timeout(state, patience)
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
         }
     }
 
     /// Whether a round is worth its while before its time.
-    fn is_early(&self, manifest: &Manifest) -> bool {
+    fn is_early(&self) -> bool {
         let journal = &self.shared.journal;
-        let file_bytes: u64 = manifest.files.iter().map(|file| file.size_bytes).sum();
+        let file_bytes: u64 = self.manifest.files.iter().map(|file| file.size_bytes).sum();
         if journal.bytes() > JOURNAL_BYTES_MIN.max(file_bytes / 2)
-            && journal.committed() > manifest.lsn
+            && journal.committed() > self.manifest.lsn
         {
             return true;
         }
@@ -155,69 +169,47 @@ impl Maker<'_> {
         let Standing::Serving(table) = &*standing else {
             return Err("the node does not serve".to_owned());
         };
-        let mut manifest = Manifest::clone(&self.shared.state().manifest);
-        manifest.lineage = table.in_force.map.lineage;
-        self.take_over_ranges(table, &mut manifest);
-        let mut pace = Pace::new(due.closing);
+        self.take_over_ranges(table);
+        let mut pace = Pace::new(self.shared);
 
+        // What was acknowledged before this time was committed before, so it is at or before `to`.
         let complete_to_ms = self.shared.node.clock.now();
-        let mut to = self.shared.journal.appended();
+        let to = self.shared.journal.appended();
         self.committed(to)?;
-        let records = match self.shared.journal.take_recent(to) {
-            Recent::Records { from, records, .. } if from == manifest.lsn => Some(records),
-            Recent::Records { .. } => None,
-            Recent::Gap { to: behind, .. } => {
-                to = to.max(behind);
-                None
-            }
-        };
-        self.committed(to)?;
-        let entries = match records {
-            Some(records) => Some(make::entries_of(records, self.shared.data_dir.disk_id())?),
-            None => None,
-        };
-        let keys = self.key_count();
-        let entries = entries.filter(|entries| {
-            let count = entries.len() as u64;
-            !due.full && (count <= DELTA_ENTRIES_MIN || count < keys / 2)
-        });
-        let is_delta = entries.is_some();
-        if let Some(entries) = entries {
-            self.delta(table, &mut manifest, &entries, to, &mut pace)?;
-            manifest.lsn = to;
-            manifest.complete_to_ms = complete_to_ms;
-            self.put_to_use(&mut manifest)?;
+        self.backlog.add(self.shared.journal.take_recent(to));
+        let to = to.max(self.backlog.to());
+        // A journal has what files lack, so a node that stops does not wait for full ones.
+        let only_delta = due.closing && self.shared.journal.is_synced();
+        self.delta(table, due.full && !only_delta, &mut pace)?;
+        if !only_delta {
+            self.fulls(table, &mut pace)?;
         }
-        let fulls: Vec<Arc<OwnedRange>> = table
-            .ranges()
-            .iter()
-            .filter(|range| range.is_ready() && (!is_delta || self.needs_full(&manifest, range)))
-            .cloned()
-            .collect();
-        for range in &fulls {
-            self.full(table, &mut manifest, range, &mut pace)?;
+        let is_complete = self.backlog.lost().is_none();
+        if is_complete {
+            self.manifest.lsn = to;
+            self.manifest.complete_to_ms = complete_to_ms;
         }
-        if !is_delta {
-            // Every range that can be written to has a full file that was begun behind `to`.
-            manifest.lsn = to;
-            manifest.complete_to_ms = complete_to_ms;
-            self.put_to_use(&mut manifest)?;
-        }
-        self.keep_answers(to)?;
-        self.shared.journal.cut(to);
+        self.put_to_use()?;
+        self.keep_answers(self.manifest.lsn)?;
+        self.shared.journal.cut(self.manifest.lsn);
         if due.closing {
-            let path = self.shared.data_dir.root().join(CLEAN);
-            data_dir::replace(&path, format!("{to}\n").as_bytes())
+            local::set_clean_flag(&self.shared.data_dir, self.manifest.lsn)
                 .map_err(|error| error.to_string())?;
         }
-        self.shared
-            .progress
-            .send_modify(|progress| progress.made = due.ticket);
+        self.shared.progress.send_modify(|progress| {
+            progress.rounds += 1;
+            progress.closed = due.closing;
+            if is_complete {
+                progress.made = due.ticket;
+            }
+        });
         Ok(())
     }
 
     /// Has the manifest name the ranges that the node owns. Those that are closed stay as they are named.
-    fn take_over_ranges(&self, table: &Table, manifest: &mut Manifest) {
+    fn take_over_ranges(&mut self, table: &Table) {
+        let manifest = &mut self.manifest;
+        manifest.lineage = table.in_force.map.lineage;
         for range in table.ranges() {
             if manifest.range(range.id).is_none() {
                 manifest.ranges.push(ManifestRange {
@@ -233,105 +225,144 @@ impl Maker<'_> {
         manifest.ranges.sort_by_key(|range| range.id);
     }
 
-    fn delta(
-        &mut self,
-        table: &Table,
-        manifest: &mut Manifest,
-        entries: &[keydb_core::Entry],
-        to: Lsn,
-        pace: &mut Pace,
-    ) -> Result<(), String> {
-        if entries.is_empty() {
+    /// Writes the backlog's records as a delta, unless full files of everything are called for.
+    fn delta(&mut self, table: &Table, full: bool, pace: &mut Pace<'_>) -> Result<(), String> {
+        let disk_id = self.shared.data_dir.disk_id();
+        let read = Changes::read(self.backlog.records(), disk_id, table, pace);
+        let mut changes = match read {
+            Ok(changes) => changes,
+            Err(reason) => {
+                // Full files do not need them.
+                self.backlog.lose();
+                return Err(reason);
+            }
+        };
+        let count = changes.len() as u64;
+        if full || (count > DELTA_ENTRIES_MIN && count >= self.key_count() / 2) {
+            self.backlog.lose();
             return Ok(());
         }
-        let file = make::delta(self.shared, table, entries, (manifest.lsn, to), pace)?.publish()?;
-        for range in table.ranges() {
-            // Near enough: fingerprints are spread evenly.
-            let share = entries.len() as u64 / table.ranges().len() as u64 + 1;
-            *self.delta_entries.entry(range.id).or_default() += share;
+        if !changes.is_empty() {
+            let lsns = (self.backlog.from(), self.backlog.to());
+            let made = make::delta(self.shared, table, &mut changes, lsns, pace)?;
+            let file = self.publish(made)?;
+            for (index, range) in table.ranges().iter().enumerate() {
+                let entries = self.delta_entries.entry(range.id).or_default();
+                *entries += changes.len_of(index) as u64;
+            }
+            info!(node = %self.shared.node.config.id, name = file.name, entries = file.entries, bytes = file.size_bytes, "made a delta snapshot");
+            self.manifest.files.push(file);
         }
-        info!(node = %self.shared.node.config.id, name = file.name, entries = file.entries, bytes = file.size_bytes, "made a delta snapshot");
-        manifest.files.push(file);
+        self.backlog.written();
+        Ok(())
+    }
+
+    /// Makes full files of the ranges that need them.
+    fn fulls(&mut self, table: &Table, pace: &mut Pace<'_>) -> Result<(), String> {
+        // A range that is loading or closed is not changed, and must not be taken for what its files are.
+        let ready: Vec<&Arc<OwnedRange>> = table
+            .ranges()
+            .iter()
+            .filter(|range| range.is_ready())
+            .collect();
+        let candidates: Vec<Candidate> = ready
+            .iter()
+            .map(|range| Candidate {
+                id: range.id,
+                delta_entries: self.delta_entries.get(&range.id).copied().unwrap_or(0),
+            })
+            .collect();
+        let chosen = choice::fulls(&self.manifest, &candidates, self.backlog.lost());
+        let (mut unnamed_bytes, mut bytes, started) = (0, 0, Instant::now());
+        for range in ready.iter().filter(|range| chosen.contains(&range.id)) {
+            let size_bytes = self.full(table, range, pace)?;
+            bytes += size_bytes;
+            unnamed_bytes += size_bytes;
+            if unnamed_bytes > UNNAMED_BYTES_MAX {
+                self.put_to_use()?;
+                unnamed_bytes = 0;
+            }
+        }
+        if !chosen.is_empty() {
+            info!(node = %self.shared.node.config.id, ranges = chosen.len(), bytes, ms = started.elapsed().as_millis() as u64, "made full snapshots");
+        }
+        self.backlog.recovered();
         Ok(())
     }
 
     fn full(
         &mut self,
         table: &Table,
-        manifest: &mut Manifest,
         range: &OwnedRange,
-        pace: &mut Pace,
-    ) -> Result<(), String> {
+        pace: &mut Pace<'_>,
+    ) -> Result<u64, String> {
         let to = self.shared.journal.appended();
-        let file = make::full(self.shared, table, range, to, pace)?;
-        // It may have keys that were written while it was made.
-        self.committed(self.shared.journal.appended())?;
-        let file = file.publish()?;
-        let Some(entry) = manifest
+        let made = make::full(self.shared, table, range, to, pace)?;
+        // It may have keys that were stored while it was made, under LSNs that may not even be appended yet.
+        self.committed(self.shared.journal.taken())?;
+        let file = self.publish(made)?;
+        let size_bytes = file.size_bytes;
+        let entry = self
+            .manifest
             .ranges
             .iter_mut()
             .find(|entry| entry.id == range.id)
-        else {
-            return Ok(());
-        };
+            .expect("the ranges were taken over");
         entry.base = Some(file.name.clone());
         entry.generation = range.generation;
-        manifest.files.push(file);
+        self.manifest.files.push(file);
         self.delta_entries.remove(&range.id);
-        self.put_to_use(manifest)
+        Ok(size_bytes)
     }
 
-    /// Makes `manifest` the local one, and removes the files that it does not need.
-    fn put_to_use(&self, manifest: &mut Manifest) -> Result<(), String> {
-        manifest.drop_unneeded_files();
-        manifest.write_nonce = OperationId::random();
-        save(&self.shared.data_dir, manifest).map_err(|error| error.to_string())?;
-        let before = {
-            let mut state = self.shared.state();
-            std::mem::replace(&mut state.manifest, Arc::new(manifest.clone()))
-        };
-        let kept: BTreeSet<&str> = manifest.files.iter().map(|file| &*file.name).collect();
-        let unneeded = before
-            .files
-            .iter()
-            .filter(|file| !kept.contains(&*file.name));
-        for file in unneeded {
-            // Should it stay, the next start removes it.
-            if let Err(error) = fs::remove_file(file_path(&self.shared.data_dir, &file.name)) {
-                warn!(name = file.name, "cannot remove a snapshot file: {error}");
-            }
+    fn publish(&mut self, made: Unpublished) -> Result<ManifestFile, String> {
+        let file = made.publish()?;
+        self.on_disk.insert(file.name.clone());
+        self.is_saved = false;
+        Ok(file)
+    }
+
+    /// Makes the manifest the local one, and removes the files that it does not need.
+    fn put_to_use(&mut self) -> Result<(), String> {
+        let data_dir = &self.shared.data_dir;
+        self.manifest.drop_unneeded_files();
+        self.manifest.write_nonce = OperationId::random();
+        if !self.is_saved {
+            local::sync_files(data_dir).map_err(|error| error.to_string())?;
         }
+        self.is_saved = false;
+        local::save(data_dir, &self.manifest).map_err(|error| error.to_string())?;
+        self.is_saved = true;
+        self.shared.state().manifest = Arc::new(self.manifest.clone());
+        self.remove_superseded();
         Ok(())
     }
 
-    fn needs_full(&self, manifest: &Manifest, range: &OwnedRange) -> bool {
-        let Some(entry) = manifest.range(range.id) else {
-            return true;
-        };
-        let (base, deltas) = manifest.parts(entry);
-        let base_entries = base.map_or(0, |base| base.entries);
-        let behind = self.delta_entries.get(&range.id).copied().unwrap_or(0);
-        behind > base_entries + DELTA_ENTRIES_FREE || deltas.count() > DELTAS_MAX
-    }
-
-    /// After a start: how many entries the deltas have, near enough.
-    fn learn_deltas(&mut self) {
-        let manifest = Arc::clone(&self.shared.state().manifest);
-        for range in &manifest.ranges {
-            let (_, deltas) = manifest.parts(range);
-            let entries: u64 = deltas.map(|delta: &ManifestFile| delta.entries).sum();
-            let share = entries / manifest.ranges.len() as u64;
-            self.delta_entries.insert(range.id, share);
+    /// Removes the files that neither the manifest nor an upload needs any more.
+    fn remove_superseded(&mut self) {
+        if !self.is_saved || self.on_disk.len() == self.manifest.files.len() {
+            return;
         }
-        debug_assert!(
-            manifest
-                .files
-                .iter()
-                .all(|file| matches!(file.kind, SnapshotKind::Full | SnapshotKind::Delta))
-        );
+        let uploading = self.shared.state().uploading.clone();
+        let superseded: Vec<String> = self
+            .on_disk
+            .iter()
+            .filter(|name| {
+                self.manifest.file(name).is_none()
+                    && uploading.as_ref().is_none_or(|it| it.file(name).is_none())
+            })
+            .cloned()
+            .collect();
+        for name in superseded {
+            if let Err(error) = local::remove_file(&self.shared.data_dir, &name) {
+                // The next start removes it.
+                warn!(node = %self.shared.node.config.id, "a snapshot file that is not needed stays: {error}");
+            }
+            self.on_disk.remove(&name);
+        }
     }
 
-    /// Writes the remembered answers, whose journal records may be cut next.
+    /// Writes the remembered answers, whose journal records are cut next.
     fn keep_answers(&self, to: Lsn) -> Result<(), String> {
         let node = &self.shared.node;
         let entries = node.answers.entries();
@@ -339,7 +370,7 @@ impl Maker<'_> {
         // An answer whose keys a crash forgets must not be remembered.
         self.committed(newest.unwrap_or_default())?;
         let file = AnswersFile {
-            cluster_id: self.shared.state().manifest.cluster_id,
+            cluster_id: self.manifest.cluster_id,
             disk_id: self.shared.data_dir.disk_id(),
             lsn: to,
             entries: entries
@@ -361,4 +392,15 @@ impl Maker<'_> {
             .block_on(self.shared.journal.wait_committed(lsn))
             .map_err(|error| error.to_string())
     }
+}
+
+/// After a start: how many entries the deltas of each range have, near enough, as fingerprints are spread evenly.
+fn estimate_delta_entries(manifest: &Manifest) -> BTreeMap<RangeId, u64> {
+    let range_count = manifest.ranges.len() as u64;
+    let estimate = |range: &ManifestRange| {
+        let (_, deltas) = manifest.parts(range);
+        let entries: u64 = deltas.map(|delta| delta.entries).sum();
+        (range.id, entries / range_count)
+    };
+    manifest.ranges.iter().map(estimate).collect()
 }

@@ -1,66 +1,68 @@
 //! Uploading: what the local manifest names, and then the manifest itself.
+//!
+//! An upload goes by the remote manifest that is there. What that names is there as well; garbage collection leaves it alone. Other
+//! files are uploaded, and the new manifest takes the place of exactly the one that was read. So whatever happened in between, be
+//! it another writer or an own write that was thought to have failed, is seen, and gone by in the next attempt.
+//!
+//! **Another disk's manifest** is replaced only where the cluster map, read after it, says that this disk is the node's: after a
+//! recovery. The disk that was given up finds the other one in the map, and leaves the manifest alone.
 
-use std::{
-    collections::{HashMap, HashSet},
-    io::ErrorKind,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, io::ErrorKind, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use keydb_core::{Manifest, ManifestFile, OperationId};
-use keydb_storage::{Put, StorageErrorKind};
-use tokio::time::{Instant, sleep, timeout};
+use futures_util::{StreamExt, stream};
+use keydb_core::{Lsn, Manifest, ManifestFile};
+use keydb_storage::{MapStore, Put, StorageErrorKind, Version};
+use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::{
-    RETRY_MAX, RETRY_MIN, Shared, collect_garbage, file_path, manifest_key, object_key, reach,
+    RETRY_MAX, RETRY_MIN, Reach, Shared, garbage::GARBAGE_AGE, local::file_path, manifest_key,
+    object_key, reach,
 };
 
-/// An object that no manifest names yet is looked for again after this time: garbage collection may have taken it.
-const DOUBT_AFTER: Duration = Duration::from_secs(600);
+/// How often in a row a manifest is written anew after somebody else's write, or after one of unknown outcome.
+const ATTEMPTS_MAX: u32 = 3;
 
-/// Objects that no manifest names are removed when they are this old.
-pub(super) const GARBAGE_AGE: Duration = Duration::from_secs(3600);
-const GARBAGE_INTERVAL: Duration = Duration::from_secs(3600);
-/// Node 0 collects it.
-const COLLECTOR: u32 = 0;
+/// So many small files are uploaded at the same time: where each call takes seconds, one after the other would take too long.
+const UPLOADS_AT_ONCE: usize = 4;
+/// Larger ones are uploaded one by one: each may take a few buffers.
+const SMALL_BYTES_MAX: u64 = 8 << 20;
+
+/// An object that no manifest names is looked for again after this time: garbage collection may have taken it.
+const DOUBT_AFTER: Duration = Duration::from_secs(600);
+const _: () = assert!(DOUBT_AFTER.as_secs() < GARBAGE_AGE.as_secs() / 2);
+
+/// Garbage collection that looked just before such an object was named has come to an end after this time.
+const SETTLED_AFTER: Duration = Duration::from_secs(300);
 
 /// Uploads until the node closes.
 pub(super) async fn run(shared: Arc<Shared>) {
-    let mut uploader = Uploader {
-        shared,
-        uploaded: HashMap::new(),
-        published: HashSet::new(),
-        published_nonce: None,
-        learned: false,
-        failing: false,
-    };
-    let mut progress = uploader.shared.progress.subscribe();
+    let mut progress = shared.progress.subscribe();
+    let mut uploader = Uploader::new(shared);
     let mut retry_after = RETRY_MIN;
-    let mut next_collection = Instant::now() + GARBAGE_INTERVAL;
     loop {
-        let made = progress.borrow_and_update().made;
+        let (rounds, made) = {
+            let now = progress.borrow_and_update();
+            (now.rounds, now.made)
+        };
         match uploader.upload().await {
             Ok(manifest) => {
                 uploader.works(&manifest, made);
                 retry_after = RETRY_MIN;
+                // Its own progress wakes it as well; what counts is whether a round was made.
+                if progress.wait_for(|now| now.rounds > rounds).await.is_err() {
+                    return;
+                }
             }
             Err(reason) => {
                 uploader.fails(reason);
-                sleep(retry_after).await;
+                // Somebody who asks for a snapshot gets to know at once whether it still fails.
+                tokio::select! {
+                    () = sleep(retry_after) => {}
+                    _ = progress.wait_for(|now| now.made > made) => {}
+                }
                 retry_after = (retry_after * 2).min(RETRY_MAX);
-                continue;
-            }
-        }
-        if Instant::now() >= next_collection {
-            next_collection = Instant::now() + GARBAGE_INTERVAL;
-            uploader.collect().await;
-        }
-        // Woken by every change, also by its own; what counts is whether a round was made.
-        while progress.borrow_and_update().made == made {
-            if progress.changed().await.is_err() {
-                return;
             }
         }
     }
@@ -68,169 +70,210 @@ pub(super) async fn run(shared: Arc<Shared>) {
 
 struct Uploader {
     shared: Arc<Shared>,
-    /// The files that are in object storage, and since when that is known.
-    uploaded: HashMap<String, Instant>,
-    /// Those that the published manifest names.
-    published: HashSet<String>,
-    published_nonce: Option<OperationId>,
-    /// Whether it is known what was published before this start.
-    learned: bool,
-    failing: bool,
+    maps: MapStore,
+    /// When the files that no remote manifest named yet were uploaded; `None`: they were found there.
+    uploaded: HashMap<String, Option<Instant>>,
+    /// Files that were named long after they were uploaded, and when.
+    named_late: Vec<(ManifestFile, Instant)>,
+}
+
+/// The manifest in object storage, and what it was.
+type Remote = Option<(Manifest, Version)>;
+
+/// Keeps the files of a manifest on the disk.
+struct Pinned<'a> {
+    shared: &'a Shared,
+    manifest: Arc<Manifest>,
+}
+
+impl<'a> Pinned<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        let mut state = shared.state();
+        let manifest = Arc::clone(&state.manifest);
+        state.uploading = Some(Arc::clone(&manifest));
+        Self { shared, manifest }
+    }
+}
+
+impl Drop for Pinned<'_> {
+    fn drop(&mut self) {
+        self.shared.state().uploading = None;
+    }
 }
 
 impl Uploader {
-    /// Uploads what is missing, and publishes the manifest. Returns it.
-    async fn upload(&mut self) -> Result<Arc<Manifest>, String> {
-        self.learn().await?;
-        loop {
-            let manifest = Arc::clone(&self.shared.state().manifest);
-            if self.published_nonce == Some(manifest.write_nonce) {
-                return Ok(manifest);
-            }
-            if self.files(&manifest).await? && self.publish(&manifest).await? {
-                self.published = manifest
-                    .files
-                    .iter()
-                    .map(|file| file.name.clone())
-                    .collect();
-                self.uploaded
-                    .retain(|name, _| self.published.contains(name));
-                self.published_nonce = Some(manifest.write_nonce);
-                return Ok(manifest);
-            }
-            // The local manifest has changed in the meantime, or the remote one has.
+    fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            maps: MapStore::new(Arc::clone(&shared.storage)),
+            shared,
+            uploaded: HashMap::new(),
+            named_late: Vec::new(),
         }
     }
 
-    /// What the remote manifest names needs no upload.
-    async fn learn(&mut self) -> Result<(), String> {
-        if self.learned {
+    /// Uploads what is missing, and publishes the manifest. Returns it.
+    async fn upload(&mut self) -> Result<Arc<Manifest>, String> {
+        let shared = Arc::clone(&self.shared);
+        let pinned = Pinned::new(&shared);
+        let manifest = &pinned.manifest;
+        let mut obstacle = String::new();
+        for _ in 0..ATTEMPTS_MAX {
+            let remote = self.read_remote(manifest).await?;
+            if let Some((current, _)) = &remote
+                && current.write_nonce == manifest.write_nonce
+            {
+                return Ok(Arc::clone(manifest));
+            }
+            self.check_owner(remote.as_ref().map(|(current, _)| current), manifest)
+                .await?;
+            self.files(manifest, remote.as_ref().map(|(current, _)| current))
+                .await?;
+            match self.publish(manifest, remote).await {
+                Ok(Put::Done(_)) => {
+                    self.settle(manifest);
+                    return Ok(Arc::clone(manifest));
+                }
+                Ok(Put::Conflict) => {
+                    obstacle = format!(
+                        "object {:?} is written by others again and again",
+                        manifest_key(manifest.node)
+                    );
+                }
+                // Whether it was written, the next look at it tells.
+                Err(error) if error.kind() == StorageErrorKind::OutcomeUnknown => {
+                    obstacle = error.to_string();
+                }
+                Err(error) => return Err(error.to_string()),
+            }
+        }
+        Err(obstacle)
+    }
+
+    async fn read_remote(&self, manifest: &Manifest) -> Result<Remote, String> {
+        let key = manifest_key(manifest.node);
+        let object = self.shared.storage.get(&key).await;
+        let Some(object) = object.map_err(|error| error.to_string())? else {
+            return Ok(None);
+        };
+        let current = Manifest::from_json(&object.bytes)
+            .map_err(|error| format!("object {key:?}: {error}"))?;
+        if current.cluster_id != manifest.cluster_id || current.node != manifest.node {
+            return Err(format!(
+                "object {key:?} belongs to node {} of cluster {}",
+                current.node, current.cluster_id
+            ));
+        }
+        self.shared
+            .progress
+            .send_modify(|progress| progress.uploaded_reach = reach_of(&current, manifest));
+        Ok(Some((current, object.version)))
+    }
+
+    /// Whether `current` is this disk's to replace.
+    async fn check_owner(
+        &self,
+        current: Option<&Manifest>,
+        manifest: &Manifest,
+    ) -> Result<(), String> {
+        let Some(current) = current else {
+            return Ok(());
+        };
+        let key = manifest_key(manifest.node);
+        if current.disk_id == manifest.disk_id {
+            if current.lsn > manifest.lsn {
+                return Err(format!(
+                    "object {key:?} reaches LSN {}, and this disk's own files only {}: another process writes it",
+                    current.lsn, manifest.lsn
+                ));
+            }
             return Ok(());
         }
-        let key = manifest_key(self.shared.node.config.id);
-        let object = self.shared.storage.get(&key).await;
-        if let Some(object) = object.map_err(|error| error.to_string())? {
-            let manifest = Manifest::from_json(&object.bytes)
-                .map_err(|error| format!("object {key:?}: {error}"))?;
-            let names = manifest.files.iter().map(|file| file.name.clone());
-            self.published = names.collect();
-            self.shared
-                .progress
-                .send_modify(|progress| progress.uploaded_reach = reach(&manifest));
+        let map = self.maps.load().await.map_err(|error| error.to_string())?;
+        let named = map.and_then(|map| map.node(manifest.node).and_then(|node| node.disk_id));
+        if named == Some(manifest.disk_id) {
+            return Ok(());
         }
-        self.learned = true;
+        Err(format!(
+            "object {key:?} was written by disk {}, and this disk, {}, is not node {} in the cluster map any more: it was replaced",
+            current.disk_id, manifest.disk_id, manifest.node
+        ))
+    }
+
+    /// Sees to it that every file of `manifest` that `current` does not name is there.
+    async fn files(
+        &mut self,
+        manifest: &Manifest,
+        current: Option<&Manifest>,
+    ) -> Result<(), String> {
+        self.look_again(manifest).await?;
+        let is_named =
+            |file: &ManifestFile| current.is_some_and(|it| it.file(&file.name).is_some());
+        let mut missing: Vec<(ManifestFile, Doubt)> = Vec::new();
+        for file in manifest.files.iter().filter(|file| !is_named(file)) {
+            match self.uploaded.get(&file.name) {
+                Some(since) if !is_doubtful(*since) => {}
+                Some(_) => missing.push((file.clone(), Doubt::MayBeGone)),
+                None => missing.push((file.clone(), Doubt::None)),
+            }
+        }
+        let (small, large): (Vec<_>, Vec<_>) = missing
+            .into_iter()
+            .partition(|(file, _)| file.size_bytes <= SMALL_BYTES_MAX);
+        for (files, at_once) in [(small, UPLOADS_AT_ONCE), (large, 1)] {
+            let shared = &self.shared;
+            let mut uploads = stream::iter(files)
+                .map(|(file, doubt)| bring(Arc::clone(shared), file, doubt))
+                .buffer_unordered(at_once);
+            while let Some(brought) = uploads.next().await {
+                if let Some((name, is_new)) = brought? {
+                    self.uploaded.insert(name, is_new.then(Instant::now));
+                }
+            }
+        }
         Ok(())
     }
 
-    /// Uploads the files that are not there; false when one is not needed any more.
-    async fn files(&mut self, manifest: &Manifest) -> Result<bool, String> {
-        for file in &manifest.files {
-            if self.published.contains(&file.name) {
-                continue;
-            }
-            let known = self.uploaded.get(&file.name);
-            let there = match known {
-                Some(since) if since.elapsed() < DOUBT_AFTER => true,
-                Some(_) => self.is_there(file).await?,
-                None => false,
-            };
-            if !there && !self.file(file).await? {
-                return Ok(false);
-            }
+    /// Uploads again what was named so late that garbage collection has still removed it.
+    async fn look_again(&mut self, manifest: &Manifest) -> Result<(), String> {
+        self.named_late
+            .retain(|(file, _)| manifest.file(&file.name).is_some());
+        // The earliest first.
+        while let Some((file, named)) = self.named_late.first()
+            && named.elapsed() >= SETTLED_AFTER
+        {
+            bring(Arc::clone(&self.shared), file.clone(), Doubt::MayBeGone).await?;
+            self.named_late.remove(0);
         }
-        Ok(true)
+        Ok(())
     }
 
-    async fn is_there(&self, file: &ManifestFile) -> Result<bool, String> {
-        let key = object_key(self.shared.node.config.id, &file.name);
-        let info = self.shared.storage.head(&key).await;
-        let info = info.map_err(|error| error.to_string())?;
-        Ok(info.is_some_and(|info| info.size_bytes == file.size_bytes))
-    }
-
-    /// Uploads one file; false when it is not here any more.
-    async fn file(&mut self, file: &ManifestFile) -> Result<bool, String> {
-        let key = object_key(self.shared.node.config.id, &file.name);
-        let path = file_path(&self.shared.data_dir, &file.name);
-        match tokio::fs::metadata(&path).await {
-            Ok(_) => {}
-            // It was replaced, or it lies in object storage only, where an earlier disk of this node put it.
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let there = self.is_there(file).await?;
-                if there {
-                    self.uploaded.insert(file.name.clone(), Instant::now());
-                }
-                return Ok(there);
-            }
-            Err(error) => return Err(format!("cannot read {}: {error}", path.display())),
-        }
-        let put = self.shared.storage.put_file(&key, &path).await;
-        let written = match put {
-            Ok(Put::Done(_)) => true,
-            // The name is this file's alone, so an earlier attempt has got through.
-            Ok(Put::Conflict) if self.is_there(file).await? => false,
-            Ok(Put::Conflict) => {
-                return Err(format!(
-                    "object {key:?} exists with another size than that of the file"
-                ));
-            }
-            Err(_) if !path.exists() => return Ok(false),
-            Err(error) => return Err(error.to_string()),
-        };
-        self.uploaded.insert(file.name.clone(), Instant::now());
-        if written {
-            let size_bytes = file.size_bytes;
-            self.shared.progress.send_modify(|progress| {
-                progress.objects += 1;
-                progress.object_bytes += size_bytes;
-            });
-        }
-        Ok(true)
-    }
-
-    /// Makes `manifest` the remote one; false when it has to be tried anew.
-    async fn publish(&self, manifest: &Manifest) -> Result<bool, String> {
+    async fn publish(
+        &self,
+        manifest: &Manifest,
+        remote: Remote,
+    ) -> Result<Put, keydb_storage::StorageError> {
         let storage = &self.shared.storage;
         let key = manifest_key(manifest.node);
-        let text = |error: keydb_storage::StorageError| error.to_string();
         let json = Bytes::from(manifest.to_json());
-        let put = match storage.get(&key).await.map_err(text)? {
+        match remote {
             None => storage.put_if_absent(&key, json).await,
-            Some(object) => {
-                let current = Manifest::from_json(&object.bytes)
-                    .map_err(|error| format!("object {key:?}: {error}"))?;
-                if current.cluster_id != manifest.cluster_id {
-                    return Err(format!(
-                        "object {key:?} belongs to cluster {}",
-                        current.cluster_id
-                    ));
-                }
-                if current.write_nonce == manifest.write_nonce {
-                    return Ok(true);
-                }
-                if current.disk_id == manifest.disk_id && current.lsn > manifest.lsn {
-                    return Err(format!(
-                        "object {key:?} reaches LSN {}, and this disk's own files only {}: another process writes it",
-                        current.lsn, manifest.lsn
-                    ));
-                }
-                storage.put_if_match(&key, json, &object.version).await
-            }
-        };
-        match put {
-            Ok(Put::Done(_)) => Ok(true),
-            Ok(Put::Conflict) => Ok(false),
-            // Whether it was written, the next look at it tells.
-            Err(error) if error.kind() == StorageErrorKind::OutcomeUnknown => Ok(false),
-            Err(error) => Err(text(error)),
+            Some((_, version)) => storage.put_if_match(&key, json, &version).await,
         }
     }
 
-    fn works(&mut self, manifest: &Manifest, made: u64) {
-        if std::mem::replace(&mut self.failing, false) {
-            info!(node = %manifest.node, "object storage takes snapshots again");
-            self.shared.node.warn_of("upload", None);
+    /// `manifest` is published, so what it names is safe; but for what garbage collection may be removing right now.
+    fn settle(&mut self, manifest: &Manifest) {
+        for (name, since) in self.uploaded.drain() {
+            if let Some(file) = manifest.file(&name)
+                && is_doubtful(since)
+            {
+                self.named_late.push((file.clone(), Instant::now()));
+            }
         }
+    }
+
+    fn works(&self, manifest: &Manifest, made: u64) {
+        self.shared.node.warn_of("upload", None);
         let reach = reach(manifest);
         self.shared.progress.send_modify(|progress| {
             progress.uploaded = made;
@@ -238,33 +281,87 @@ impl Uploader {
         });
     }
 
-    fn fails(&mut self, reason: String) {
-        self.failing = true;
-        self.shared.node.warn_of(
-            "upload",
-            Some(format!(
-                "object storage does not take snapshots, trying again: {reason}"
-            )),
-        );
+    fn fails(&self, reason: String) {
+        let text = format!("object storage does not take snapshots, trying again: {reason}");
+        self.shared.node.warn_of("upload", Some(text));
         self.shared.failed(reason);
     }
+}
 
-    async fn collect(&self) {
-        if self.shared.node.config.id.0 != COLLECTOR {
-            return;
-        }
-        let collected = timeout(
-            GARBAGE_INTERVAL,
-            collect_garbage(&*self.shared.storage, GARBAGE_AGE, false),
-        );
-        match collected.await {
-            Ok(Ok(collected)) => info!(
-                objects = collected.removed.len(),
-                bytes = collected.removed_bytes,
-                "removed objects that no manifest names"
-            ),
-            Ok(Err(error)) => warn!("objects that no manifest names are not removed: {error}"),
-            Err(_) => warn!("removing objects that no manifest names took too long"),
-        }
+/// Whether an object that was uploaded then may have been removed.
+fn is_doubtful(uploaded: Option<Instant>) -> bool {
+    uploaded.is_none_or(|uploaded| uploaded.elapsed() >= DOUBT_AFTER)
+}
+
+/// How far object storage reaches with `current`, as this disk counts, whose own manifest is `own`.
+fn reach_of(current: &Manifest, own: &Manifest) -> Reach {
+    let lsn = if current.disk_id == own.disk_id {
+        current.lsn
+    } else {
+        Lsn::ZERO
+    };
+    Reach {
+        lsn,
+        complete_to: current.complete_to_ms,
     }
+}
+
+/// What is to be thought of an object that should be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Doubt {
+    /// It was not uploaded yet, as far as is known.
+    None,
+    /// It was, but it may have been removed since.
+    MayBeGone,
+}
+
+/// Sees to it that the object of `file` is there; its name, and whether it was uploaded now. `None` when it is nowhere.
+async fn bring(
+    shared: Arc<Shared>,
+    file: ManifestFile,
+    doubt: Doubt,
+) -> Result<Option<(String, bool)>, String> {
+    let key = object_key(shared.node.config.id, &file.name);
+    if doubt == Doubt::MayBeGone && is_there(&shared, &key, &file).await? {
+        return Ok(Some((file.name, false)));
+    }
+    let path = file_path(&shared.data_dir, &file.name);
+    match tokio::fs::metadata(&path).await {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            if is_there(&shared, &key, &file).await? {
+                return Ok(Some((file.name, false)));
+            }
+            // The ranges that need it are closed, and say so; the others' snapshots must go on.
+            warn!(
+                name = file.name,
+                "a snapshot file is neither on the disk nor in object storage"
+            );
+            return Ok(None);
+        }
+        Err(error) => return Err(format!("cannot read {}: {error}", path.display())),
+    }
+    match shared.storage.put_file(&key, &path).await {
+        Ok(Put::Done(_)) => {
+            info!(key, bytes = file.size_bytes, "uploaded a snapshot file");
+            shared.progress.send_modify(|progress| {
+                progress.objects += 1;
+                progress.object_bytes += file.size_bytes;
+            });
+            Ok(Some((file.name, true)))
+        }
+        // The name is this file's alone, so an earlier attempt has got through; when, nobody knows.
+        Ok(Put::Conflict) if is_there(&shared, &key, &file).await? => Ok(Some((file.name, false))),
+        Ok(Put::Conflict) => Err(format!(
+            "object {key:?} exists with another size than the file's, {} bytes",
+            file.size_bytes
+        )),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+async fn is_there(shared: &Shared, key: &str, file: &ManifestFile) -> Result<bool, String> {
+    let info = shared.storage.head(key).await;
+    let info = info.map_err(|error| error.to_string())?;
+    Ok(info.is_some_and(|info| info.size_bytes == file.size_bytes))
 }

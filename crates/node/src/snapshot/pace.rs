@@ -1,0 +1,48 @@
+//! How fast snapshots are made: slowly enough to leave the machine to requests.
+
+use std::time::{Duration, Instant};
+
+use super::{STOPPING, Shared};
+
+/// After so much work in a row it rests, [`REST_FACTOR`] times as long as it has worked: a quarter of one core at most.
+const WORK_SLICE: Duration = Duration::from_micros(300);
+const REST_FACTOR: u32 = 3;
+
+/// Keeps the work on snapshots within its share of a core, and ends it when the node does.
+#[derive(Debug)]
+pub(super) struct Pace<'a> {
+    shared: &'a Shared,
+    since: Instant,
+}
+
+impl<'a> Pace<'a> {
+    pub(super) fn new(shared: &'a Shared) -> Self {
+        Self {
+            shared,
+            since: Instant::now(),
+        }
+    }
+
+    /// To be called after each small piece of work, without a lock. There is no rest when the node waits for the last snapshot.
+    ///
+    /// # Errors
+    /// When the node ends without one.
+    pub(super) fn rest(&mut self) -> Result<(), String> {
+        let worked = self.since.elapsed();
+        if worked < WORK_SLICE {
+            return Ok(());
+        }
+        let (hurries, is_over) = {
+            let state = self.shared.state();
+            (state.closing, state.abandoned)
+        };
+        if is_over {
+            return Err(STOPPING.to_owned());
+        }
+        if !hurries {
+            std::thread::sleep(worked * REST_FACTOR);
+        }
+        self.since = Instant::now();
+        Ok(())
+    }
+}
