@@ -29,3 +29,12 @@ asan:
 # The engine's tests under Miri (needs a nightly toolchain with miri).
 miri:
     cargo +nightly miri test -p keydb-core --lib keyset
+
+# Snapshot files and journal records beside plain copying and sorting (30 M keys, 4 GiB).
+bench-formats *arguments:
+    cargo bench -p keydb-core --bench snapshot -- {{arguments}}
+
+# One fuzz target for a minute, from the committed corpus (needs a nightly toolchain and cargo-fuzz).
+fuzz target *arguments:
+    mkdir -p fuzz/target/corpus/{{target}}
+    cargo +nightly fuzz run {{target}} fuzz/target/corpus/{{target}} fuzz/corpus/{{target}} -- -max_total_time=60 {{arguments}}

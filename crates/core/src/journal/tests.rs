@@ -202,6 +202,28 @@ fn a_flipped_byte_makes_its_record_damaged_and_the_next_one_is_found() {
 }
 
 #[test]
+fn a_damaged_length_is_noticed_before_the_bytes_that_it_asks_for_are_there() {
+    let mut bytes = encode(&record(5, RecordBody::Empty));
+    bytes[6] ^= 0x01;
+    let error = decode_record(&bytes, DISK).unwrap_err().to_string();
+    assert!(error.contains("check of its length"), "{error}");
+}
+
+#[test]
+fn a_count_of_groups_that_does_not_fit_the_record_takes_no_memory() {
+    // The answers become a number of groups, as large as can be written.
+    let mut answers = [0xff; 10];
+    answers[9] = 1;
+    let bytes = encode(&record(5, RecordBody::Write(write(&[], &[], &answers))));
+    let answers_length = 40 + 4 + 16;
+    let changed = sealed(bytes, |bytes| bytes[answers_length] = 0);
+    assert!(matches!(
+        decode_record(&changed, DISK),
+        Err(RecordError::Unreadable { .. })
+    ));
+}
+
+#[test]
 fn the_next_record_is_found_behind_zeros_and_at_boundaries_only() {
     let mark = encode(&record(12, RecordBody::Mark));
     let mut bytes = vec![0; 4096];

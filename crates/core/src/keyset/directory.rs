@@ -89,3 +89,19 @@ impl Directory {
         self.segment_count -= 1;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_gets_deep_on_one_side_but_not_without_end() {
+        let mut directory = Directory::new(0);
+        let mut depth = 0;
+        while directory.make_room_for_split(depth).is_ok() {
+            directory.split(directory.span(0, depth), depth as usize + 1);
+            depth += 1;
+        }
+        assert_eq!(directory.len(), ENTRIES_MAX);
+    }
+}

@@ -112,8 +112,18 @@ fn small() -> (SnapshotHeader, Sections, Vec<u8>) {
     (header, sections, file)
 }
 
-/// As fingerprints are in life, and as they never are: crowded, far apart, at the ends.
+/// As fingerprints are in life, and as they never are: crowded, far apart, both at once, at the ends.
 fn fingerprints() -> impl Strategy<Value = Vec<u128>> {
+    let mixed = collection::vec((any::<u128>(), 32_u32..128), 0..300).prop_map(|numbers| {
+        numbers
+            .iter()
+            .map(|(number, shift)| number >> shift)
+            .collect()
+    });
+    prop_oneof![2 => around_a_base(), 1 => mixed]
+}
+
+fn around_a_base() -> impl Strategy<Value = Vec<u128>> {
     let spread = prop_oneof![Just(0_u32), 0_u32..90];
     (
         spread,
@@ -326,13 +336,66 @@ fn a_missing_or_repeated_part_and_bytes_behind_the_end_are_errors() {
     let section = &footer.sections[0];
     let block = footer.blocks[0].offset as usize..section.bytes.end as usize;
     let whole = section.bytes.start as usize..section.bytes.end as usize;
-    for part in [block, whole] {
+    for (part, repeated) in [
+        (block, "before the one ahead of it ends"),
+        (whole, "range 0 has a second section"),
+    ] {
         let without = [&file[..part.start], &file[part.end..]].concat();
-        assert!(read_whole(&without, 64).is_err());
+        let error = read_whole(&without, 64).unwrap_err().to_string();
+        assert!(error.contains("does not name what was read"), "{error}");
         let twice = [&file[..part.end], &file[part.start..]].concat();
-        assert!(read_whole(&twice, 64).is_err());
+        let error = read_whole(&twice, 64).unwrap_err().to_string();
+        assert!(error.contains(repeated), "{error}");
     }
-    assert!(read_whole(&[&file[..], b"x"].concat(), 64).is_err());
+    let error = read_whole(&[&file[..], b"x"].concat(), 64).unwrap_err();
+    assert!(error.to_string().contains("bytes follow its end"));
+}
+
+#[test]
+fn the_bytes_of_another_section_are_not_taken_for_the_one_that_was_asked_for() {
+    let sections = vec![
+        (section(0, 0, 999), vec![entry(5, 0, 7)]),
+        (section(1, 1000, 1999), vec![entry(1005, 0, 7)]),
+    ];
+    let (file, _) = write(&header(FileKind::Delta), &sections, 1);
+    let footer = Footer::decode(&file, file.len() as u64).unwrap();
+    let bytes = |index: usize| {
+        let bytes = footer.sections[index].bytes.clone();
+        &file[bytes.start as usize..bytes.end as usize]
+    };
+    assert_eq!(bytes(0).len(), bytes(1).len());
+    let decoder = || SnapshotDecoder::of_section(&footer, &footer.sections[0]).unwrap();
+    assert!(read(decoder(), bytes(0), 64).is_ok());
+    let error = read(decoder(), bytes(1), 64).unwrap_err().to_string();
+    assert!(
+        error.contains("not the one that the footer names"),
+        "{error}"
+    );
+}
+
+#[test]
+fn gaps_that_say_more_than_the_entries_are_errors() {
+    let entries = [entry(1, 0, 7), entry(2, 0, 7), entry(4, 0, 7)];
+    let mut expiries = expiries::ExpiryEncoder::new().unwrap();
+    let mut payload = Vec::new();
+    block::encode(&entries, &mut expiries, &mut payload).unwrap();
+    let mut decoder = expiries::ExpiryDecoder::new().unwrap();
+    let mut out = Vec::new();
+    let mut decode = |payload: &[u8]| {
+        block::decode(payload, HashRange::ALL, None, &mut decoder, &mut out).map(|()| out.clone())
+    };
+    assert_eq!(decode(&payload), Ok(entries.to_vec()));
+    let (gaps_length, gaps) = (17, 21);
+    let gaps_end = gaps + usize::from(payload[gaps_length]);
+    let more = Err("the gaps are not as many as the entries");
+
+    let mut left_over_bit = payload.clone();
+    left_over_bit[gaps_end - 1] |= 0x80;
+    assert_eq!(decode(&left_over_bit), more);
+    let mut left_over_byte = payload;
+    left_over_byte.insert(gaps_end, 0);
+    left_over_byte[gaps_length] += 1;
+    assert_eq!(decode(&left_over_byte), more);
 }
 
 #[test]
