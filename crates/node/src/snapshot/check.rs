@@ -155,7 +155,7 @@ pub async fn check_object(
         decoder.feed(&chunk?);
         while let Some(event) = decoder.next_event().map_err(unusable)? {
             match event {
-                Event::Header(header) => check_header(&header, file, origin)
+                Event::Header(header) => check_header(header, file, origin)
                     .map_err(|error| foreign(error.to_string()))?,
                 Event::Section(section) => sections.push(section),
                 Event::Entries(_) | Event::End(_) => {}
