@@ -128,8 +128,10 @@ const DEV_EXAMPLES: &str = "\
 Examples:
   keydb dev
   keydb dev --nodes 5
+  keydb dev --dir ./my-keys                  the same keys again after a restart
 
-It listens on 127.0.0.1 only, at the ports from 50051 on where they are free. Ctrl-C stops it, and all keys are forgotten.";
+It listens on 127.0.0.1 only, at the ports from 50051 on where they are free. Ctrl-C stops it, and all keys are forgotten, unless
+there is a --dir.";
 
 const PUT_EXAMPLES: &str = "\
 Each key is answered with `stored<TAB>KEY`, in input order.
@@ -215,6 +217,9 @@ pub(crate) struct DevArgs {
     /// How many nodes
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=DEV_NODES_MAX))]
     pub(crate) nodes: u16,
+    /// Keep the keys in this directory, across restarts; it belongs to the cluster that is created in it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
 }
 
 /// How a cluster is found and waited for.

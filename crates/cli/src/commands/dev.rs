@@ -11,24 +11,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use keydb_client::{Client, ClientConfig};
-use keydb_core::{Clock, Durability, NewCluster, NodeId};
-use keydb_node::{NodeConfig, NodeError, SystemClock};
-use keydb_storage::{MapStore, MemoryStorage, ObjectStorage};
+use keydb_client::{Client, ClientConfig, NodeStatus, RangeState};
+use keydb_core::{Clock, NodeId};
+use keydb_node::{NodeError, SystemClock};
 use tokio::{
     net::TcpListener,
     sync::watch,
     task::{JoinError, JoinSet},
 };
 
-use super::durability_meaning;
+use super::{dev_home::Home, durability_meaning};
 use crate::{
     args::DevArgs,
     connect,
     exit::Failure,
     logging,
     output::{Stdout, say, shell_word},
-    settings::{ClientSettings, HASH_RANGES_DEFAULT, PORT_DEFAULT, environment},
+    settings::{ClientSettings, PORT_DEFAULT, environment},
     signals::StopSignals,
 };
 
@@ -41,17 +40,17 @@ pub(crate) fn run(args: &DevArgs) -> Result<ExitCode, Failure> {
     let settings = ClientSettings::read(environment()?)?;
     // What matters is printed; the nodes' logs are worth a look when something is wrong.
     logging::start(settings.log.as_deref().unwrap_or("warn"));
-    connect::runtime()?.block_on(serve(args.nodes))?;
+    connect::runtime()?.block_on(serve(args))?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(node_count: u16) -> Result<(), Failure> {
+async fn serve(args: &DevArgs) -> Result<(), Failure> {
     let cannot = |what: &str, error: &dyn std::fmt::Display| {
         Failure::failed(format!("cannot {what}: {error}"))
     };
     let mut signals =
         StopSignals::listen().map_err(|error| cannot("listen for signals", &error))?;
-    let listeners = listen(node_count)
+    let listeners = listen(args.nodes)
         .await
         .map_err(|error| cannot("listen on 127.0.0.1", &error))?;
     let mut ports = Vec::new();
@@ -64,26 +63,23 @@ async fn serve(node_count: u16) -> Result<(), Failure> {
         );
     }
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let storage: Arc<dyn ObjectStorage> = Arc::new(MemoryStorage::new(Arc::clone(&clock)));
-    let new = NewCluster {
-        addresses: ports
-            .iter()
-            .map(|port| format!("127.0.0.1:{port}"))
-            .collect(),
-        range_count: HASH_RANGES_DEFAULT,
-        durability: Durability::Memory,
+    let addresses: Vec<String> = ports
+        .iter()
+        .map(|port| format!("127.0.0.1:{port}"))
+        .collect();
+    let home = match &args.dir {
+        Some(dir) => Home::open(dir)?,
+        None => Home::in_memory(&clock),
     };
-    MapStore::new(Arc::clone(&storage))
-        .init(&new)
-        .await
-        .map_err(|error| cannot("create the cluster", &error))?;
+    let storage = Arc::clone(&home.storage);
+    home.create(&addresses).await?;
 
     let (stop, stopped) = watch::channel(());
     let mut nodes = JoinSet::new();
     for (id, listener) in (0..).map(NodeId).zip(listeners) {
         let mut stopped = stopped.clone();
         let node = keydb_node::run(
-            NodeConfig::new(id),
+            home.node_config(id),
             listener,
             Arc::clone(&storage),
             Arc::clone(&clock),
@@ -96,8 +92,8 @@ async fn serve(node_count: u16) -> Result<(), Failure> {
     }
     // Ends only when something is wrong.
     let greet = async {
-        wait_until_ready(&new.addresses).await?;
-        Stdout::open()?.write(greeting(&ports).as_bytes())?;
+        wait_until_ready(&addresses).await?;
+        Stdout::open()?.write(greeting(&ports, &home).as_bytes())?;
         pending::<Result<(), Failure>>().await
     };
     let mut failure = tokio::select! {
@@ -140,15 +136,24 @@ async fn wait_until_ready(addresses: &[String]) -> Result<(), Failure> {
     let deadline = Instant::now() + READY_DEADLINE;
     loop {
         let statuses = client.node_statuses().await;
+        let is_loading = statuses
+            .iter()
+            .any(|(_, status)| status.as_ref().is_ok_and(is_loading));
         let unready = statuses.into_iter().find_map(|(_, status)| status.err());
         match unready {
-            None => break,
+            None if !is_loading => break,
             Some(error) if Instant::now() >= deadline => return Err(error.into()),
-            Some(_) => tokio::time::sleep(READY_POLL).await,
+            // Loading takes its time and comes to an end.
+            None | Some(_) => tokio::time::sleep(READY_POLL).await,
         }
     }
     client.close().await;
     Ok(())
+}
+
+fn is_loading(status: &NodeStatus) -> bool {
+    let mut ranges = status.ranges.iter();
+    ranges.any(|range| range.state == RangeState::Loading)
 }
 
 /// Listens once a node: at the ports from the default on, or where one is taken, at any free one.
@@ -167,7 +172,7 @@ async fn listen(count: u16) -> io::Result<Vec<TcpListener>> {
 }
 
 /// What runs where, and what to try next.
-fn greeting(ports: &[u16]) -> String {
+fn greeting(ports: &[u16], home: &Home) -> String {
     let mut text = format!(
         "KeyDB {}: a cluster of {} in this process\n",
         env!("CARGO_PKG_VERSION"),
@@ -184,12 +189,15 @@ fn greeting(ports: &[u16]) -> String {
         };
         let _ = writeln!(text, "  node {id}  127.0.0.1:{port}{note}");
     }
-    let durability = Durability::Memory;
+    let durability = home.durability();
     let _ = writeln!(
         text,
         "durability {durability}: {}",
         durability_meaning(durability)
     );
+    if let Some(dir) = &home.dir {
+        let _ = writeln!(text, "kept in {}", dir.display());
+    }
     let keydb = this_command();
     let address = match ports {
         [PORT_DEFAULT, ..] => String::new(),

@@ -1,7 +1,7 @@
 //! `keydb journal`: a look into a node's journal.
 
 use std::{
-    io::{BufWriter, Write},
+    io::{BufWriter, Write as _},
     path::PathBuf,
     process::ExitCode,
 };

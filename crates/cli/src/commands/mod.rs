@@ -2,6 +2,7 @@
 
 pub(crate) mod completions;
 pub(crate) mod dev;
+mod dev_home;
 pub(crate) mod import;
 pub(crate) mod init;
 pub(crate) mod journal;

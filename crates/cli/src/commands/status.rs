@@ -1,9 +1,9 @@
 //! `keydb status`: what a cluster is and holds.
 
-use std::{fmt::Write, process::ExitCode, sync::Arc};
+use std::{collections::BTreeMap, fmt::Write, process::ExitCode, sync::Arc};
 
-use keydb_client::{ClientConfig, GetError, NodeStatus};
-use keydb_core::{ClusterMap, NodeEntry, NodeState};
+use keydb_client::{ClientConfig, DiskStatus, GetError, NodeStatus, RangeState};
+use keydb_core::{ClusterMap, Durability, NodeEntry, NodeState, RangeId, UnixMillis};
 use serde_json::{Value, json};
 
 use super::durability_meaning;
@@ -136,18 +136,128 @@ fn as_text(map: &ClusterMap, nodes: &Nodes) -> String {
         .collect();
     text.push_str(&table(&header, &rows));
     for (node, status) in nodes {
-        if let Err(error) = status {
-            let _ = writeln!(text, "node {} did not answer: {error}", node.id);
+        let mut lines = Vec::new();
+        match status {
+            Ok(status) => lines = node_lines(status),
+            Err(error) => lines.push(format!("did not answer: {error}")),
         }
-        if let Some(loss) = loss_text(node) {
-            let _ = writeln!(text, "node {} {loss}", node.id);
+        lines.extend(loss_text(node, map.durability));
+        for line in lines {
+            let _ = writeln!(text, "node {} {line}", node.id);
         }
     }
     text
 }
 
+/// How many ranges a message names at most.
+const RANGES_NAMED_MAX: usize = 8;
+
+/// What is to be said of a node besides its row.
+fn node_lines(status: &NodeStatus) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(disk) = &status.disk {
+        lines.push(disk_text(disk, status.time));
+    }
+    let loading: Vec<_> = of_state(status, |state| matches!(state, RangeState::Loading));
+    if !loading.is_empty() {
+        lines.push(format!(
+            "is loading {} of {} hash ranges: {}",
+            loading.len(),
+            status.ranges.len(),
+            some_of(&loading)
+        ));
+    }
+    // Of many ranges the reason is usually the same.
+    let mut closed: BTreeMap<&str, Vec<RangeId>> = BTreeMap::new();
+    for range in &status.ranges {
+        if let RangeState::Closed { reason } = &range.state {
+            closed.entry(reason).or_default().push(range.id);
+        }
+    }
+    for (reason, ranges) in closed {
+        lines.push(format!(
+            "does not answer for {} of {} hash ranges ({}): {reason}",
+            ranges.len(),
+            status.ranges.len(),
+            some_of(&ranges)
+        ));
+    }
+    if status.memory_limit_bytes > 0 {
+        lines.push(format!(
+            "uses {} of its memory limit of {}",
+            bytes_text(status.key_bytes),
+            bytes_text(status.memory_limit_bytes)
+        ));
+    }
+    if status.shed_keys > 0 {
+        lines.push(format!(
+            "has forgotten {} keys before their time, because of its memory limit",
+            thousands(status.shed_keys)
+        ));
+    }
+    lines.extend(
+        status
+            .warnings
+            .iter()
+            .map(|warning| format!("warns: {warning}")),
+    );
+    lines
+}
+
+fn of_state(status: &NodeStatus, is_it: impl Fn(&RangeState) -> bool) -> Vec<RangeId> {
+    let ranges = status.ranges.iter();
+    ranges
+        .filter(|range| is_it(&range.state))
+        .map(|range| range.id)
+        .collect()
+}
+
+fn some_of(ranges: &[RangeId]) -> String {
+    let named: Vec<String> = ranges
+        .iter()
+        .take(RANGES_NAMED_MAX)
+        .map(RangeId::to_string)
+        .collect();
+    let more = if ranges.len() > named.len() {
+        ", …"
+    } else {
+        ""
+    };
+    format!("{}{more}", named.join(", "))
+}
+
+fn disk_text(disk: &DiskStatus, now: UnixMillis) -> String {
+    let ago = |time: Option<UnixMillis>, what: &str| match time {
+        Some(time) => format!("{what} complete to {} ago", age_text(now, time)),
+        None => format!("{what} has nothing yet"),
+    };
+    format!(
+        "{}, {}; journal {}, snapshots {}{}",
+        ago(disk.uploaded_complete_to, "object storage"),
+        ago(disk.local_complete_to, "local snapshots"),
+        bytes_text(disk.journal_bytes),
+        bytes_text(disk.snapshot_bytes),
+        if disk.full {
+            "; THE DISK IS FULL, so writes are refused"
+        } else {
+            ""
+        }
+    )
+}
+
+/// How long ago `time` was, in the largest unit that leaves at least 1.
+fn age_text(now: UnixMillis, time: UnixMillis) -> String {
+    let seconds = now.0.saturating_sub(time.0) / 1000;
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
 /// What a node's restarts have cost.
-fn loss_text(node: &NodeEntry) -> Option<String> {
+fn loss_text(node: &NodeEntry, durability: Durability) -> Option<String> {
     let times = match node.loss_count {
         0 => return None,
         1 => "once".to_owned(),
@@ -156,7 +266,11 @@ fn loss_text(node: &NodeEntry) -> Option<String> {
     let last = node
         .last_loss_ms
         .map_or_else(String::new, |at| format!(", last at {}", time_text(at.0)));
-    Some(format!("lost its keys {times}{last}"))
+    let what = match durability {
+        Durability::Memory => "lost its keys",
+        _ => "lost what it had acknowledged and no snapshot had,",
+    };
+    Some(format!("{what} {times}{last}"))
 }
 
 fn as_json(map: &ClusterMap, nodes: &Nodes) -> Value {
@@ -185,9 +299,43 @@ fn as_json(map: &ClusterMap, nodes: &Nodes) -> Value {
                     .ranges
                     .iter()
                     .map(|range| {
-                        json!({"id": range.id, "generation": range.generation, "keys": range.keys})
+                        let mut value = json!({
+                            "id": range.id,
+                            "generation": range.generation,
+                            "keys": range.keys,
+                            "state": match range.state {
+                                RangeState::Ready => "ready",
+                                RangeState::Loading => "loading",
+                                RangeState::Closed { .. } => "closed",
+                                _ => "unknown",
+                            },
+                        });
+                        if let RangeState::Closed { reason } = &range.state {
+                            value["reason"] = json!(reason);
+                        }
+                        value
                     })
                     .collect();
+                value["memory_limit_bytes"] = json!(status.memory_limit_bytes);
+                value["shed_keys"] = json!(status.shed_keys);
+                value["warnings"] = json!(status.warnings);
+                value["disk"] = status.disk.as_ref().map_or(Value::Null, |disk| {
+                    json!({
+                        "disk_id": disk.disk_id,
+                        "lsn": disk.lsn,
+                        "synced_lsn": disk.synced_lsn,
+                        "local_lsn": disk.local_lsn,
+                        "uploaded_lsn": disk.uploaded_lsn,
+                        "local_complete_to_unix_ms": disk.local_complete_to,
+                        "uploaded_complete_to_unix_ms": disk.uploaded_complete_to,
+                        "uploaded_age_ms": disk
+                            .uploaded_complete_to
+                            .map(|time| status.time.0.saturating_sub(time.0)),
+                        "journal_bytes": disk.journal_bytes,
+                        "snapshot_bytes": disk.snapshot_bytes,
+                        "full": disk.full,
+                    })
+                });
             }
             Err(error) => value["error"] = json!(error.to_string()),
         }
@@ -204,4 +352,32 @@ fn as_json(map: &ClusterMap, nodes: &Nodes) -> Value {
         "key_bytes": total(nodes, |status| status.key_bytes),
         "nodes": nodes.iter().map(node_json).collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_in_a_unit_that_fits() {
+        let age = |seconds: u64| {
+            age_text(
+                UnixMillis(200_000_000 * 1000 + seconds * 1000 + 999),
+                UnixMillis(200_000_000 * 1000),
+            )
+        };
+        assert_eq!(age(14), "14 s");
+        assert_eq!(age(300), "5 min");
+        assert_eq!(age(7200), "2 h");
+        assert_eq!(age(200_000), "2 days");
+        // Clocks may differ a little.
+        assert_eq!(age_text(UnixMillis(5), UnixMillis(9000)), "0 s");
+    }
+
+    #[test]
+    fn of_many_ranges_some_are_named() {
+        let ranges = |count: u32| (0..count).map(RangeId).collect::<Vec<_>>();
+        assert_eq!(some_of(&ranges(2)), "0, 1");
+        assert_eq!(some_of(&ranges(20)), "0, 1, 2, 3, 4, 5, 6, 7, …");
+    }
 }

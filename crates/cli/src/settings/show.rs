@@ -31,6 +31,7 @@ impl Settings {
         };
         let limits = &self.limits;
         let storage = &self.storage;
+        let key = storage.s3.access_key.as_ref();
         vec![
             optional("KEYDB_NODE_ID", self.node_id.map(|id| id.to_string())),
             optional(
@@ -60,13 +61,10 @@ impl Settings {
                 self.storage.url.given,
             ),
             optional("KEYDB_STORAGE_BUCKET", storage.bucket.clone()),
-            optional("KEYDB_STORAGE_REGION", storage.region.clone()),
-            optional("KEYDB_STORAGE_ENDPOINT", storage.endpoint.clone()),
-            optional("KEYDB_STORAGE_ACCESSKEYID", storage.access_key_id.clone()),
-            optional(
-                "KEYDB_STORAGE_ACCESSKEY",
-                storage.access_key.as_ref().map(|_| "(set)".to_owned()),
-            ),
+            optional("KEYDB_STORAGE_REGION", storage.s3.region.clone()),
+            optional("KEYDB_STORAGE_ENDPOINT", storage.s3.endpoint.clone()),
+            optional("KEYDB_STORAGE_ACCESSKEYID", key.map(|(id, _)| id.clone())),
+            optional("KEYDB_STORAGE_ACCESSKEY", key.map(|_| "(set)".to_owned())),
             setting("KEYDB_INIT", self.init.value.to_string(), self.init.given),
             setting(
                 "KEYDB_DURABILITY",

@@ -1,6 +1,6 @@
 //! Where object storage is: one URL, or S3's bucket, region, endpoint and keys as variables of their own.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use keydb_storage::{ObjectStorage, S3Options, StorageError, StorageUrl};
 
@@ -30,20 +30,7 @@ pub(super) fn is_secret(name: &str) -> bool {
 pub(crate) struct StorageSettings {
     pub(super) url: Setting<StorageUrl>,
     pub(super) bucket: Option<String>,
-    pub(super) region: Option<String>,
-    pub(super) endpoint: Option<String>,
-    pub(super) access_key_id: Option<String>,
-    pub(super) access_key: Option<Secret>,
-}
-
-/// What is never shown.
-#[derive(Clone)]
-pub(crate) struct Secret(String);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(set)")
-    }
+    pub(super) s3: S3Options,
 }
 
 impl StorageSettings {
@@ -52,9 +39,12 @@ impl StorageSettings {
         let problems_before = check.0.len();
         let url = check.given(URL, &raw.storage_url, storage_url);
         let bucket = check.given(BUCKET, &raw.storage_bucket, |text| {
-            storage_url(&format!("s3://{text}"))
+            let (bucket, prefix) = text.split_once('/').unwrap_or((text, ""));
+            StorageUrl::s3(bucket, prefix)
                 .map(|url| (text.to_owned(), url))
-                .map_err(|_| "is not a bucket's name, such as keydb, or keydb/prefix".to_owned())
+                .map_err(|error| {
+                    format!("{error}; give a bucket's name, such as keydb, or keydb/prefix")
+                })
         });
         let region = check.given(REGION, &raw.storage_region, word);
         let endpoint = check.given(ENDPOINT, &raw.storage_endpoint, endpoint);
@@ -70,7 +60,7 @@ impl StorageSettings {
             ));
         }
         let is_s3 = bucket.is_some() || url.as_ref().is_some_and(StorageUrl::is_s3);
-        let storage_is_known = raw.storage_url.is_none() && raw.storage_bucket.is_none();
+        let nothing_is_said = raw.storage_url.is_none() && raw.storage_bucket.is_none();
         for (name, value) in [
             (REGION, &raw.storage_region),
             (ENDPOINT, &raw.storage_endpoint),
@@ -85,7 +75,7 @@ impl StorageSettings {
                     "{name} is for S3, but {URL} is {}; leave one of them out",
                     shown(url)
                 )),
-                None if storage_is_known => check.0.push(format!(
+                None if nothing_is_said => check.0.push(format!(
                     "{name} is for S3, but no bucket is set; give {BUCKET}, or {URL}=s3://bucket/prefix"
                 )),
                 // What is wrong with the URL or the bucket was said.
@@ -119,10 +109,11 @@ impl StorageSettings {
         (check.0.len() == problems_before).then_some(Self {
             url,
             bucket,
-            region,
-            endpoint,
-            access_key_id,
-            access_key: access_key.map(Secret),
+            s3: S3Options {
+                endpoint,
+                region,
+                access_key: access_key_id.zip(access_key),
+            },
         })
     }
 
@@ -133,12 +124,7 @@ impl StorageSettings {
 
     /// Opens the storage.
     pub(super) fn open(&self) -> Result<Arc<dyn ObjectStorage>, StorageError> {
-        let access_key = self.access_key_id.clone().zip(self.access_key.clone());
-        self.url.value.open(&S3Options {
-            endpoint: self.endpoint.clone(),
-            region: self.region.clone(),
-            access_key: access_key.map(|(id, Secret(secret))| (id, secret)),
-        })
+        self.url.value.open(&self.s3)
     }
 
     /// The storage, as it can be shown.
@@ -154,14 +140,14 @@ fn half_a_key(given: &str, missing: &str) -> String {
 }
 
 fn storage_url(text: &str) -> Result<StorageUrl, String> {
+    // The library's messages hold parts of the URL, so it gets none that has a password.
+    if parse::without_secrets(text) != text {
+        return Err(format!(
+            "has a user or password in it; give {ACCESS_KEY_ID} and {ACCESS_KEY} instead"
+        ));
+    }
     text.parse()
-        .map_err(|error: keydb_storage::StorageUrlError| {
-            // The library's message may hold the URL, and the URL a password.
-            let hidden = parse::without_secrets(text);
-            error
-                .to_string()
-                .replace(&format!("{text:?}"), &format!("{hidden:?}"))
-        })
+        .map_err(|error: keydb_storage::StorageUrlError| error.to_string())
 }
 
 fn shown(url: &StorageUrl) -> String {

@@ -64,6 +64,8 @@ fn a_wrong_value_names_the_variable_the_value_and_what_would_be_right() {
         ("KEYDB_MEMORY_POLICY", "evict", "refuse"),
         ("KEYDB_STORAGE_BUCKET", "", "keydb/prefix"),
         ("KEYDB_STORAGE_URL", "keydb-storage", "file:///"),
+        ("KEYDB_STORAGE_URL", "s3://", "s3://bucket"),
+        ("KEYDB_STORAGE_BUCKET", "A_B", "3 to 63"),
         ("KEYDB_NODE_ID", "keydb", "keydb-0"),
         ("KEYDB_NODE_ADDRESSES", "localhost", "keydb-0:50051"),
         ("KEYDB_TOTAL_HASH_RANGES", "0", "1 to 65536"),
