@@ -1,5 +1,7 @@
 //! The fuzz targets' committed corpus, through the same checks as when fuzzing.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails here has failed")]
+
 #[path = "../../../fuzz/drive.rs"]
 #[allow(
     unreachable_pub,

@@ -19,7 +19,7 @@ pub(crate) fn hit(_point: &'static str, _path: &Path) -> io::Result<()> {
 #[cfg(any(test, feature = "failpoints"))]
 pub(crate) use armed::hit;
 #[cfg(test)]
-pub(crate) use armed::{Action, Armed, arm, count};
+pub(crate) use armed::{Action, arm, count};
 
 #[cfg(any(test, feature = "failpoints"))]
 mod armed {

@@ -82,17 +82,20 @@ async fn present(
     cluster: &Cluster,
     client: &mut Client,
     map: &ClusterMap,
-    keys: std::ops::Range<u32>,
+    numbers: std::ops::Range<u32>,
 ) -> usize {
-    let keys = support::keys(map, keys);
+    let keys = keys(map, numbers);
     let found = cluster.world.get(client, map, &keys).await;
     found.into_iter().filter(|found| *found).count()
 }
 
-async fn put(cluster: &Cluster, client: &mut Client, map: &ClusterMap, keys: std::ops::Range<u32>) {
-    let request = cluster
-        .world
-        .put_request(map, &support::keys(map, keys), 86_400);
+async fn put(
+    cluster: &Cluster,
+    client: &mut Client,
+    map: &ClusterMap,
+    numbers: std::ops::Range<u32>,
+) {
+    let request = cluster.world.put_request(map, &keys(map, numbers), 86_400);
     assert_eq!(client.put(request).await.unwrap().into_inner().refused, []);
 }
 
@@ -151,7 +154,7 @@ async fn in_snapshot_mode_a_killed_node_loses_what_came_since_the_last_snapshot_
 #[tokio::test]
 async fn a_claim_repeated_after_a_restart_gets_the_same_answers() {
     let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
-    let keys = support::keys(&map, 0..50);
+    let keys = keys(&map, 0..50);
     let first = OperationId::from_name("first");
     let world = &cluster.world;
     assert_eq!(
@@ -291,7 +294,7 @@ async fn a_range_whose_file_is_nowhere_is_closed_by_name_and_the_others_serve() 
     assert_eq!(closed[0].range_id, range.id.0);
     assert!(closed[0].reason.contains(&name), "{}", closed[0].reason);
 
-    let keys = support::keys(&map, 0..1000);
+    let keys = keys(&map, 0..1000);
     let reply = client.get(cluster.world.get_request(&map, &keys)).await;
     let refused = reply.unwrap().into_inner().refused;
     assert_eq!(refused.len(), 1);
@@ -345,7 +348,7 @@ async fn at_the_memory_limit_new_keys_are_refused_and_known_ones_answered_for() 
     let mut client = node.loaded().await;
     let mut stored = 0;
     let refused = loop {
-        let keys = support::keys(&map, stored..stored + 10_000);
+        let keys = keys(&map, stored..stored + 10_000);
         let request = cluster.world.put_request(&map, &keys, 60);
         match client.put(request).await {
             Ok(_) => stored += 10_000,
@@ -363,7 +366,7 @@ async fn at_the_memory_limit_new_keys_are_refused_and_known_ones_answered_for() 
         present(&cluster, &mut client, &map, 0..10_000).await,
         10_000
     );
-    let known = support::keys(&map, 0..100);
+    let known = keys(&map, 0..100);
     let operation = OperationId::from_name("known");
     let answers = cluster
         .world
@@ -387,7 +390,7 @@ async fn where_it_was_chosen_the_keys_that_expire_soonest_make_room() {
     let mut client = node.loaded().await;
     let batches = 60;
     for batch in 0..batches {
-        let keys = support::keys(&map, batch * 10_000..batch * 10_000 + 10_000);
+        let keys = keys(&map, batch * 10_000..batch * 10_000 + 10_000);
         let request = cluster.world.put_request(&map, &keys, 10_000 + batch);
         client.put(request).await.unwrap();
     }

@@ -13,7 +13,7 @@ use crate::failpoint;
 
 const EXTENSION: &str = "journal";
 const PREPARED_PREFIX: &str = "prepared-";
-const ZEROS: [u8; 1 << 18] = [0; 1 << 18];
+static ZEROS: [u8; 1 << 18] = [0; 1 << 18];
 
 /// A segment's file.
 #[derive(Debug, Clone, PartialEq, Eq)]

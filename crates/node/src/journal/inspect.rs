@@ -62,7 +62,7 @@ pub fn inspect(dir: &Path, mut each: impl FnMut(Found)) -> Result<(), JournalErr
         each(Found::Segment {
             path: segment.path.clone(),
             bytes: segment.bytes,
-            header: reader.header.clone(),
+            header: reader.header,
         });
         if let Some((other, last)) = &before {
             let same = (other.cluster_id, other.node, other.disk_id)
@@ -105,7 +105,7 @@ pub fn inspect(dir: &Path, mut each: impl FnMut(Found)) -> Result<(), JournalErr
                 reason: format!("{reason}, and there are later segments"),
             });
         }
-        before = Some((reader.header.clone(), last));
+        before = Some((reader.header, last));
         each(Found::End { offset, last, torn });
     }
     Ok(())

@@ -39,7 +39,7 @@ use keydb_core::{Clock, ClusterId, Incarnation, Lsn, NodeId};
 pub use inspect::{Found, inspect};
 pub(crate) use queue::{Reservation, Space};
 pub(crate) use recent::Recent;
-pub(crate) use replay::{Replayed, replay};
+pub(crate) use replay::replay;
 
 use prepare::Room;
 use queue::Queue;

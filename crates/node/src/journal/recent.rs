@@ -18,9 +18,7 @@ pub(crate) enum Recent {
     },
     /// There were too many to keep.
     Gap {
-        /// Those behind this one.
-        from: Lsn,
-        /// Up to this one, which may lie behind what was asked for.
+        /// They go up to this one, which may lie behind what was asked for.
         to: Lsn,
     },
 }
@@ -77,7 +75,7 @@ impl Keeper {
         let to = if self.gap { self.added } else { to.max(from) };
         self.taken = to;
         if std::mem::take(&mut self.gap) {
-            return Recent::Gap { from, to };
+            return Recent::Gap { to };
         }
         let records: Vec<Vec<u8>> = self.records.drain(..(to.0 - from.0) as usize).collect();
         self.bytes -= records.iter().map(Vec::len).sum::<usize>();
@@ -94,7 +92,7 @@ mod tests {
             Recent::Records { from, to, records } => {
                 (from.0, to.0, Some(records.iter().map(Vec::len).collect()))
             }
-            Recent::Gap { from, to } => (from.0, to.0, None),
+            Recent::Gap { to } => (0, to.0, None),
         }
     }
 

@@ -123,10 +123,7 @@ mod tests {
         backlog.add(records(13, &[1, 1]));
         assert_eq!((backlog.from(), backlog.to()), (Lsn(13), Lsn(15)));
         assert_eq!(backlog.lost(), Some(Lsn(13)));
-        backlog.add(Recent::Gap {
-            from: Lsn(15),
-            to: Lsn(40),
-        });
+        backlog.add(Recent::Gap { to: Lsn(40) });
         assert_eq!(backlog.lost(), Some(Lsn(40)));
         assert!(backlog.records().is_empty());
         backlog.recovered();

@@ -312,6 +312,7 @@ impl World {
             ranges: grouped.ranges,
             fingerprints: grouped.fingerprints.into(),
             ttl_seconds: ttl,
+            expiries: bytes::Bytes::new(),
         }
     }
 

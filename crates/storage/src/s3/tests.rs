@@ -110,7 +110,10 @@ async fn an_upload_that_fails_leaves_nothing_behind() {
             .send()
             .await
             .unwrap();
-        let ids = reply.uploads().iter().filter_map(|upload| upload.upload_id());
+        let ids = reply
+            .uploads()
+            .iter()
+            .filter_map(|upload| upload.upload_id());
         ids.map(str::to_owned).collect::<Vec<_>>()
     };
     // With a part, it is known to the uploader as well.

@@ -238,13 +238,12 @@ impl Rig {
     fn file_bytes(&self) -> u64 {
         let size = |name: &String| std::fs::metadata(self.root().join("snapshots").join(name));
         // One may go in between.
-        let sizes = self
-            .files()
+
+        self.files()
             .iter()
             .filter_map(|name| size(name).ok())
             .map(|it| it.len())
-            .sum();
-        sizes
+            .sum()
     }
 }
 
