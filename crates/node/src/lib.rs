@@ -49,7 +49,4 @@ pub use data_dir::DataDirError;
 pub use error::NodeError;
 pub use journal::{Found, JournalError, inspect};
 pub use run::{Listeners, run};
-pub use snapshot::{
-    CheckedObject, Collected, GarbageError, ObjectError, StoredManifest, check_object,
-    collect_garbage, list_manifests, manifest_key, object_key, read_footer,
-};
+pub use snapshot::{Collected, GarbageError, collect_garbage, manifest_key, object_key};

@@ -116,7 +116,7 @@ pub(crate) fn read_file(
     Ok(totals)
 }
 
-pub(crate) fn check_header(
+fn check_header(
     header: &SnapshotHeader,
     expected: &ManifestFile,
     origin: Origin,

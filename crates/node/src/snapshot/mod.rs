@@ -22,7 +22,6 @@
 
 mod backlog;
 mod changes;
-mod check;
 mod choice;
 mod garbage;
 mod local;
@@ -49,9 +48,6 @@ use tokio::{
 };
 use tracing::warn;
 
-pub use check::{
-    CheckedObject, ObjectError, StoredManifest, check_object, list_manifests, read_footer,
-};
 pub use garbage::{Collected, GarbageError, collect_garbage};
 pub(crate) use local::{file_path, manifest_path, open, save, take_clean_flag};
 pub use names::{manifest_key, object_key};

@@ -2,7 +2,7 @@
 
 mod crashes;
 mod faulty;
-mod objects;
+mod garbage;
 mod rounds;
 mod uploads;
 

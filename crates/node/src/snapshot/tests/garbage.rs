@@ -1,0 +1,79 @@
+//! Objects that no manifest names.
+
+use bytes::Bytes;
+
+use super::{faulty::Fault, *};
+
+const AGE: Duration = Duration::from_secs(3600);
+
+impl Rig {
+    async fn objects(&self) -> Vec<String> {
+        let page = self.storage.inner.list("snapshots/", None).await.unwrap();
+        page.objects.into_iter().map(|object| object.key).collect()
+    }
+
+    async fn collect(&self, dry_run: bool) -> Result<Collected, GarbageError> {
+        collect_garbage(&*self.storage, AGE, dry_run).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_that_no_manifest_names_go_when_they_are_old_and_others_never() {
+    let rig = Rig::new().await;
+    let run = rig.start().await;
+    run.put(&rig.keys(0..100, EXPIRY)).await;
+    run.snapshot().await;
+    let delta = rig.objects().await;
+    run.full_snapshot().await;
+    let foreign = "snapshots/node-0/notes.txt";
+    let put = rig
+        .storage
+        .inner
+        .put_if_absent(foreign, Bytes::from("mine"))
+        .await;
+    assert!(matches!(put, Ok(Put::Done(_))));
+    assert_eq!(rig.collect(false).await.unwrap().removed, [] as [String; 0]);
+
+    rig.clock.advance(AGE + Duration::from_secs(1));
+    let would = rig.collect(true).await.unwrap();
+    assert_eq!(would.removed, delta);
+    assert_eq!(would.seen, 5);
+    assert_eq!(rig.objects().await.len(), 6);
+    let collected = rig.collect(false).await.unwrap();
+    assert_eq!(collected, would);
+    assert!(collected.removed_bytes > 100 * 10);
+    assert_eq!(rig.objects().await.len(), 5);
+    assert!(rig.objects().await.contains(&foreign.to_owned()));
+    assert_eq!(rig.remote_keys().await, rig.keys(0..100, EXPIRY));
+    assert_eq!(rig.collect(false).await.unwrap().removed, [] as [String; 0]);
+    run.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_removed_while_a_manifest_cannot_be_read() {
+    let rig = Rig::new().await;
+    let run = rig.start().await;
+    run.put(&rig.keys(0..100, EXPIRY)).await;
+    run.snapshot().await;
+    run.full_snapshot().await;
+    rig.clock.advance(AGE * 2);
+    let before = rig.objects().await;
+    let key = "manifests/node-7.json";
+    let put = rig
+        .storage
+        .inner
+        .put_if_absent(key, Bytes::from("{}"))
+        .await;
+    assert!(matches!(put, Ok(Put::Done(_))));
+    let refused = rig.collect(false).await.unwrap_err();
+    assert!(refused.to_string().contains(key), "{refused}");
+    rig.storage.inner.delete(key).await.unwrap();
+    rig.storage.goes_wrong(|name, key| {
+        (name == "get" && key.starts_with("manifests/")).then_some(Fault::Fails)
+    });
+    rig.collect(false).await.unwrap_err();
+    assert_eq!(rig.objects().await, before);
+    rig.storage.works();
+    assert_eq!(rig.collect(false).await.unwrap().removed.len(), 1);
+    run.stop().await;
+}
