@@ -11,8 +11,11 @@ use keydb_core::{
 };
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+/// What a target does with an input.
+pub type Target = fn(&[u8]);
+
 /// The targets by name.
-pub const TARGETS: [(&str, fn(&[u8])); 7] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("record", record),
     ("segment_header", segment_header),
     ("snapshot", snapshot),

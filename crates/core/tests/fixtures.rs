@@ -4,6 +4,8 @@
 //! They were written by `cargo test -p keydb-core --test fixtures -- --ignored`, once. Never again: files that a newer build
 //! writes say nothing about older ones.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod support;
 
 use std::{borrow::Cow, fs};
