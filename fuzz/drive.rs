@@ -11,11 +11,11 @@ use keydb_core::{
 };
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// A target's name, and what it does with an input.
-type Target = (&'static str, fn(&[u8]));
+/// What a target does with an input.
+pub type Target = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("record", record),
     ("segment_header", segment_header),
     ("snapshot", snapshot),

@@ -4,7 +4,7 @@
 //! They were written by `cargo test -p keydb-core --test fixtures -- --ignored`, once. Never again: files that a newer build
 //! writes say nothing about older ones.
 
-#![allow(clippy::unwrap_used, reason = "a test that fails here has failed")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! `tests/read_snapshot.py`, which follows `docs/formats.md` and shares no code with this crate, reads what this crate writes.
 
-#![allow(clippy::unwrap_used, reason = "a test that fails here has failed")]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod support;
 
