@@ -7,7 +7,7 @@ mod support;
 use std::io::Read;
 
 use rustix::process::Signal;
-use support::{Dev, assert_code, run, stdout};
+use support::{Dev, assert_code, run, stderr, stdout};
 
 #[test]
 fn dev_prints_what_to_try_and_stops_cleanly_on_a_signal() {
@@ -51,6 +51,41 @@ fn two_dev_clusters_take_different_ports() {
     );
     one.answer(["put", "key"]);
     assert_eq!(two.answer(["get", "key"]), "absent\tkey\n");
+}
+
+#[test]
+fn a_dev_cluster_with_a_directory_keeps_its_keys_across_restarts() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path().join("keys");
+    let args = ["--nodes", "2", "--dir", dir.to_str().unwrap()];
+    let dev = Dev::with_args(&args);
+    assert!(
+        dev.greeting.contains("durability journal"),
+        "{}",
+        dev.greeting
+    );
+    assert_eq!(dev.answer(["claim", "a", "b"]), "first\ta\nfirst\tb\n");
+    // One directory, one cluster.
+    let second = run(["dev", "--dir", dir.to_str().unwrap()]);
+    assert_code(&second, 1);
+    assert!(
+        stderr(&second).contains("another `keydb dev` runs"),
+        "{}",
+        stderr(&second)
+    );
+    // Killed, and at other ports from then on.
+    drop(dev);
+    let _taken = Dev::with_args(&["--nodes", "2"]);
+    let dev = Dev::with_args(&args);
+    assert_eq!(dev.answer(["claim", "a", "c"]), "duplicate\ta\nfirst\tc\n");
+    drop(dev);
+    let other_count = run(["dev", "--nodes", "3", "--dir", dir.to_str().unwrap()]);
+    assert_code(&other_count, 2);
+    assert!(
+        stderr(&other_count).contains("start it with --nodes 2"),
+        "{}",
+        stderr(&other_count)
+    );
 }
 
 #[test]
@@ -148,6 +183,10 @@ fn help_has_examples_and_exit_codes_and_there_are_completions() {
         "claim",
         "dedup",
         "status",
+        "snapshot",
+        "import",
+        "journal",
+        "recover",
         "bench",
         "completions",
     ] {

@@ -34,7 +34,9 @@ fn the_settings_of_a_go_keydb_user_pass_the_check_verbatim() {
         "localhost:50051,localhost:50052,localhost:50053",
         "KEYDB_TOTAL_HASH_RANGES",
         "file:///",
-        "memory",
+        "keydb-data",
+        "60s",
+        "journal",
     ] {
         assert!(text.contains(expected), "{text}");
     }
@@ -61,6 +63,7 @@ fn three_nodes_with_the_settings_of_a_go_keydb_user_are_a_cluster() {
             .arg("init")
             .current_dir(directory.path())
             .envs(settings(0))
+            .env("KEYDB_DURABILITY", "memory")
             .output()
             .unwrap()
     };
@@ -183,14 +186,19 @@ fn wrong_settings_end_with_code_two_before_anything_is_done() {
             "tcp://10.0.0.1:50051",
             "enableServiceLinks: false",
         ),
-        ("KEYDB_STORAGE_URL", "s3://bucket/prefix", "file:///"),
-        ("KEYDB_DURABILITY", "journal", "memory"),
+        ("KEYDB_STORAGE_URL", "s3://", "s3://bucket/prefix"),
+        ("KEYDB_STORAGE_ENDPOINT", "minio:9000", "http://minio:9000"),
+        ("KEYDB_DURABILITY", "disk", "journal, snapshot and memory"),
+        ("KEYDB_DATA_DIR", "/", "/var/lib/keydb"),
+        ("KEYDB_SNAPSHOT_INTERVAL", "10ms", "1s to 24h"),
+        ("KEYDB_MEMORY_LIMIT", "8GB", "8GiB"),
+        ("KEYDB_HTTP_PORT", "99999", "off switches HTTP off"),
         (
             "KEYDB_NODE_ADDRESES",
             "a:1",
             "did you mean KEYDB_NODE_ADDRESSES?",
         ),
-        ("KEYDB_HTTP_PORT", "50080", "no setting of this name"),
+        ("KEYDB_ZONE", "a", "no setting of this name"),
         ("KEYDB_NODE_ID", "one", "keydb-0"),
     ] {
         for command in [&["node"][..], &["node", "--check"], &["init"]] {
@@ -223,7 +231,20 @@ fn a_secret_in_a_setting_is_not_shown() {
         .env("KEYDB_STORAGE_URL", "s3://key:secret@bucket")
         .output()
         .unwrap();
+    assert_code(&output, 2);
     assert!(!stderr(&output).contains("secret"), "{}", stderr(&output));
+    let shown = keydb()
+        .args(["node", "--check"])
+        .env("KEYDB_NODE_ID", "0")
+        .env("KEYDB_STORAGE_BUCKET", "keydb")
+        .env("KEYDB_STORAGE_ACCESSKEYID", "someone")
+        .env("KEYDB_STORAGE_ACCESSKEY", "secret")
+        .output()
+        .unwrap();
+    assert_code(&shown, 0);
+    let text = stdout(&shown);
+    assert!(text.contains("someone") && text.contains("(set)"), "{text}");
+    assert!(!text.contains("secret"), "{text}");
 }
 
 #[test]
@@ -275,6 +296,8 @@ fn node_zero_creates_the_cluster_when_told_to_and_a_second_node_zero_is_refused(
         .arg("node")
         .current_dir(directory.path())
         .env("KEYDB_NODE_ID", "0")
+        .env("KEYDB_DATA_DIR", "other-data")
+        .env("KEYDB_HTTP_PORT", "off")
         .env("KEYDB_PORT", &ports[1])
         .output()
         .unwrap();
@@ -288,6 +311,8 @@ fn node_zero_creates_the_cluster_when_told_to_and_a_second_node_zero_is_refused(
         .arg("node")
         .current_dir(directory.path())
         .env("KEYDB_NODE_ID", "0")
+        .env("KEYDB_DATA_DIR", "other-data")
+        .env("KEYDB_HTTP_PORT", "off")
         .env("KEYDB_PORT", &ports[0])
         .output()
         .unwrap();

@@ -183,12 +183,14 @@ pub(crate) fn free_ports(count: usize) -> Vec<u16> {
         .collect()
 }
 
-/// A node with the settings of `env`, working in `directory`. Logs are read from its standard error.
+/// A node with the settings of `env`, working in `directory`, without HTTP unless `env` says otherwise. Logs are read from its
+/// standard error.
 pub(crate) fn node(directory: &Path, env: &[(&str, &str)]) -> Process {
     Process::start(
         keydb()
             .arg("node")
             .current_dir(directory)
+            .env("KEYDB_HTTP_PORT", "off")
             .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

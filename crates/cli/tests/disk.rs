@@ -1,0 +1,559 @@
+//! Nodes that keep their keys: snapshots, recovery, journals and bulk import, each as a user runs them.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod support;
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+use keydb_core::{Entry, Event, SnapshotDecoder};
+use rustix::process::Signal;
+use serde_json::Value;
+use support::{
+    Process, assert_code, free_ports, keydb, node, stderr, stdout, wait_for_line, with_input,
+};
+use tempfile::TempDir;
+
+/// A cluster of one node, whose directories are a test's.
+struct Cluster {
+    directory: TempDir,
+    port: String,
+    http_port: String,
+    storage: String,
+    data_dir: String,
+}
+
+impl Cluster {
+    /// Created, and not started.
+    fn create() -> Self {
+        let ports = free_ports(2);
+        let cluster = Self {
+            directory: tempfile::tempdir().unwrap(),
+            port: ports[0].to_string(),
+            http_port: ports[1].to_string(),
+            storage: "storage".to_owned(),
+            data_dir: "data".to_owned(),
+        };
+        let created = cluster.run(["init"]);
+        assert_code(&created, 0);
+        assert!(
+            stdout(&created).contains("durability journal: nothing that was acknowledged"),
+            "{}",
+            stdout(&created)
+        );
+        cluster
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn env(&self) -> Vec<(&'static str, String)> {
+        let storage = format!("file://{}", self.path(&self.storage).display());
+        vec![
+            ("KEYDB_STORAGE_URL", storage),
+            ("KEYDB_NODE_ADDRESSES", format!("127.0.0.1:{}", self.port)),
+            ("KEYDB_TOTAL_HASH_RANGES", "4".to_owned()),
+        ]
+    }
+
+    fn command<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut command = keydb();
+        command
+            .args(args)
+            .current_dir(self.directory.path())
+            .envs(self.env());
+        command
+    }
+
+    fn run<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    #[track_caller]
+    fn answer<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> String {
+        let output = self.run(args);
+        assert_code(&output, 0);
+        stdout(&output)
+    }
+
+    #[track_caller]
+    fn json<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Value {
+        serde_json::from_str(&self.answer(args)).unwrap()
+    }
+
+    /// The node, which may or may not come to serve.
+    fn launch(&self) -> Process {
+        let env = self.env();
+        let mut settings: Vec<(&str, &str)> = vec![
+            ("KEYDB_NODE_ID", "0"),
+            ("KEYDB_PORT", &self.port),
+            ("KEYDB_HTTP_PORT", &self.http_port),
+            ("KEYDB_DATA_DIR", &self.data_dir),
+            // On demand only.
+            ("KEYDB_SNAPSHOT_INTERVAL", "1h"),
+        ];
+        settings.extend(env.iter().map(|(name, value)| (*name, value.as_str())));
+        node(self.directory.path(), &settings)
+    }
+
+    fn start(&self) -> Process {
+        let mut node = self.launch();
+        wait_for_line(&mut node, "keys are loaded");
+        node
+    }
+
+    /// Code and body.
+    fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(format!("127.0.0.1:{}", self.http_port)).unwrap();
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )
+        .unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+        (
+            head.split(' ').nth(1).unwrap().parse().unwrap(),
+            body.to_owned(),
+        )
+    }
+
+    /// A file with so many keys, one a line.
+    fn list(&self, name: &str, count: u32) {
+        let keys: String = (0..count).map(|key| format!("key-{key}\n")).collect();
+        fs::write(self.path(name), keys).unwrap();
+    }
+
+    /// The keys of the object storage's snapshot objects.
+    fn objects(&self) -> Vec<String> {
+        let list = self.json(["snapshot", "list", "--json"]);
+        let files = list["nodes"][0]["files"].as_array().unwrap();
+        let name = |file: &Value| format!("snapshots/node-0/{}", file["name"].as_str().unwrap());
+        files.iter().map(name).collect()
+    }
+
+    /// The file in which the local directory storage has an object.
+    fn object_file(&self, key: &str) -> PathBuf {
+        let encoded = key.replace('/', "+");
+        find(&self.path(&self.storage), &encoded).unwrap_or_else(|| panic!("no file for {key}"))
+    }
+}
+
+fn find(dir: &Path, name: &str) -> Option<PathBuf> {
+    fs::read_dir(dir).unwrap().find_map(|entry| {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            find(&path, name)
+        } else {
+            (path.file_name().unwrap().to_str() == Some(name)).then_some(path)
+        }
+    })
+}
+
+fn flip(path: &Path, at: u64) {
+    let mut bytes = fs::read(path).unwrap();
+    bytes[at as usize] ^= 0x40;
+    fs::write(path, bytes).unwrap();
+}
+
+/// The entries of a snapshot file, section by section.
+fn entries(path: &Path) -> Vec<Entry> {
+    let mut decoder = SnapshotDecoder::new().unwrap();
+    decoder.feed(&fs::read(path).unwrap());
+    let mut all = Vec::new();
+    while let Some(event) = decoder.next_event().unwrap() {
+        if let Event::Entries(entries) = event {
+            all.extend_from_slice(entries);
+        }
+    }
+    decoder.finish().unwrap();
+    all
+}
+
+#[test]
+fn a_killed_node_comes_back_with_every_key_and_tells_how_it_stands() {
+    let cluster = Cluster::create();
+    let running = cluster.start();
+    assert_eq!(cluster.answer(["claim", "a", "b"]), "first\ta\nfirst\tb\n");
+    for probe in ["/live", "/startup", "/ready"] {
+        assert_eq!(cluster.get(probe).0, 200, "{probe}");
+    }
+    drop(running);
+    let _running = cluster.start();
+    assert_eq!(
+        cluster.answer(["claim", "a", "c"]),
+        "duplicate\ta\nfirst\tc\n"
+    );
+    let (_, metrics) = cluster.get("/metrics");
+    for line in [
+        "keydb_keys 3",
+        "keydb_requests_total{operation=\"claim\"} 1",
+        "keydb_hash_ranges{state=\"ready\"} 4",
+        "keydb_disk_full 0",
+    ] {
+        assert!(
+            metrics.lines().any(|found| found == line),
+            "{line} in {metrics}"
+        );
+    }
+    let status = cluster.answer(["status"]);
+    assert!(status.contains("durability  journal"), "{status}");
+    assert!(
+        status.contains("object storage has nothing yet"),
+        "{status}"
+    );
+    cluster.answer(["snapshot", "create"]);
+    let status = cluster.answer(["status"]);
+    assert!(status.contains("object storage complete to "), "{status}");
+    let json = cluster.json(["status", "--json"]);
+    let disk = &json["nodes"][0]["disk"];
+    assert_eq!(disk["uploaded_lsn"], disk["lsn"], "{disk}");
+    assert_eq!(json["nodes"][0]["ranges"][0]["state"], "ready");
+}
+
+#[test]
+fn snapshots_are_made_shown_and_verified_and_damage_is_named() {
+    let cluster = Cluster::create();
+    let running = cluster.start();
+    cluster.list("keys.txt", 20_000);
+    let imported = cluster.json(["import", "keys.txt", "--ttl", "1h", "--json"]);
+    assert_eq!(imported["imported"], 20_000);
+    let made = cluster.json(["snapshot", "create", "--full", "--json"]);
+    assert!(
+        made["nodes"][0]["complete_to_unix_ms"].as_u64() > Some(0),
+        "{made}"
+    );
+    assert!(made["nodes"][0]["objects"].as_u64() >= Some(4), "{made}");
+
+    let objects = cluster.objects();
+    let full = objects.iter().find(|key| key.contains("-full-")).unwrap();
+    let shown = cluster.json(["snapshot", "inspect", full, "--json"]);
+    assert_eq!(shown["kind"], "full");
+    assert_eq!(shown["sections"].as_array().unwrap().len(), 1);
+    let manifest = cluster.answer(["snapshot", "inspect", "manifests/node-0.json"]);
+    assert!(manifest.contains("complete to"), "{manifest}");
+    let missing = cluster.run(["snapshot", "inspect", "snapshots/node-0/none.keydb"]);
+    assert_code(&missing, 1);
+    assert!(
+        stderr(&missing).contains("neither a file here nor an object"),
+        "{}",
+        stderr(&missing)
+    );
+
+    let verified = cluster.json(["snapshot", "verify", "--json"]);
+    assert_eq!(verified["whole"], true, "{verified}");
+    // Nothing of this needs a node.
+    drop(running);
+    let file = cluster.object_file(full);
+    flip(&file, fs::metadata(&file).unwrap().len() / 2);
+    let verified = cluster.run(["snapshot", "verify", "--node", "0"]);
+    assert_code(&verified, 1);
+    assert!(
+        stdout(&verified).contains(&format!("{full}: ")),
+        "{}",
+        stdout(&verified)
+    );
+    fs::remove_file(file).unwrap();
+    let verified = cluster.run(["snapshot", "verify"]);
+    assert_code(&verified, 1);
+    assert!(
+        stdout(&verified).contains(&format!("{full}: it is missing")),
+        "{}",
+        stdout(&verified)
+    );
+    let exported = cluster.run(["snapshot", "export", "--out", "out.keydb"]);
+    assert_code(&exported, 1);
+    assert!(stderr(&exported).contains(full), "{}", stderr(&exported));
+    assert!(!cluster.path("out.keydb").exists() && !cluster.path("out.keydb.tmp").exists());
+}
+
+#[test]
+fn objects_that_no_manifest_names_are_removed_when_they_are_old() {
+    let cluster = Cluster::create();
+    let _running = cluster.start();
+    cluster.answer(["put", "a"]);
+    cluster.answer(["snapshot", "create", "--full"]);
+    let first = cluster.objects();
+    cluster.answer(["put", "b"]);
+    cluster.answer(["snapshot", "create", "--full"]);
+    let second = cluster.objects();
+    let unnamed: Vec<&String> = first.iter().filter(|key| !second.contains(key)).collect();
+    assert!(!unnamed.is_empty());
+
+    let young = cluster.json(["snapshot", "gc", "--json"]);
+    assert_eq!(young["removed"].as_array().unwrap().len(), 0, "{young}");
+    // Older than a millisecond everything is by the time that a process has started.
+    let old = ["snapshot", "gc", "--older-than", "1ms", "--json"];
+    let dry = cluster.json(old.into_iter().chain(["--dry-run"]));
+    let named: Vec<&str> = dry["removed"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|key| key.as_str().unwrap())
+        .collect();
+    assert!(
+        unnamed.iter().all(|key| named.contains(&key.as_str())),
+        "{dry}"
+    );
+    assert!(
+        second.iter().all(|key| !named.contains(&key.as_str())),
+        "{dry}"
+    );
+    for key in &unnamed {
+        cluster.object_file(key);
+    }
+    cluster.answer(old);
+    assert!(find(&cluster.path("storage"), &unnamed[0].replace('/', "+")).is_none());
+    assert_eq!(
+        cluster.json(["snapshot", "verify", "--json"])["whole"],
+        true
+    );
+}
+
+#[test]
+fn an_export_goes_into_a_cluster_with_the_same_seed_with_every_expiry() {
+    let mut cluster = Cluster::create();
+    // The same cluster once more, before it had any keys.
+    fs::create_dir(cluster.path("storage-2")).unwrap();
+    copy_dir(&cluster.path("storage"), &cluster.path("storage-2"));
+    let running = cluster.start();
+    cluster.list("keys.txt", 30_000);
+    cluster.answer(["import", "keys.txt", "--ttl", "30d"]);
+    cluster.answer(["put", "--ttl", "1h", "short"]);
+    cluster.answer(["put", "--ttl", "50y", "long"]);
+    // Nothing of a range is in object storage before there is a snapshot.
+    let early = cluster.run(["snapshot", "export", "--out", "early.keydb"]);
+    assert_code(&early, 1);
+    assert!(
+        stderr(&early).contains("keydb snapshot create"),
+        "{}",
+        stderr(&early)
+    );
+    // A base and deltas.
+    cluster.answer(["snapshot", "create", "--full"]);
+    cluster.answer(["put", "--ttl", "2h", "later", "short"]);
+    cluster.answer(["snapshot", "create"]);
+    let told = cluster.json(["snapshot", "export", "--out", "all.keydb", "--json"]);
+    assert_eq!(told["entries"], 30_003, "{told}");
+    let one = cluster.json([
+        "snapshot",
+        "export",
+        "--out",
+        "one.keydb",
+        "--range",
+        "2",
+        "--json",
+    ]);
+    assert_eq!(one["ranges"], 1);
+    let all = entries(&cluster.path("all.keydb"));
+    assert!(all.is_sorted() && all.len() == 30_003);
+    let of_one = entries(&cluster.path("one.keydb"));
+    assert!(!of_one.is_empty() && of_one.iter().all(|entry| all.contains(entry)));
+    drop(running);
+
+    cluster.storage = "storage-2".to_owned();
+    cluster.data_dir = "data-2".to_owned();
+    let _running = cluster.start();
+    assert_eq!(cluster.answer(["get", "long"]), "absent\tlong\n");
+    let export = fs::read(cluster.path("all.keydb")).unwrap();
+    let cut = with_input(
+        &mut cluster.command(["snapshot", "import", "-"]),
+        &export[..export.len() - 1],
+    );
+    assert_code(&cut, 1);
+    let imported = cluster.json(["snapshot", "import", "all.keydb", "--json"]);
+    assert_eq!(imported["imported"], 30_003, "{imported}");
+    assert_eq!(
+        cluster.answer(["get", "long", "key-29999", "none"]),
+        "present\tlong\npresent\tkey-29999\nabsent\tnone\n"
+    );
+    cluster.answer(["snapshot", "create"]);
+    cluster.answer(["snapshot", "export", "--out", "again.keydb"]);
+    assert_eq!(entries(&cluster.path("again.keydb")), all);
+
+    let other = Cluster::create();
+    let _other = other.start();
+    let file = cluster.path("all.keydb");
+    let refused = other.run(["snapshot", "import", file.to_str().unwrap()]);
+    assert_code(&refused, 1);
+    assert!(
+        stderr(&refused).contains("another hash seed"),
+        "{}",
+        stderr(&refused)
+    );
+    assert_eq!(other.answer(["get", "long"]), "absent\tlong\n");
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            fs::create_dir(&target).unwrap();
+            copy_dir(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_lost_disk_is_given_up_by_name_and_the_node_comes_back_from_object_storage() {
+    let cluster = Cluster::create();
+    let running = cluster.start();
+    cluster.answer(["put", "kept"]);
+    let made = cluster.json(["snapshot", "create", "--json"]);
+    let complete_to = made["nodes"][0]["complete_to"].as_str().unwrap().to_owned();
+    cluster.answer(["put", "lost"]);
+
+    let recover = ["recover", "--node", "0", "--accept-loss"];
+    let refused = cluster.run(recover);
+    assert_code(&refused, 1);
+    assert!(
+        stderr(&refused).contains("node 0 answers at"),
+        "{}",
+        stderr(&refused)
+    );
+    assert_code(&cluster.run(["recover", "--node", "7"]), 2);
+
+    drop(running);
+    fs::remove_dir_all(cluster.path("data")).unwrap();
+    let mut stranger = cluster.launch();
+    let line = wait_for_line(&mut stranger, "keydb recover --node 0 --accept-loss");
+    assert!(line.contains("node 0"), "{line}");
+    assert_eq!(stranger.child.wait().unwrap().code(), Some(1));
+
+    let asked = cluster.run(["recover", "--node", "0"]);
+    assert_code(&asked, 2);
+    assert!(
+        stderr(&asked).contains(&format!("up to {complete_to}"))
+            && stderr(&asked).contains("Nothing was changed"),
+        "{}",
+        stderr(&asked)
+    );
+    let given_up = cluster.answer(recover);
+    assert!(
+        given_up.contains(&format!("up to {complete_to}")),
+        "{given_up}"
+    );
+    assert_code(&cluster.run(recover), 2);
+
+    let _running = cluster.start();
+    assert_eq!(
+        cluster.answer(["get", "kept", "lost"]),
+        "present\tkept\nabsent\tlost\n"
+    );
+    let status = cluster.answer(["status"]);
+    assert!(status.contains("once, last at 20"), "{status}");
+}
+
+#[test]
+fn a_memory_cluster_has_no_disk_to_recover_and_no_snapshots() {
+    let cluster = Cluster::create();
+    let memory = |args: &[&str]| {
+        let mut command = cluster.command(args.iter().copied());
+        let storage = format!("file://{}", cluster.path("memory").display());
+        command
+            .env("KEYDB_STORAGE_URL", storage)
+            .env("KEYDB_DURABILITY", "memory");
+        command.output().unwrap()
+    };
+    assert_code(&memory(&["init"]), 0);
+    let refused = memory(&["recover", "--node", "0", "--accept-loss"]);
+    assert_code(&refused, 2);
+    assert!(
+        stderr(&refused).contains("durability is memory"),
+        "{}",
+        stderr(&refused)
+    );
+    let refused = memory(&["snapshot", "export", "--out", "x.keydb"]);
+    assert_code(&refused, 1);
+    assert!(
+        stderr(&refused).contains("durability is memory"),
+        "{}",
+        stderr(&refused)
+    );
+}
+
+#[test]
+fn a_journal_is_shown_and_damage_in_it_is_named_with_file_and_offset() {
+    let cluster = Cluster::create();
+    let running = cluster.start();
+    for key in ["a", "b", "c"] {
+        cluster.answer(["claim", key]);
+    }
+    // While the node runs, of its directory or the journal in it.
+    for dir in ["data", "data/journal"] {
+        let verified = cluster.json(["journal", "verify", dir, "--json"]);
+        assert_eq!(
+            (&verified["whole"], &verified["keys"]),
+            (&true.into(), &3.into()),
+            "{verified}"
+        );
+    }
+    drop(running);
+    let shown = cluster.answer(["journal", "inspect", "data", "--json"]);
+    let lines: Vec<Value> = shown
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let writes: Vec<&Value> = lines
+        .iter()
+        .filter(|line| line["kind"] == "write")
+        .collect();
+    assert_eq!(writes.len(), 3, "{shown}");
+    assert!(writes.iter().all(|write| write["operation"].is_string()));
+
+    let segment = PathBuf::from(lines[0]["segment"].as_str().unwrap());
+    let offset = writes[1]["offset"].as_u64().unwrap();
+    flip(&cluster.path(segment.to_str().unwrap()), offset + 45);
+    for command in ["verify", "inspect"] {
+        let damaged = cluster.run(["journal", command, "data"]);
+        assert_code(&damaged, 1);
+        let error = stderr(&damaged);
+        let file = segment.file_name().unwrap().to_str().unwrap();
+        assert!(
+            error.contains(file) && error.contains(&offset.to_string()),
+            "{error}"
+        );
+    }
+    // The node does not start with it either.
+    let mut broken = cluster.launch();
+    wait_for_line(&mut broken, &format!("byte {offset}"));
+    assert_eq!(broken.child.wait().unwrap().code(), Some(1));
+    assert_code(&cluster.run(["journal", "verify", "nowhere"]), 2);
+}
+
+#[test]
+fn a_list_of_keys_is_imported_in_bulk_and_again_without_harm() {
+    let cluster = Cluster::create();
+    let running = cluster.start();
+    cluster.list("keys.txt", 50_000);
+    for _ in 0..2 {
+        let imported = cluster.json(["import", "keys.txt", "--json"]);
+        assert_eq!(imported["imported"], 50_000);
+    }
+    assert_eq!(cluster.json(["status", "--json"])["keys"], 50_000);
+    let bad = with_input(&mut cluster.command(["import", "-"]), b"x\n\ny\n");
+    assert_code(&bad, 1);
+    assert!(
+        stderr(&bad).contains("standard input, line 2: "),
+        "{}",
+        stderr(&bad)
+    );
+    assert_code(&cluster.run(["import", "nowhere.txt"]), 1);
+    let stopped = running;
+    stopped.signal(Signal::TERM);
+    let mut stopped = stopped;
+    assert!(stopped.child.wait().unwrap().success());
+    let late = cluster.run(["import", "keys.txt", "--timeout", "500ms"]);
+    assert_code(&late, 3);
+}
