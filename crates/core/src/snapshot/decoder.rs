@@ -12,6 +12,8 @@ use super::{
 };
 use crate::{Entry, Fingerprint, bytes::Reader};
 
+const BYTES_BEHIND_END: &str = "bytes follow its end";
+
 /// What comes next in a file.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event<'a> {
@@ -177,11 +179,12 @@ impl SnapshotDecoder {
     /// Says how much was read, when nothing is missing.
     ///
     /// # Errors
-    /// When the file ended early, or cannot be used.
-    pub fn finish(mut self) -> Result<Totals, SnapshotError> {
-        while self.next_event()?.is_some() {}
+    /// When the file ended early, or cannot be used, or events were not taken.
+    pub fn finish(self) -> Result<Totals, SnapshotError> {
         match self.state {
-            State::Ended(totals) => Ok(totals),
+            State::Ended(totals) if self.waiting().is_empty() => Ok(totals),
+            State::Ended(_) => Err(self.damaged(BYTES_BEHIND_END)),
+            State::Failed(error) => Err(error),
             _ => Err(SnapshotError::Truncated {
                 bytes: self.offset + self.waiting().len() as u64,
             }),
@@ -217,7 +220,7 @@ impl SnapshotDecoder {
             State::BetweenSections | State::InSection(_) => self.read_frame(),
             State::Ending(_) => self.read_end(),
             State::Ended(_) if self.waiting().is_empty() => Ok(None),
-            State::Ended(_) => Err(self.damaged("bytes follow its end")),
+            State::Ended(_) => Err(self.damaged(BYTES_BEHIND_END)),
             State::Failed(error) => Err(error.clone()),
         }
     }

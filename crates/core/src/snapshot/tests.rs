@@ -272,6 +272,14 @@ fn a_decoder_keeps_no_more_than_a_block() {
 }
 
 #[test]
+fn a_decoder_whose_events_were_not_taken_does_not_say_that_nothing_is_missing() {
+    let (_, _, file) = small();
+    let mut decoder = SnapshotDecoder::new().unwrap();
+    decoder.feed(&file);
+    assert!(decoder.finish().is_err());
+}
+
+#[test]
 fn a_file_that_is_cut_anywhere_is_an_error() {
     let (_, _, file) = small();
     for cut in 0..file.len() {
