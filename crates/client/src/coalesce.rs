@@ -8,7 +8,11 @@
 //! Answers are delivered in the batch's order. When the caller of a `First` has gone away, nobody was told `First`, so the
 //! `Duplicate`s of equal keys behind it become `Unknown`.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use keydb_core::{Claim, Fingerprint, OperationId, Ttl};
 use tokio::{
@@ -96,9 +100,27 @@ pub(crate) struct Coalescer<A> {
 #[derive(Debug)]
 struct Queue<A> {
     ttl: Option<Ttl>,
-    waiting: Vec<Waiting<A>>,
+    /// In the order in which they came; it can be long, so what stays when a batch is cut must not be moved.
+    waiting: VecDeque<Waiting<A>>,
     /// Told when the first key comes, and when a batch is full.
     news: Arc<Notify>,
+}
+
+impl<A> Queue<A> {
+    /// Takes out the first keys, at most so many, that came not much later than the very first.
+    fn cut(&mut self, keys_max: usize, spread: Duration) -> Vec<Waiting<A>> {
+        let waiting = &mut self.waiting;
+        let latest = waiting.front().map(|first| first.since + spread);
+        let in_time = |next: &Waiting<A>| latest.is_some_and(|latest| next.since <= latest);
+        let all = waiting.len() <= keys_max && waiting.back().is_none_or(in_time);
+        let count = if all {
+            waiting.len()
+        } else {
+            let first = waiting.iter().take(keys_max);
+            first.take_while(|next| in_time(next)).count().max(1)
+        };
+        waiting.drain(..count).collect()
+    }
 }
 
 /// A caller and its key.
@@ -178,7 +200,7 @@ fn enqueue<A: Single>(
                 .into(),
             }));
         }
-        queue.waiting.push(waiting);
+        queue.waiting.push_back(waiting);
         let count = queue.waiting.len();
         let news = (count == 1 || count == coalescing.keys_max).then(|| Arc::clone(&queue.news));
         drop(queues);
@@ -192,7 +214,7 @@ fn enqueue<A: Single>(
         let news = Arc::new(Notify::new());
         queues.push(Queue {
             ttl,
-            waiting: vec![waiting],
+            waiting: VecDeque::from([waiting]),
             news: Arc::clone(&news),
         });
         drop(queues);
@@ -284,7 +306,7 @@ impl<A: Single> Driver<A> {
             let waiting = &queues[index].waiting;
             Gathered {
                 keys: waiting.len(),
-                since: waiting.first().map(|first| first.since),
+                since: waiting.front().map(|first| first.since),
             }
         })
     }
@@ -293,20 +315,7 @@ impl<A: Single> Driver<A> {
     fn cut(&self) -> Vec<Waiting<A>> {
         let spread = self.shared.config.call_timeout / DEADLINE_SPREAD_DIVISOR;
         let keys_max = self.coalescing.keys_max;
-        self.with_queue(|queues, index| {
-            let waiting = &mut queues[index].waiting;
-            let latest = waiting.first().map(|first| first.since + spread);
-            let in_time = |next: &Waiting<A>| latest.is_some_and(|latest| next.since <= latest);
-            if waiting.len() <= keys_max && waiting.last().is_none_or(in_time) {
-                return std::mem::replace(waiting, Vec::with_capacity(waiting.len()));
-            }
-            let count = waiting
-                .iter()
-                .take(keys_max)
-                .take_while(|next| in_time(next));
-            let count = count.count().max(1);
-            waiting.drain(..count).collect()
-        })
+        self.with_queue(|queues, index| queues[index].cut(keys_max, spread))
     }
 
     fn close_if_idle(&self) -> bool {
@@ -359,5 +368,41 @@ fn deliver<A: Single>(batch: Vec<Waiting<A>>, answers: Vec<A>) {
         if waiting.reply.send(Ok(answer)).is_err() && answer.is_first() {
             unheard.push(waiting.key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A queue with a key each so many milliseconds after the first.
+    fn queue(after_ms: impl IntoIterator<Item = u64>) -> Queue<Claim> {
+        let start = Instant::now();
+        let waiting = after_ms.into_iter().map(|ms| Waiting {
+            key: Fingerprint::from_parts(ms, 0),
+            since: start + Duration::from_millis(ms),
+            reply: oneshot::channel().0,
+        });
+        Queue {
+            ttl: None,
+            waiting: waiting.collect(),
+            news: Arc::default(),
+        }
+    }
+
+    #[test]
+    fn a_batch_is_cut_without_moving_the_keys_that_stay() {
+        let mut queue = queue(0..100);
+        let stays = std::ptr::from_ref(&queue.waiting[10]);
+        let batch = queue.cut(10, Duration::from_secs(1));
+        assert_eq!(batch.len(), 10);
+        assert!(std::ptr::eq(&queue.waiting[0], stays));
+    }
+
+    #[test]
+    fn a_batch_has_no_key_that_came_much_later_than_its_first() {
+        let mut queue = queue([0, 10, 20, 21, 50]);
+        let mut cut = |keys_max| queue.cut(keys_max, Duration::from_millis(20)).len();
+        assert_eq!([cut(10), cut(1), cut(10), cut(10)], [3, 1, 1, 0]);
     }
 }
