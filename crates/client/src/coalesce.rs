@@ -3,7 +3,8 @@
 //! Keys that ask the same (operation and TTL) gather in one queue. While a queue has something in it, or a batch of it is on its
 //! way, a task of its own, the *driver*, cuts batches from it. A batch goes when no other is on its way, or it is full, or its
 //! first key has waited long enough; a few can be on their way at a time. When nothing is left the driver ends and the queue
-//! goes, so an idle client has neither.
+//! goes, so an idle client has neither. Drivers run where the client was connected, whoever calls: a caller's runtime may end
+//! while keys of others wait.
 //!
 //! Answers are delivered in the batch's order. When the caller of a `First` has gone away, nobody was told `First`, so the
 //! `Duplicate`s of equal keys behind it become `Unknown`.
@@ -18,7 +19,7 @@ use keydb_core::{Claim, Fingerprint, OperationId, Ttl};
 use tokio::{
     sync::{Notify, oneshot},
     task::{JoinSet, yield_now},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout_at},
 };
 
 use crate::{
@@ -37,6 +38,9 @@ const QUEUE_KEYS_MAX: usize = 1 << 20;
 /// A batch ends when its first caller's time is up, so it takes only callers that came not much later: within the call timeout
 /// divided by this.
 const DEADLINE_SPREAD_DIVISOR: u32 = 8;
+
+/// A batch ends by its callers' deadlines; whoever has heard nothing for this long after it never will.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// An answer of a single-key call.
 pub(crate) trait Single: Answer {
@@ -155,16 +159,34 @@ pub(crate) async fn one<A: Single>(
             return Err(not_applied(NotApplied::Closed));
         }
         if let Some(reply) = enqueue(shared, pick, coalescing, ttl, key, since)? {
-            return match reply.await {
-                Ok(result) => result.map_err(|failure| *failure),
-                // The driver dropped the queue: the client is being closed.
-                Err(_) => Err(not_applied(NotApplied::Closed)),
-            };
+            return hear(shared, reply, since).await;
         }
     }
     let deadline = since + shared.config.call_timeout;
     let answers = run(shared, A::kind(ttl), vec![key], deadline).await?;
     Ok(answers[0])
+}
+
+/// Waits for what becomes of a key in a queue.
+async fn hear<A: Single>(shared: &Shared, reply: Reply<A>, since: Instant) -> Result<A, Failure> {
+    let timeout = shared.config.call_timeout;
+    match timeout_at(since + timeout + GRACE, reply).await {
+        Ok(Ok(result)) => result.map_err(|failure| *failure),
+        // A key that has not been sent is told so, see `Driver::close`; this one was in a batch.
+        Ok(Err(_)) => Err(maybe_applied(runtime_stopped(1))),
+        Err(_) => Err(maybe_applied(NotApplied::DeadlineExceeded {
+            timeout,
+            waiting_for: "nothing was heard of the batch that has the key; the runtime that the client was connected in may be stuck"
+                .into(),
+        })),
+    }
+}
+
+fn runtime_stopped(attempts: u32) -> NotApplied {
+    NotApplied::Unavailable {
+        attempts,
+        last_error: "the runtime that the client was connected in has stopped".into(),
+    }
 }
 
 fn not_applied(reason: NotApplied) -> Failure {
@@ -173,6 +195,13 @@ fn not_applied(reason: NotApplied) -> Failure {
         keys: 1,
         answered: 0,
         uncertain: 0,
+    }
+}
+
+fn maybe_applied(reason: NotApplied) -> Failure {
+    Failure {
+        uncertain: 1,
+        ..not_applied(reason)
     }
 }
 
@@ -225,7 +254,7 @@ fn enqueue<A: Single>(
             news,
             coalescing: coalescing.clone(),
         };
-        shared.tasks.spawn(driver.run());
+        shared.tasks.spawn_on(driver.run(), &shared.runtime);
     }
     Ok(Some(answer))
 }
@@ -260,8 +289,7 @@ impl<A: Single> Driver<A> {
             // Those that are ready to run may have keys for this batch.
             yield_now().await;
             if closed.is_cancelled() {
-                // Whoever waits hears of it as their reply channel goes.
-                self.close();
+                self.close(&NotApplied::Closed);
                 while in_flight.join_next().await.is_some() {}
                 return;
             }
@@ -294,11 +322,8 @@ impl<A: Single> Driver<A> {
 
     fn with_queue<T>(&self, with: impl FnOnce(&mut Vec<Queue<A>>, usize) -> T) -> T {
         let mut queues = (self.pick)(&self.shared).lock();
-        let index = queues
-            .iter()
-            .position(|queue| Arc::ptr_eq(&queue.news, &self.news))
-            .expect("a queue is there as long as its driver");
-        with(&mut queues, index)
+        let index = self.index(&queues);
+        with(&mut queues, index.expect("a running driver has a queue"))
     }
 
     fn gathered(&self) -> Gathered {
@@ -327,10 +352,33 @@ impl<A: Single> Driver<A> {
             idle
         })
     }
+}
 
-    fn close(&self) {
-        let queue = self.with_queue(|queues, index| queues.swap_remove(index));
-        drop(queue);
+impl<A> Driver<A> {
+    fn index(&self, queues: &[Queue<A>]) -> Option<usize> {
+        let mut queues = queues.iter();
+        queues.position(|queue| Arc::ptr_eq(&queue.news, &self.news))
+    }
+
+    /// Takes the queue away, if it is still there, and tells its callers that nothing of theirs has been sent.
+    fn close(&self, reason: &NotApplied) {
+        let queue = {
+            let mut queues = (self.pick)(&self.shared).lock();
+            let index = self.index(&queues);
+            index.map(|index| queues.swap_remove(index))
+        };
+        for waiting in queue.into_iter().flat_map(|queue| queue.waiting) {
+            let failure = Box::new(not_applied(reason.clone()));
+            // An error means that the caller has gone away; it needs no error.
+            let _ = waiting.reply.send(Err(failure));
+        }
+    }
+}
+
+impl<A> Drop for Driver<A> {
+    /// A driver that did not come to its end was dropped with its runtime. Its queue must not stay: nobody would serve it.
+    fn drop(&mut self) {
+        self.close(&runtime_stopped(0));
     }
 }
 
