@@ -5,7 +5,10 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 use keydb_core::{Claim, ClusterMap, Fingerprint, HashSeed, NodeEntry, Ttl};
 use keydb_proto::shard::NodeStatusRequest;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, timeout_at},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -68,6 +71,9 @@ pub(crate) struct Shared {
     claims: Coalescer<Claim>,
     /// Cancelled when the client is closed or its last clone dropped.
     pub(crate) closed: CancellationToken,
+    /// The runtime that the client was connected in. Its connections live there, and so must every task that serves several
+    /// callers.
+    pub(crate) runtime: Handle,
     /// Every task that outlives the call that started it.
     pub(crate) tasks: TaskTracker,
 }
@@ -89,7 +95,8 @@ impl Shared {
 }
 
 impl Client {
-    /// Asks the configured addresses for the cluster map and returns a client that goes by it.
+    /// Asks the configured addresses for the cluster map and returns a client that goes by it. Connections and background tasks
+    /// live in the runtime that this is called in; other runtimes may use the client for as long as that one runs.
     ///
     /// # Errors
     /// When a setting cannot be, when no address answers with a map within [`ClientConfig::call_timeout`], or when the cluster is
@@ -119,6 +126,7 @@ impl Client {
             claims: Coalescer::default(),
             config,
             closed: CancellationToken::new(),
+            runtime: Handle::current(),
             tasks: TaskTracker::new(),
         });
         let background = Arc::clone(&shared);

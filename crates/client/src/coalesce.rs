@@ -3,18 +3,23 @@
 //! Keys that ask the same (operation and TTL) gather in one queue. While a queue has something in it, or a batch of it is on its
 //! way, a task of its own, the *driver*, cuts batches from it. A batch goes when no other is on its way, or it is full, or its
 //! first key has waited long enough; a few can be on their way at a time. When nothing is left the driver ends and the queue
-//! goes, so an idle client has neither.
+//! goes, so an idle client has neither. Drivers run where the client was connected, whoever calls: a caller's runtime may end
+//! while keys of others wait.
 //!
 //! Answers are delivered in the batch's order. When the caller of a `First` has gone away, nobody was told `First`, so the
 //! `Duplicate`s of equal keys behind it become `Unknown`.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use keydb_core::{Claim, Fingerprint, OperationId, Ttl};
 use tokio::{
     sync::{Notify, oneshot},
     task::{JoinSet, yield_now},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout_at},
 };
 
 use crate::{
@@ -33,6 +38,9 @@ const QUEUE_KEYS_MAX: usize = 1 << 20;
 /// A batch ends when its first caller's time is up, so it takes only callers that came not much later: within the call timeout
 /// divided by this.
 const DEADLINE_SPREAD_DIVISOR: u32 = 8;
+
+/// A batch ends by its callers' deadlines; whoever has heard nothing for this long after it never will.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// An answer of a single-key call.
 pub(crate) trait Single: Answer {
@@ -96,9 +104,27 @@ pub(crate) struct Coalescer<A> {
 #[derive(Debug)]
 struct Queue<A> {
     ttl: Option<Ttl>,
-    waiting: Vec<Waiting<A>>,
+    /// In the order in which they came; it can be long, so what stays when a batch is cut must not be moved.
+    waiting: VecDeque<Waiting<A>>,
     /// Told when the first key comes, and when a batch is full.
     news: Arc<Notify>,
+}
+
+impl<A> Queue<A> {
+    /// Takes out the first keys, at most so many, that came not much later than the very first.
+    fn cut(&mut self, keys_max: usize, spread: Duration) -> Vec<Waiting<A>> {
+        let waiting = &mut self.waiting;
+        let latest = waiting.front().map(|first| first.since + spread);
+        let in_time = |next: &Waiting<A>| latest.is_some_and(|latest| next.since <= latest);
+        let all = waiting.len() <= keys_max && waiting.back().is_none_or(in_time);
+        let count = if all {
+            waiting.len()
+        } else {
+            let first = waiting.iter().take(keys_max);
+            first.take_while(|next| in_time(next)).count().max(1)
+        };
+        waiting.drain(..count).collect()
+    }
 }
 
 /// A caller and its key.
@@ -133,16 +159,34 @@ pub(crate) async fn one<A: Single>(
             return Err(not_applied(NotApplied::Closed));
         }
         if let Some(reply) = enqueue(shared, pick, coalescing, ttl, key, since)? {
-            return match reply.await {
-                Ok(result) => result.map_err(|failure| *failure),
-                // The driver dropped the queue: the client is being closed.
-                Err(_) => Err(not_applied(NotApplied::Closed)),
-            };
+            return hear(shared, reply, since).await;
         }
     }
     let deadline = since + shared.config.call_timeout;
     let answers = run(shared, A::kind(ttl), vec![key], deadline).await?;
     Ok(answers[0])
+}
+
+/// Waits for what becomes of a key in a queue.
+async fn hear<A: Single>(shared: &Shared, reply: Reply<A>, since: Instant) -> Result<A, Failure> {
+    let timeout = shared.config.call_timeout;
+    match timeout_at(since + timeout + GRACE, reply).await {
+        Ok(Ok(result)) => result.map_err(|failure| *failure),
+        // A key that has not been sent is told so, see `Driver::close`; this one was in a batch.
+        Ok(Err(_)) => Err(maybe_applied(runtime_stopped(1))),
+        Err(_) => Err(maybe_applied(NotApplied::DeadlineExceeded {
+            timeout,
+            waiting_for: "nothing was heard of the batch that has the key; the runtime that the client was connected in may be stuck"
+                .into(),
+        })),
+    }
+}
+
+fn runtime_stopped(attempts: u32) -> NotApplied {
+    NotApplied::Unavailable {
+        attempts,
+        last_error: "the runtime that the client was connected in has stopped".into(),
+    }
 }
 
 fn not_applied(reason: NotApplied) -> Failure {
@@ -151,6 +195,13 @@ fn not_applied(reason: NotApplied) -> Failure {
         keys: 1,
         answered: 0,
         uncertain: 0,
+    }
+}
+
+fn maybe_applied(reason: NotApplied) -> Failure {
+    Failure {
+        uncertain: 1,
+        ..not_applied(reason)
     }
 }
 
@@ -178,7 +229,7 @@ fn enqueue<A: Single>(
                 .into(),
             }));
         }
-        queue.waiting.push(waiting);
+        queue.waiting.push_back(waiting);
         let count = queue.waiting.len();
         let news = (count == 1 || count == coalescing.keys_max).then(|| Arc::clone(&queue.news));
         drop(queues);
@@ -192,7 +243,7 @@ fn enqueue<A: Single>(
         let news = Arc::new(Notify::new());
         queues.push(Queue {
             ttl,
-            waiting: vec![waiting],
+            waiting: VecDeque::from([waiting]),
             news: Arc::clone(&news),
         });
         drop(queues);
@@ -203,7 +254,7 @@ fn enqueue<A: Single>(
             news,
             coalescing: coalescing.clone(),
         };
-        shared.tasks.spawn(driver.run());
+        shared.tasks.spawn_on(driver.run(), &shared.runtime);
     }
     Ok(Some(answer))
 }
@@ -238,8 +289,7 @@ impl<A: Single> Driver<A> {
             // Those that are ready to run may have keys for this batch.
             yield_now().await;
             if closed.is_cancelled() {
-                // Whoever waits hears of it as their reply channel goes.
-                self.close();
+                self.close(&NotApplied::Closed);
                 while in_flight.join_next().await.is_some() {}
                 return;
             }
@@ -272,11 +322,8 @@ impl<A: Single> Driver<A> {
 
     fn with_queue<T>(&self, with: impl FnOnce(&mut Vec<Queue<A>>, usize) -> T) -> T {
         let mut queues = (self.pick)(&self.shared).lock();
-        let index = queues
-            .iter()
-            .position(|queue| Arc::ptr_eq(&queue.news, &self.news))
-            .expect("a queue is there as long as its driver");
-        with(&mut queues, index)
+        let index = self.index(&queues);
+        with(&mut queues, index.expect("a running driver has a queue"))
     }
 
     fn gathered(&self) -> Gathered {
@@ -284,7 +331,7 @@ impl<A: Single> Driver<A> {
             let waiting = &queues[index].waiting;
             Gathered {
                 keys: waiting.len(),
-                since: waiting.first().map(|first| first.since),
+                since: waiting.front().map(|first| first.since),
             }
         })
     }
@@ -293,20 +340,7 @@ impl<A: Single> Driver<A> {
     fn cut(&self) -> Vec<Waiting<A>> {
         let spread = self.shared.config.call_timeout / DEADLINE_SPREAD_DIVISOR;
         let keys_max = self.coalescing.keys_max;
-        self.with_queue(|queues, index| {
-            let waiting = &mut queues[index].waiting;
-            let latest = waiting.first().map(|first| first.since + spread);
-            let in_time = |next: &Waiting<A>| latest.is_some_and(|latest| next.since <= latest);
-            if waiting.len() <= keys_max && waiting.last().is_none_or(in_time) {
-                return std::mem::replace(waiting, Vec::with_capacity(waiting.len()));
-            }
-            let count = waiting
-                .iter()
-                .take(keys_max)
-                .take_while(|next| in_time(next));
-            let count = count.count().max(1);
-            waiting.drain(..count).collect()
-        })
+        self.with_queue(|queues, index| queues[index].cut(keys_max, spread))
     }
 
     fn close_if_idle(&self) -> bool {
@@ -318,10 +352,33 @@ impl<A: Single> Driver<A> {
             idle
         })
     }
+}
 
-    fn close(&self) {
-        let queue = self.with_queue(|queues, index| queues.swap_remove(index));
-        drop(queue);
+impl<A> Driver<A> {
+    fn index(&self, queues: &[Queue<A>]) -> Option<usize> {
+        let mut queues = queues.iter();
+        queues.position(|queue| Arc::ptr_eq(&queue.news, &self.news))
+    }
+
+    /// Takes the queue away, if it is still there, and tells its callers that nothing of theirs has been sent.
+    fn close(&self, reason: &NotApplied) {
+        let queue = {
+            let mut queues = (self.pick)(&self.shared).lock();
+            let index = self.index(&queues);
+            index.map(|index| queues.swap_remove(index))
+        };
+        for waiting in queue.into_iter().flat_map(|queue| queue.waiting) {
+            let failure = Box::new(not_applied(reason.clone()));
+            // An error means that the caller has gone away; it needs no error.
+            let _ = waiting.reply.send(Err(failure));
+        }
+    }
+}
+
+impl<A> Drop for Driver<A> {
+    /// A driver that did not come to its end was dropped with its runtime. Its queue must not stay: nobody would serve it.
+    fn drop(&mut self) {
+        self.close(&runtime_stopped(0));
     }
 }
 
@@ -359,5 +416,41 @@ fn deliver<A: Single>(batch: Vec<Waiting<A>>, answers: Vec<A>) {
         if waiting.reply.send(Ok(answer)).is_err() && answer.is_first() {
             unheard.push(waiting.key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A queue with a key each so many milliseconds after the first.
+    fn queue(after_ms: impl IntoIterator<Item = u64>) -> Queue<Claim> {
+        let start = Instant::now();
+        let waiting = after_ms.into_iter().map(|ms| Waiting {
+            key: Fingerprint::from_parts(ms, 0),
+            since: start + Duration::from_millis(ms),
+            reply: oneshot::channel().0,
+        });
+        Queue {
+            ttl: None,
+            waiting: waiting.collect(),
+            news: Arc::default(),
+        }
+    }
+
+    #[test]
+    fn a_batch_is_cut_without_moving_the_keys_that_stay() {
+        let mut queue = queue(0..100);
+        let stays = std::ptr::from_ref(&queue.waiting[10]);
+        let batch = queue.cut(10, Duration::from_secs(1));
+        assert_eq!(batch.len(), 10);
+        assert!(std::ptr::eq(&queue.waiting[0], stays));
+    }
+
+    #[test]
+    fn a_batch_has_no_key_that_came_much_later_than_its_first() {
+        let mut queue = queue([0, 10, 20, 21, 50]);
+        let mut cut = |keys_max| queue.cut(keys_max, Duration::from_millis(20)).len();
+        assert_eq!([cut(10), cut(1), cut(10), cut(10)], [3, 1, 1, 0]);
     }
 }

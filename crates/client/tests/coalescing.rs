@@ -18,10 +18,15 @@ use cluster::Cluster;
 use fake::{Fake, NOW_MS, Notes, Script, header, one_node};
 use keydb_client::{
     Claim::{Duplicate, First, Unknown},
-    Client, Ttl,
+    Client, NotApplied, Ttl, WriteError,
 };
 use keydb_proto::shard::ClaimReply;
-use tokio::{sync::Semaphore, task::JoinHandle};
+use tokio::{
+    runtime::{self, Runtime},
+    sync::Semaphore,
+    task::JoinHandle,
+    time::timeout,
+};
 
 fn hour() -> Ttl {
     "1h".parse().unwrap()
@@ -208,4 +213,99 @@ async fn batches_on_their_way_are_bounded_and_the_rest_gathers() {
         assert_eq!(claim.await.unwrap(), First);
     }
     assert_eq!(sizes.all(), [1; 6]);
+}
+
+/// Far more than any of these calls may take.
+const LONG: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_sent_although_the_runtime_of_the_first_caller_has_stopped() {
+    let (fake, gate, sizes) = gated().await;
+    let mut config = fake.config();
+    config.coalescing.as_mut().unwrap().wait_max = Duration::from_secs(5);
+    let client = Client::connect(config).await.unwrap();
+    let elsewhere = Runtime::new().unwrap();
+    let gone = {
+        let client = client.clone();
+        elsewhere.spawn(async move { client.claim_one("gone", hour()).await })
+    };
+    assert_eq!(sent(&sizes, 1).await, [1]);
+    let stays = claim(&client, "stays").await;
+    elsewhere.shutdown_background();
+    assert!(gone.await.unwrap_err().is_cancelled());
+    gate.add_permits(2);
+    assert_eq!(timeout(LONG, stays).await.unwrap().unwrap(), First);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_clients_runtime_has_stopped_every_caller_hears_whether_its_key_was_sent() {
+    let (fake, _gate, sizes) = gated().await;
+    let mut config = fake.config();
+    config.coalescing.as_mut().unwrap().wait_max = Duration::from_secs(3600);
+    let elsewhere = Runtime::new().unwrap();
+    let client = elsewhere.spawn(Client::connect(config));
+    let client = client.await.unwrap().unwrap();
+    let call = |key: &'static str| {
+        let client = client.clone();
+        tokio::spawn(async move {
+            let claim = timeout(LONG, client.claim_one(key, hour())).await;
+            claim.expect("a call ends").unwrap_err()
+        })
+    };
+    let in_flight = call("in flight");
+    assert_eq!(sent(&sizes, 1).await, [1]);
+    let queued = call("queued");
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    elsewhere.shutdown_background();
+    let error = in_flight.await.unwrap();
+    assert!(matches!(error, WriteError::MaybeApplied(_)), "{error}");
+    for not_sent in [queued, call("later")] {
+        let error = not_sent.await.unwrap();
+        let WriteError::NotApplied(NotApplied::Unavailable { last_error, .. }) = &error else {
+            panic!("{error}");
+        };
+        assert!(last_error.contains("runtime"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_does_not_wait_for_ever_for_a_runtime_that_does_not_run() {
+    let (fake, _gate, _) = gated().await;
+    let mut config = fake.config();
+    config.call_timeout = Duration::from_secs(1);
+    let stuck = tokio::task::spawn_blocking(|| {
+        let mut runtime = runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().unwrap();
+        let client = runtime.block_on(Client::connect(config)).unwrap();
+        (runtime, client)
+    });
+    let (runtime, client) = stuck.await.unwrap();
+    let error = timeout(LONG, client.claim_one("a", hour())).await.unwrap();
+    let error = error.unwrap_err();
+    assert!(matches!(error, WriteError::MaybeApplied(_)), "{error}");
+    runtime.shutdown_background();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_tells_queued_callers_that_nothing_was_sent_and_sent_ones_that_it_may_be() {
+    let (fake, _gate, sizes) = gated().await;
+    let mut config = fake.config();
+    config.coalescing.as_mut().unwrap().wait_max = Duration::from_secs(3600);
+    let client = Client::connect(config).await.unwrap();
+    let call = |key: &'static str| {
+        let client = client.clone();
+        tokio::spawn(async move { client.claim_one(key, hour()).await.unwrap_err() })
+    };
+    let in_flight = call("in flight");
+    assert_eq!(sent(&sizes, 1).await, [1]);
+    let queued = call("queued");
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    client.clone().close().await;
+    let error = in_flight.await.unwrap();
+    assert!(matches!(error, WriteError::MaybeApplied(_)), "{error}");
+    let error = queued.await.unwrap();
+    assert!(
+        matches!(error, WriteError::NotApplied(NotApplied::Closed)),
+        "{error}"
+    );
 }
