@@ -35,7 +35,7 @@ use crate::{
     journal::{self, Identity, Journal, JournalConfig},
     load::{LoadError, Origin, load_file},
     node::{Node, Standing},
-    snapshot::{self, Snapshotter},
+    snapshot::{self, Backlog, Snapshotter},
     table::{OwnedRange, Readiness, Table},
 };
 
@@ -83,7 +83,7 @@ impl Recovery {
         let manifest = Arc::new(manifest);
 
         let replaying = (Arc::clone(&standing), Arc::clone(&manifest));
-        let journal =
+        let (journal, backlog) =
             blocking(&this, move |this| this.replay(&replaying.0, &replaying.1)).await??;
         let journal = Arc::new(journal);
         this.node
@@ -106,6 +106,7 @@ impl Recovery {
             journal,
             Arc::clone(&this.data_dir),
             Manifest::clone(&manifest),
+            backlog,
         )?;
         this.node.open_disk().await.start_snapshots(snapshots);
         Ok(Recovered { lost_after })
@@ -136,8 +137,12 @@ impl Recovery {
         Ok(())
     }
 
-    /// Reads the journal behind the manifest, and opens it.
-    fn replay(&self, standing: &Standing, manifest: &Manifest) -> Result<Journal, NodeError> {
+    /// Reads the journal behind the manifest, and opens it. What was read, as far as it can be kept, is for the next snapshot.
+    fn replay(
+        &self,
+        standing: &Standing,
+        manifest: &Manifest,
+    ) -> Result<(Journal, Backlog), NodeError> {
         let Some(table) = standing.table() else {
             unreachable!("a node recovers while it serves")
         };
@@ -153,6 +158,7 @@ impl Recovery {
             Arc::clone(&self.node.clock),
         );
         let answers = self.read_answers()?;
+        let mut backlog = Backlog::new(manifest.lsn, config.recent_bytes_max);
         let mut last = manifest.lsn;
         if config.synced {
             let after = answers
@@ -161,6 +167,7 @@ impl Recovery {
                 .min(manifest.lsn);
             let mut merger = Merger::new(table, Times::at(self.node.clock.now()));
             let replayed = journal::replay(&config.dir, &config.identity, after, |record| {
+                backlog.replayed(record, config.identity.disk_id);
                 self.restore(record, &mut merger)
             })?;
             merger.flush().map_err(|reason| self.unreadable(reason))?;
@@ -196,7 +203,7 @@ impl Recovery {
                 }));
             }
         }
-        Ok(Journal::open(config, last)?)
+        Ok((Journal::open(config, last)?, backlog))
     }
 
     fn read_answers(&self) -> Result<Option<AnswersFile>, DataDirError> {

@@ -1,6 +1,6 @@
 //! What was written and is in no snapshot file yet.
 
-use keydb_core::Lsn;
+use keydb_core::{Incarnation, Lsn, Record, encode_record};
 
 use crate::journal::Recent;
 
@@ -9,7 +9,7 @@ use crate::journal::Recent;
 /// Records that could not be kept are *lost* to deltas, not to the node: the key sets have what they say, so full files that are
 /// begun later have it too.
 #[derive(Debug)]
-pub(super) struct Backlog {
+pub(crate) struct Backlog {
     /// Up to here the records are not there: files have them, or they are lost.
     from: Lsn,
     /// Up to here they are.
@@ -23,7 +23,7 @@ pub(super) struct Backlog {
 
 impl Backlog {
     /// For files that have everything up to `from`.
-    pub(super) const fn new(from: Lsn, bytes_max: usize) -> Self {
+    pub(crate) const fn new(from: Lsn, bytes_max: usize) -> Self {
         Self {
             from,
             to: from,
@@ -32,6 +32,20 @@ impl Backlog {
             bytes_max,
             lost: None,
         }
+    }
+
+    /// Adds what was read from the journal at the start, one record after the other. Those that files have are left out.
+    pub(crate) fn replayed(&mut self, record: &Record<'_>, disk_id: Incarnation) {
+        if record.lsn <= self.to {
+            return;
+        }
+        let mut bytes = Vec::new();
+        encode_record(&mut bytes, disk_id, record);
+        self.add(Recent::Records {
+            from: self.to,
+            to: record.lsn,
+            records: vec![bytes],
+        });
     }
 
     /// Adds what was written in the meantime.
@@ -45,7 +59,7 @@ impl Backlog {
                     self.lose();
                 }
             }
-            // Those in between were replayed at the start, and nobody kept them.
+            // Nobody kept those in between.
             Recent::Records { to, .. } | Recent::Gap { to, .. } => {
                 self.to = self.to.max(to);
                 self.lose();

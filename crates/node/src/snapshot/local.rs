@@ -54,7 +54,9 @@ pub(crate) fn save(data_dir: &DataDir, manifest: &Manifest) -> Result<(), DataDi
 
 /// Files that have got their names have them for good.
 pub(super) fn sync_files(data_dir: &DataDir) -> Result<(), DataDirError> {
-    data_dir::sync_dir(&data_dir.root().join(FILES))
+    let dir = data_dir.root().join(FILES);
+    fs::create_dir_all(&dir).map_err(|error| DataDirError::io("create", &dir, error))?;
+    data_dir::sync_dir(&dir)
 }
 
 /// Removes the file of this name; harmless when it is not there.

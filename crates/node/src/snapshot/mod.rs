@@ -48,6 +48,7 @@ use tokio::{
 };
 use tracing::warn;
 
+pub(crate) use backlog::Backlog;
 pub use garbage::{Collected, GarbageError, collect_garbage};
 pub(crate) use local::{file_path, manifest_path, open, save, take_clean_flag};
 pub use names::{manifest_key, object_key};
@@ -138,13 +139,14 @@ struct Progress {
 }
 
 impl Snapshotter {
-    /// Starts to make snapshots of `node`, whose local files are those of `manifest`.
+    /// Starts to make snapshots of `node`, whose local files are those of `manifest`; what they lack of the journal is in `backlog`.
     pub(crate) fn start(
         node: Arc<Node>,
         storage: Arc<dyn ObjectStorage>,
         journal: Arc<Journal>,
         data_dir: Arc<DataDir>,
         manifest: Manifest,
+        backlog: Backlog,
     ) -> Result<Self, NodeError> {
         let shared = Arc::new(Shared {
             node,
@@ -167,14 +169,23 @@ impl Snapshotter {
             .name("keydb-snapshot".to_owned())
             .spawn({
                 let shared = Arc::clone(&shared);
-                move || round::run(&shared, &runtime)
+                move || {
+                    let _noticed = Noticed(&shared, "the thread that makes snapshots");
+                    round::run(&shared, &runtime, backlog);
+                }
             })
             .map_err(|error| NodeError::Task {
                 task: "snapshots",
                 reason: error.to_string(),
             })?;
         let mut uploader = JoinSet::new();
-        uploader.spawn(upload::run(Arc::clone(&shared)));
+        uploader.spawn({
+            let shared = Arc::clone(&shared);
+            async move {
+                let _noticed = Noticed(&shared, "the task that uploads snapshots");
+                upload::run(Arc::clone(&shared)).await;
+            }
+        });
         uploader.spawn(garbage::run(Arc::clone(&shared)));
         Ok(Self {
             shared,
@@ -306,6 +317,20 @@ impl Shared {
             progress.failures += 1;
             progress.failure = failure;
         });
+    }
+}
+
+/// Says so when a part ends in a panic: those who wait for it would wait for ever.
+struct Noticed<'a>(&'a Shared, &'static str);
+
+impl Drop for Noticed<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let reason = format!("{} has failed, a defect: restart the node", self.1);
+            self.0.state().abandoned = true;
+            self.0.node.warn_of("snapshots", Some(reason.clone()));
+            self.0.failed(reason);
+        }
     }
 }
 

@@ -40,13 +40,14 @@ const DELTA_ENTRIES_MIN: u64 = 200_000;
 const UNNAMED_BYTES_MAX: u64 = 64 << 20;
 
 /// Makes rounds until the node closes.
-pub(super) fn run(shared: &Shared, runtime: &Handle) {
-    let mut maker = Maker::new(shared, runtime);
+pub(super) fn run(shared: &Shared, runtime: &Handle, backlog: Backlog) {
+    let mut maker = Maker::new(shared, runtime, backlog);
     let interval = shared.node.config.snapshot_interval;
     let mut last_round = Instant::now();
     let mut wait_max = interval;
     while let Some(due) = maker.wait(last_round, wait_max) {
         last_round = Instant::now();
+        maker.tried = due.ticket;
         match maker.round(&due) {
             Ok(()) => {
                 maker.retry_after = RETRY_MIN;
@@ -90,13 +91,14 @@ struct Maker<'a> {
     backlog: Backlog,
     /// How many entries the deltas on top of a range's base have.
     delta_entries: BTreeMap<RangeId, u64>,
+    /// The last request that a round was made for, be it in vain.
+    tried: u64,
     retry_after: Duration,
 }
 
 impl<'a> Maker<'a> {
-    fn new(shared: &'a Shared, runtime: &'a Handle) -> Self {
+    fn new(shared: &'a Shared, runtime: &'a Handle, backlog: Backlog) -> Self {
         let manifest = Manifest::clone(&shared.state().manifest);
-        let (_, recent_bytes_max) = shared.journal.recent_bytes();
         Self {
             shared,
             runtime,
@@ -106,8 +108,9 @@ impl<'a> Maker<'a> {
                 .iter()
                 .map(|file| file.name.clone())
                 .collect(),
-            backlog: Backlog::new(manifest.lsn, recent_bytes_max),
+            backlog,
             delta_entries: estimate_delta_entries(&manifest),
+            tried: 0,
             retry_after: RETRY_MIN,
             manifest,
         }
@@ -118,14 +121,14 @@ impl<'a> Maker<'a> {
         let failed_lately = wait_max < self.shared.node.config.snapshot_interval;
         loop {
             self.remove_superseded();
-            let served = self.shared.progress.borrow().made;
             let is_early = !failed_lately && self.is_early();
             let mut state = self.shared.state();
             if state.abandoned {
                 return None;
             }
             let elapsed = last_round.elapsed();
-            let is_asked = !failed_lately && state.requested > served;
+            // Somebody who asks gets to know at once whether it still fails.
+            let is_asked = state.requested > self.tried;
             if is_asked || is_early || state.closing || elapsed >= wait_max {
                 return Some(Due {
                     ticket: state.requested,

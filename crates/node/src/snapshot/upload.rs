@@ -14,7 +14,7 @@ use futures_util::{StreamExt, stream};
 use keydb_core::{Lsn, Manifest, ManifestFile};
 use keydb_storage::{MapStore, Put, StorageErrorKind, Version};
 use tokio::time::{Instant, sleep};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{
     RETRY_MAX, RETRY_MIN, Reach, Shared, garbage::GARBAGE_AGE, local::file_path, manifest_key,
@@ -216,6 +216,7 @@ impl Uploader {
                 None => missing.push((file.clone(), Doubt::None)),
             }
         }
+        let mut nowhere: Vec<String> = Vec::new();
         let (small, large): (Vec<_>, Vec<_>) = missing
             .into_iter()
             .partition(|(file, _)| file.size_bytes <= SMALL_BYTES_MAX);
@@ -225,11 +226,27 @@ impl Uploader {
                 .map(|(file, doubt)| bring(Arc::clone(shared), file, doubt))
                 .buffer_unordered(at_once);
             while let Some(brought) = uploads.next().await {
-                if let Some((name, is_new)) = brought? {
-                    self.uploaded.insert(name, is_new.then(Instant::now));
+                match brought? {
+                    (name, Brought::Uploaded) => {
+                        self.uploaded.insert(name, Some(Instant::now()));
+                    }
+                    (name, Brought::Found) => {
+                        self.uploaded.insert(name, None);
+                    }
+                    (name, Brought::Missing) => nowhere.push(name),
                 }
             }
         }
+        // The ranges that need them are closed, and say so; the others' snapshots go on.
+        let text = || {
+            format!(
+                "snapshot files are neither on the disk nor in object storage: {}",
+                nowhere.join(", ")
+            )
+        };
+        self.shared
+            .node
+            .warn_of("missing files", (!nowhere.is_empty()).then(text));
         Ok(())
     }
 
@@ -315,29 +332,38 @@ enum Doubt {
     MayBeGone,
 }
 
-/// Sees to it that the object of `file` is there; its name, and whether it was uploaded now. `None` when it is nowhere.
+/// What was done to have an object there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Brought {
+    /// It was uploaded.
+    Uploaded,
+    /// It was there, nobody knows since when.
+    Found,
+    /// Nothing: neither the file nor the object is there.
+    Missing,
+}
+
+/// Sees to it that the object of `file` is there. The file's name comes with the answer.
 async fn bring(
     shared: Arc<Shared>,
     file: ManifestFile,
     doubt: Doubt,
-) -> Result<Option<(String, bool)>, String> {
+) -> Result<(String, Brought), String> {
     let key = object_key(shared.node.config.id, &file.name);
     if doubt == Doubt::MayBeGone && is_there(&shared, &key, &file).await? {
-        return Ok(Some((file.name, false)));
+        return Ok((file.name, Brought::Found));
     }
     let path = file_path(&shared.data_dir, &file.name);
     match tokio::fs::metadata(&path).await {
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            if is_there(&shared, &key, &file).await? {
-                return Ok(Some((file.name, false)));
-            }
-            // The ranges that need it are closed, and say so; the others' snapshots must go on.
-            warn!(
-                name = file.name,
-                "a snapshot file is neither on the disk nor in object storage"
-            );
-            return Ok(None);
+            let is_there = is_there(&shared, &key, &file).await?;
+            let brought = if is_there {
+                Brought::Found
+            } else {
+                Brought::Missing
+            };
+            return Ok((file.name, brought));
         }
         Err(error) => return Err(format!("cannot read {}: {error}", path.display())),
     }
@@ -348,10 +374,12 @@ async fn bring(
                 progress.objects += 1;
                 progress.object_bytes += file.size_bytes;
             });
-            Ok(Some((file.name, true)))
+            Ok((file.name, Brought::Uploaded))
         }
         // The name is this file's alone, so an earlier attempt has got through; when, nobody knows.
-        Ok(Put::Conflict) if is_there(&shared, &key, &file).await? => Ok(Some((file.name, false))),
+        Ok(Put::Conflict) if is_there(&shared, &key, &file).await? => {
+            Ok((file.name, Brought::Found))
+        }
         Ok(Put::Conflict) => Err(format!(
             "object {key:?} exists with another size than the file's, {} bytes",
             file.size_bytes

@@ -137,9 +137,11 @@ impl Rig {
             JournalConfig::new(data_dir.journal(), identity, synced, self.clock.clone());
         config.segment_bytes = 1 << 20;
         config.recent_bytes_max = self.recent_bytes_max;
+        let mut backlog = Backlog::new(manifest.lsn, config.recent_bytes_max);
         let mut last = manifest.lsn;
         if synced {
             let replayed = journal::replay(&config.dir, &identity, manifest.lsn, |record| {
+                backlog.replayed(record, disk_id);
                 if let RecordBody::Write(write) = &record.body {
                     let entries = write.fingerprints.iter();
                     for entry in entries.map(|key| Entry::new(key, write.expiry)) {
@@ -174,6 +176,7 @@ impl Rig {
             Arc::clone(&journal),
             Arc::clone(&data_dir),
             manifest,
+            backlog,
         )
         .map_err(|error| text(&error))?;
         Ok(Run {

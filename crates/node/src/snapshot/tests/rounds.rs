@@ -95,18 +95,30 @@ async fn where_records_were_too_many_to_keep_full_files_have_what_they_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_kill_full_files_have_what_was_replayed() {
-    let rig = Rig::new().await;
+async fn after_a_kill_a_delta_has_what_was_replayed_and_full_files_where_that_was_too_much() {
+    for (recent_bytes_max, expected) in [(16 << 20, (3, 0)), (1000, (1, 4))] {
+        let rig = Rig {
+            recent_bytes_max,
+            ..Rig::new().await
+        };
+        after_a_kill(&rig, expected).await;
+    }
+}
+
+/// `expected` deltas and full files are there in the end.
+async fn after_a_kill(rig: &Rig, expected: (usize, usize)) {
     let run = rig.start().await;
-    run.put(&rig.keys(0..100, EXPIRY)).await;
+    run.put(&rig.keys(0..50, EXPIRY)).await;
     run.snapshot().await;
-    run.put(&rig.keys(100..200, EXPIRY)).await;
+    run.put(&rig.keys(50..200, EXPIRY)).await;
     run.kill().await;
     let run = rig.start().await;
     assert_eq!(run.keys(), rig.keys(0..200, EXPIRY));
-    run.put(&rig.keys(200..300, EXPIRY)).await;
     run.snapshot().await;
-    assert_eq!(rig.remote_keys().await, rig.keys(0..300, EXPIRY));
+    run.put(&rig.keys(200..250, EXPIRY)).await;
+    run.snapshot().await;
+    assert_eq!(kinds(&run.local()), expected);
+    assert_eq!(rig.remote_keys().await, rig.keys(0..250, EXPIRY));
     run.stop().await;
 }
 
