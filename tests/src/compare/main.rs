@@ -4,7 +4,10 @@
 //! Called by `scripts/compare-valkey`, which builds everything and finds the servers:
 //! `compare-valkey VALKEY_SERVER KEYDB [--runs 3] [--scale 1]`. With `--scale 10` every number of keys is a tenth: a quick look,
 //! not a result. Logs and journals go to the directory for temporary files (`TMPDIR`), which should be on a disk.
-#![expect(clippy::print_stdout, reason = "the tables are what this program is for")]
+#![expect(
+    clippy::print_stdout,
+    reason = "the tables are what this program is for"
+)]
 
 mod disk;
 mod keydb;
