@@ -60,6 +60,16 @@ async fn a_created_map_is_loaded_and_created_only_once() {
     assert_eq!(store.init(&three_nodes()).await, Ok(Init::Existing(map)));
 }
 
+#[tokio::test]
+async fn the_proof_leaves_no_objects_behind() {
+    let storage = memory();
+    let store = MapStore::new(storage.clone());
+    created(store.init(&three_nodes()).await);
+    let page = storage.list("", None).await.unwrap();
+    let keys: Vec<_> = page.objects.iter().map(|object| &*object.key).collect();
+    assert_eq!(keys, [MAP_KEY]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_concurrent_inits_one_creates_and_the_others_find_the_same_map() {
     let dir = tempfile::tempdir().unwrap();
