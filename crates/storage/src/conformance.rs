@@ -6,9 +6,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use tokio::{sync::Barrier, task::JoinSet};
 
-use crate::{
-    ListPage, Object, ObjectStorage, Put, StorageErrorKind, Version, testing::TestBucket,
-};
+use crate::{ListPage, Object, ObjectStorage, Put, StorageErrorKind, Version, testing::TestBucket};
 
 pub(crate) const WRITERS: usize = 16;
 const RACES: usize = 40;

@@ -2,6 +2,7 @@
 //! and a bad connection to either.
 
 mod objects;
+mod proxy;
 mod server;
 
 use std::sync::{
@@ -15,6 +16,7 @@ use aws_sdk_s3::{
 };
 use keydb_core::random;
 
+pub use self::proxy::{Fault, FaultProxy, Operation};
 use self::server::Server;
 use crate::{ObjectStorage, S3Options, StorageUrl};
 

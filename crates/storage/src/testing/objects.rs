@@ -57,6 +57,7 @@ struct Stored {
 #[derive(Debug)]
 struct Upload {
     key: String,
+    initiated: Timestamp,
     metadata: Option<Metadata>,
     parts: BTreeMap<i32, (Bytes, ETag)>,
 }
@@ -84,11 +85,7 @@ impl Locked<'_> {
 
 impl Objects {
     fn lock(&self) -> Locked<'_> {
-        Locked(
-            self.0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        )
+        Locked(self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -301,6 +298,7 @@ impl S3 for Objects {
         let id = OperationId::random().to_string();
         let upload = Upload {
             key: input.key.clone(),
+            initiated: now(),
             metadata: input.metadata,
             parts: BTreeMap::new(),
         };
@@ -407,6 +405,7 @@ impl S3 for Objects {
             .map(|(id, upload)| MultipartUpload {
                 key: Some(upload.key.clone()),
                 upload_id: Some(id.clone()),
+                initiated: Some(upload.initiated.clone()),
                 ..Default::default()
             });
         Ok(S3Response::new(ListMultipartUploadsOutput {

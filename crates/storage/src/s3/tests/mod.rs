@@ -1,11 +1,97 @@
-use std::sync::Arc;
+mod reads;
+mod uploads;
+mod writes;
+
+use std::{sync::Arc, time::Duration};
 
 use super::*;
 use crate::{
-    StorageUrl,
+    StorageErrorKind, StorageUrl,
     conformance::{Handles, WRITERS, conformance_tests},
-    testing::TestBucket,
+    testing::{Fault, FaultProxy, Operation, TestBucket},
 };
+
+/// Short pauses and much patience: what fails, fails because of what was planned.
+const LIMITS: Limits = Limits {
+    attempts_max: 4,
+    backoff_min: Duration::from_millis(1),
+    call: Duration::from_secs(60),
+    attempt: Duration::from_secs(30),
+    transfer: Duration::from_secs(60),
+    stall: Duration::from_secs(30),
+};
+/// No patience, for servers that say nothing.
+const IMPATIENT: Limits = Limits {
+    attempt: Duration::from_millis(100),
+    transfer: Duration::from_millis(300),
+    stall: Duration::from_millis(100),
+    ..LIMITS
+};
+/// The least that S3 takes.
+const PART_BYTES_MIN: u64 = 5 << 20;
+
+impl S3Storage {
+    /// The bucket's objects below no prefix, with short pauses between attempts.
+    pub(crate) fn hasty(bucket: &TestBucket) -> Arc<Self> {
+        limited(bucket, LIMITS)
+    }
+}
+
+fn limited(bucket: &TestBucket, limits: Limits) -> Arc<S3Storage> {
+    let storage = S3Storage::with_limits(&bucket.name, "", &bucket.options, limits, PART_BYTES_MIN);
+    Arc::new(storage.unwrap())
+}
+
+/// A bucket behind a bad connection, and by a good one.
+struct Setup {
+    proxy: FaultProxy,
+    storage: Arc<S3Storage>,
+    direct: Arc<S3Storage>,
+}
+
+impl Setup {
+    async fn new() -> Self {
+        Self::with(LIMITS).await
+    }
+
+    async fn with(limits: Limits) -> Self {
+        let bucket = TestBucket::any().await;
+        let proxy = FaultProxy::before(&bucket).await;
+        Self {
+            storage: limited(proxy.bucket(), limits),
+            direct: limited(&bucket, LIMITS),
+            proxy,
+        }
+    }
+
+    /// Writes an object by the good connection.
+    async fn create(&self, key: &str, bytes: impl Into<Bytes>) -> Version {
+        done(self.direct.put_if_absent(key, bytes.into()).await)
+    }
+
+    async fn stored(&self, key: &str) -> Option<Object> {
+        self.direct.get(key).await.unwrap()
+    }
+}
+
+fn done(put: Result<Put, StorageError>) -> Version {
+    match put {
+        Ok(Put::Done(version)) => version,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What passes by itself, of replies without and with a body.
+const PASSING: [Fault; 8] = [
+    Fault::Slow(Duration::from_millis(20)),
+    Fault::Answer(500, "InternalError"),
+    Fault::Answer(503, "SlowDown"),
+    Fault::Answer(409, "ConditionalRequestConflict"),
+    Fault::AppliedAnswer(500, "InternalError"),
+    Fault::RequestCut,
+    Fault::ReplyCut,
+    Fault::ReplyLost,
+];
 
 /// A bucket of its own on a real S3 server, where there is one.
 async fn open() -> Option<Handles> {
@@ -57,11 +143,20 @@ async fn prefixes_of_a_bucket_are_storages_of_their_own() {
 #[tokio::test]
 async fn a_bucket_that_does_not_exist_is_refused_by_name() {
     let bucket = TestBucket::any().await;
-    let storage = S3Storage::new("no-such-bucket", "", &bucket.options);
+    let storage = S3Storage::open("no-such-bucket", "", &bucket.options).unwrap();
     let error = storage.put_if_absent("key", "x".into()).await.unwrap_err();
-    assert_eq!(error.kind(), StorageErrorKind::Refused, "{error}");
-    assert!(error.to_string().contains("no-such-bucket"), "{error}");
     assert!(error.to_string().contains("NoSuchBucket"), "{error}");
+    for error in [
+        error,
+        storage.get("key").await.unwrap_err(),
+        storage.get_range("key", 0..9).await.unwrap_err(),
+        storage.head("key").await.unwrap_err(),
+        storage.list("", None).await.unwrap_err(),
+        storage.delete("key").await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), StorageErrorKind::Refused, "{error}");
+        assert!(error.to_string().contains("no-such-bucket"), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -69,7 +164,7 @@ async fn a_wrong_secret_is_refused_and_not_shown() {
     let bucket = TestBucket::any().await;
     let mut options = bucket.options.clone();
     options.access_key = Some(("keydb-test".to_owned(), "hunter2-hunter2".to_owned()));
-    let storage = S3Storage::new(&bucket.name, "", &options);
+    let storage = S3Storage::open(&bucket.name, "", &options).unwrap();
     let error = storage.get("key").await.unwrap_err();
     assert_eq!(error.kind(), StorageErrorKind::Refused, "{error}");
     assert!(!format!("{error} {error:?} {storage:?}").contains("hunter2"));
@@ -94,7 +189,13 @@ async fn a_server_that_is_not_there_is_unavailable() {
         .unwrap();
     let error = storage.get("key").await.unwrap_err();
     assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
-    assert!(error.to_string().contains("s3://bucket/key"), "{error}");
+    assert!(
+        error.to_string().contains("\"key\" in s3://bucket"),
+        "{error}"
+    );
+    // There was no connection: a write was not even sent.
+    let error = storage.put_if_absent("key", "x".into()).await.unwrap_err();
+    assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
     let error = storage.now().await.unwrap_err();
     assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
 }
@@ -102,14 +203,14 @@ async fn a_server_that_is_not_there_is_unavailable() {
 #[tokio::test]
 async fn an_upload_that_fails_leaves_nothing_behind() {
     let bucket = TestBucket::any().await;
-    let storage = Arc::new(S3Storage::new(&bucket.name, "", &bucket.options));
+    let storage = Arc::new(S3Storage::open(&bucket.name, "", &bucket.options).unwrap());
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), vec![7; 80 << 20]).unwrap();
     let uploading = tokio::spawn({
         let (storage, path) = (Arc::clone(&storage), file.path().to_owned());
         async move { storage.put_file("key", &path).await }
     });
-    let client = storage.client().await.clone();
+    let client = bucket.client();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     let uploads = async || {
         let reply = client
