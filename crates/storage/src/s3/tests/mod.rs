@@ -211,7 +211,7 @@ async fn an_upload_that_fails_leaves_nothing_behind() {
         async move { storage.put_file("key", &path).await }
     });
     let client = bucket.client();
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(30);
     let uploads = async || {
         let reply = client
             .list_multipart_uploads()
@@ -242,17 +242,14 @@ async fn an_upload_that_fails_leaves_nothing_behind() {
             .is_ok_and(|reply| !reply.parts().is_empty())
     };
     while !has_part().await {
-        assert!(tokio::time::Instant::now() < deadline, "no upload began");
+        assert!(Instant::now() < deadline, "no upload began");
         assert!(!uploading.is_finished(), "the upload was over too soon");
         tokio::task::yield_now().await;
     }
     uploading.abort();
     let _ = uploading.await;
     while !uploads().await.is_empty() {
-        assert!(
-            tokio::time::Instant::now() < deadline,
-            "the upload was not aborted"
-        );
+        assert!(Instant::now() < deadline, "the upload was not aborted");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert_eq!(storage.get("key").await, Ok(None));

@@ -162,8 +162,9 @@ async fn a_delayed_completion_does_not_undo_its_own_repetition() {
     let version = done(setup.storage.put_file("key", file.path()).await);
     let statuses = setup.proxy.deliver().await;
     assert_eq!(statuses.len(), 1);
-    let info = setup.direct.look_at("key", &mut setup.direct.attempts());
-    let head = info.await.unwrap().unwrap();
+    let mut attempts = setup.direct.attempts();
+    let head = setup.direct.look_at("key", &mut attempts).await;
+    let head = head.unwrap().unwrap();
     assert_eq!(head.e_tag(), Some(version.tag()), "{statuses:?}");
     assert!(setup.stored_file("key").await == bytes);
 }
