@@ -2,6 +2,7 @@
 
 use std::{sync::PoisonError, time::Duration};
 
+use keydb_core::UnixMillis;
 use tokio::time::Instant;
 
 use super::{
@@ -32,7 +33,13 @@ impl S3Storage {
             }
             *swept = Some(Instant::now());
         }
-        match self.abort_uploads_older_than(ABANDONED_AFTER).await {
+        let swept = async {
+            let now = self.server_time(&self.full_key(MAP_KEY)).await?;
+            let age_ms = u64::try_from(ABANDONED_AFTER.as_millis()).unwrap_or(u64::MAX);
+            let time = UnixMillis(now.0.saturating_sub(age_ms));
+            self.abort_uploads_begun_before(time).await
+        };
+        match swept.await {
             Ok(0) => {}
             Ok(uploads) => tracing::info!(uploads, "aborted abandoned uploads"),
             Err(failure) => {
@@ -44,9 +51,11 @@ impl S3Storage {
         }
     }
 
-    /// Aborts uploads below the prefix that began longer ago than this; how many.
-    pub(super) async fn abort_uploads_older_than(&self, age: Duration) -> Result<usize, Failure> {
-        let now = self.server_time(&self.full_key(MAP_KEY)).await?;
+    /// Aborts uploads below the prefix that began before this, by the server's clock; how many.
+    pub(super) async fn abort_uploads_begun_before(
+        &self,
+        time: UnixMillis,
+    ) -> Result<usize, Failure> {
         let request = || {
             let list = self.inner.client.list_multipart_uploads();
             list.bucket(&self.inner.bucket)
@@ -60,7 +69,7 @@ impl S3Storage {
             let (Some(full_key), Some(id)) = (upload.key(), upload.upload_id()) else {
                 continue;
             };
-            if millis(upload.initiated())?.plus(age) <= now {
+            if millis(upload.initiated())? < time {
                 self.abort_upload(full_key, id).await;
                 aborted += 1;
             }

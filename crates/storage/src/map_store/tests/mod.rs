@@ -1,4 +1,5 @@
 mod doubles;
+mod on_s3;
 
 use std::convert::Infallible;
 
