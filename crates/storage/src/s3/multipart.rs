@@ -56,7 +56,7 @@ impl S3Storage {
             let bytes = bytes.map_err(|failure| failure.not_applied(&what))?;
             return self.put(key, bytes, Condition::Absent).await;
         }
-        self.sweep_abandoned_uploads().await;
+        self.sweep_abandoned_uploads(key).await;
         let mut uploads = 0;
         loop {
             // Completing it would find out too; this spares the transfer.

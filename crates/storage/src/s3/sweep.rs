@@ -18,10 +18,14 @@ const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 const INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 impl S3Storage {
-    /// Aborts abandoned uploads below the prefix, at most once an hour. What fails is left for the next time.
+    /// Aborts abandoned uploads beside `key`, at most once an hour. What fails is left for the next time. Beside it only, because
+    /// the rest of the bucket may be other programs'.
     ///
     /// Some servers (MinIO among them) list no uploads by prefix; they have a time of their own after which they remove them.
-    pub(super) async fn sweep_abandoned_uploads(&self) {
+    pub(super) async fn sweep_abandoned_uploads(&self, key: &str) {
+        let Some((folder, _)) = key.rsplit_once('/') else {
+            return;
+        };
         {
             let mut swept = self
                 .inner
@@ -37,7 +41,7 @@ impl S3Storage {
             let now = self.server_time(&self.full_key(MAP_KEY)).await?;
             let age_ms = u64::try_from(ABANDONED_AFTER.as_millis()).unwrap_or(u64::MAX);
             let time = UnixMillis(now.0.saturating_sub(age_ms));
-            self.abort_uploads_begun_before(time).await
+            self.abort_uploads_begun_before(folder, time).await
         };
         match swept.await {
             Ok(0) => {}
@@ -51,15 +55,16 @@ impl S3Storage {
         }
     }
 
-    /// Aborts uploads below the prefix that began before this, by the server's clock; how many.
+    /// Aborts uploads in a folder that began before this, by the server's clock; how many.
     pub(super) async fn abort_uploads_begun_before(
         &self,
+        folder: &str,
         time: UnixMillis,
     ) -> Result<usize, Failure> {
         let request = || {
             let list = self.inner.client.list_multipart_uploads();
             list.bucket(&self.inner.bucket)
-                .prefix(&self.inner.prefix)
+                .prefix(format!("{}/", self.full_key(folder)))
                 .send()
         };
         // A page of a thousand is enough for one time.

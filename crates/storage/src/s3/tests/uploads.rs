@@ -73,22 +73,25 @@ async fn an_upload_that_may_have_begun_begins_anew_and_the_first_is_swept_away_l
     };
     let bytes = varied(LARGE_BYTES);
     let file = file_of(&bytes);
-    setup
-        .proxy
-        .plan(Operation::CreateUpload, [Fault::ReplyLost]);
-    done(setup.storage.put_file("key", file.path()).await);
-    assert!(setup.stored_file("key").await == bytes);
-    assert_eq!(setup.uploads("key").await, 1);
-
+    for key in ["mine/key", "mine-too/key"] {
+        setup
+            .proxy
+            .plan(Operation::CreateUpload, [Fault::ReplyLost]);
+        done(setup.storage.put_file(key, file.path()).await);
+        assert!(setup.stored_file(key).await == bytes);
+        assert_eq!(setup.uploads(key).await, 1);
+    }
     let now = setup.direct.now().await.unwrap();
     for (time, aborted) in [
         (UnixMillis(now.0 - 3_600_000), 0),
         (UnixMillis(now.0 + 3_600_000), 1),
     ] {
-        let swept = setup.storage.abort_uploads_begun_before(time).await;
+        let swept = setup.storage.abort_uploads_begun_before("mine", time).await;
         assert_eq!(swept.unwrap(), aborted);
-        assert_eq!(setup.uploads("key").await, 1 - aborted);
+        assert_eq!(setup.uploads("mine/key").await, 1 - aborted);
     }
+    // Somebody else's.
+    assert_eq!(setup.uploads("mine-too/key").await, 1);
 }
 
 #[tokio::test]
