@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use tokio::{sync::Barrier, task::JoinSet};
 
-use crate::{ListPage, Object, ObjectStorage, Put, StorageErrorKind, Version};
+use crate::{ListPage, Object, ObjectStorage, Put, StorageErrorKind, Version, testing::TestBucket};
 
 pub(crate) const WRITERS: usize = 16;
 const RACES: usize = 40;
@@ -15,6 +15,7 @@ const RACES: usize = 40;
 pub(crate) struct Handles {
     pub(crate) handles: Vec<Arc<dyn ObjectStorage>>,
     pub(crate) _dir: Option<tempfile::TempDir>,
+    pub(crate) _bucket: Option<TestBucket>,
 }
 
 /// Handles that are all the same storage.
@@ -22,6 +23,7 @@ pub(crate) fn handles_of(storage: Arc<dyn ObjectStorage>) -> Handles {
     Handles {
         handles: vec![storage; WRITERS],
         _dir: None,
+        _bucket: None,
     }
 }
 

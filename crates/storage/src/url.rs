@@ -119,11 +119,11 @@ impl StorageUrl {
     /// Opens the storage; creates the directory when it is not there. A bucket is looked for only when it is used.
     ///
     /// # Errors
-    /// As [`LocalStorage::open`].
+    /// As [`LocalStorage::open`]; of a bucket, when the options make no sense.
     pub fn open(&self, s3: &S3Options) -> Result<Arc<dyn ObjectStorage>, StorageError> {
         Ok(match &self.0 {
             Kind::Local { dir } => Arc::new(LocalStorage::open(Path::new(dir))?),
-            Kind::S3 { bucket, prefix } => Arc::new(S3Storage::new(bucket, prefix, s3)),
+            Kind::S3 { bucket, prefix } => Arc::new(S3Storage::open(bucket, prefix, s3)?),
         })
     }
 

@@ -10,6 +10,7 @@ fn open_many() -> Handles {
     Handles {
         handles: (0..WRITERS).map(|_| open()).collect(),
         _dir: Some(dir),
+        _bucket: None,
     }
 }
 
@@ -24,6 +25,7 @@ mod one_instance {
         Handles {
             handles: vec![storage; WRITERS],
             _dir: Some(dir),
+            _bucket: None,
         }
     }
 

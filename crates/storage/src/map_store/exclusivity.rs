@@ -7,47 +7,75 @@
 //!    must be what is read back,
 //! 3. expects a conflict for the replaced version and for creating the object once more, and the object unchanged.
 //!
-//! The trait has no delete, so the probe objects stay; each says that it may be deleted.
+//! Afterwards the probe objects are removed. Should that fail, they stay; each says that it may be deleted.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use keydb_core::OperationId;
-use tokio::{sync::Barrier, task::JoinSet};
+use tokio::{sync::Barrier, task::JoinSet, time::timeout};
 
 use crate::{InitError, Object, ObjectStorage, Put, StorageErrorKind, Version};
 
 const ROUNDS: usize = 4;
 const WRITERS: usize = 16;
+/// How long the removal of the probe objects may hold up the creation of a cluster.
+const REMOVAL_MAX: Duration = Duration::from_secs(10);
 
 pub(super) async fn prove(storage: &Arc<dyn ObjectStorage>) -> Result<(), InitError> {
     let run = OperationId::random();
-    for round in 1..=ROUNDS {
-        let key = format!("init-probe/{run}-{round}");
-        let created = race(storage, &key, None).await?;
-        let replaced = race(storage, &key, Some(&created.version)).await?;
-
-        let nothing = format!("{key}-nothing");
-        let content = content("stale");
-        expect_conflict(
-            storage
-                .put_if_match(&nothing, content.clone(), &created.version)
-                .await?,
-            "an object that does not exist was replaced",
-        )?;
-        expect_conflict(
-            storage
-                .put_if_match(&key, content.clone(), &created.version)
-                .await?,
-            "an object was replaced on the strength of an outdated version",
-        )?;
-        expect_conflict(
-            storage.put_if_absent(&key, content).await?,
-            "an object that exists was created again",
-        )?;
-        expect_content(storage, &key, &replaced).await?;
+    let keys: Vec<_> = (1..=ROUNDS)
+        .map(|round| format!("init-probe/{run}-{round}"))
+        .collect();
+    let mut proof = Ok(());
+    for key in &keys {
+        proof = prove_with(storage, key).await;
+        if proof.is_err() {
+            break;
+        }
     }
-    Ok(())
+    let removal = async {
+        for key in &keys {
+            for key in [key, &nothing(key)] {
+                if let Err(error) = storage.delete(key).await {
+                    tracing::debug!(%error, "a probe object stays");
+                }
+            }
+        }
+    };
+    if timeout(REMOVAL_MAX, removal).await.is_err() {
+        tracing::debug!("probe objects stay: removing them took too long");
+    }
+    proof
+}
+
+/// The key of an object that does not exist.
+fn nothing(key: &str) -> String {
+    format!("{key}-nothing")
+}
+
+async fn prove_with(storage: &Arc<dyn ObjectStorage>, key: &str) -> Result<(), InitError> {
+    let created = race(storage, key, None).await?;
+    let replaced = race(storage, key, Some(&created.version)).await?;
+
+    let content = content("stale");
+    expect_conflict(
+        storage
+            .put_if_match(&nothing(key), content.clone(), &created.version)
+            .await?,
+        "an object that does not exist was replaced",
+    )?;
+    expect_conflict(
+        storage
+            .put_if_match(key, content.clone(), &created.version)
+            .await?,
+        "an object was replaced on the strength of an outdated version",
+    )?;
+    expect_conflict(
+        storage.put_if_absent(key, content).await?,
+        "an object that exists was created again",
+    )?;
+    expect_content(storage, key, &replaced).await
 }
 
 /// Lets writers race for `key`, to create it or to replace `version`. The object that the only winner wrote.
@@ -128,8 +156,10 @@ fn expect_conflict(put: Put, otherwise: &str) -> Result<(), InitError> {
     }
 }
 
+/// What a writer writes. No two writes are of the same bytes, as [`ObjectStorage::put_if_match`] asks for.
 fn content(writer: &str) -> Bytes {
-    format!("KeyDB proved with this object that conditional writes are exclusive. It may be deleted. ({writer})\n").into()
+    let nonce = OperationId::random();
+    format!("KeyDB proved with this object that conditional writes are exclusive. It may be deleted. ({writer}, {nonce})\n").into()
 }
 
 const fn not_exclusive(found: String) -> InitError {

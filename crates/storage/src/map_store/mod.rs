@@ -137,7 +137,7 @@ impl MapStore {
     /// Creates the cluster's first map, after proving with racing writers that the storage's conditional writes are exclusive.
     /// Where there is a map already, nothing is done; so running it again, or several times at once, is harmless.
     ///
-    /// The proof leaves a few small objects under `init-probe/`, which may be deleted.
+    /// The proof writes a few small objects under `init-probe/` and removes them again.
     ///
     /// # Errors
     /// All kinds but [`OutcomeUnknown`](InitError::OutcomeUnknown) mean that this call wrote no map.

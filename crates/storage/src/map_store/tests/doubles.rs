@@ -152,29 +152,28 @@ impl ObjectStorage for FaultyStorage {
         }
     }
 
-    // The map needs nothing of the following.
-    async fn put_file(&self, _key: &str, _file: &Path) -> Result<Put, StorageError> {
-        Err(refused())
+    async fn put_file(&self, key: &str, file: &Path) -> Result<Put, StorageError> {
+        self.inner.put_file(key, file).await
     }
 
     async fn get_range(
         &self,
-        _key: &str,
-        _range: Range<u64>,
+        key: &str,
+        range: Range<u64>,
     ) -> Result<Option<ObjectStream>, StorageError> {
-        Err(refused())
+        self.inner.get_range(key, range).await
     }
 
-    async fn head(&self, _key: &str) -> Result<Option<ObjectInfo>, StorageError> {
-        Err(refused())
+    async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StorageError> {
+        self.inner.head(key).await
     }
 
-    async fn list(&self, _prefix: &str, _after: Option<&str>) -> Result<ListPage, StorageError> {
-        Err(refused())
+    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<ListPage, StorageError> {
+        self.inner.list(prefix, after).await
     }
 
-    async fn delete(&self, _key: &str) -> Result<(), StorageError> {
-        Err(refused())
+    async fn delete(&self, key: &str) -> Result<(), StorageError> {
+        self.inner.delete(key).await
     }
 
     async fn now(&self) -> Result<UnixMillis, StorageError> {
@@ -275,28 +274,27 @@ impl ObjectStorage for BrokenStorage {
         Ok(self.put(key, bytes, Some(version)).await)
     }
 
-    // The map needs nothing of the following.
-    async fn put_file(&self, _key: &str, _file: &Path) -> Result<Put, StorageError> {
+    async fn put_file(&self, _: &str, _: &Path) -> Result<Put, StorageError> {
         Err(refused())
     }
 
     async fn get_range(
         &self,
-        _key: &str,
-        _range: Range<u64>,
+        _: &str,
+        _: Range<u64>,
     ) -> Result<Option<ObjectStream>, StorageError> {
         Err(refused())
     }
 
-    async fn head(&self, _key: &str) -> Result<Option<ObjectInfo>, StorageError> {
+    async fn head(&self, _: &str) -> Result<Option<ObjectInfo>, StorageError> {
         Err(refused())
     }
 
-    async fn list(&self, _prefix: &str, _after: Option<&str>) -> Result<ListPage, StorageError> {
+    async fn list(&self, _: &str, _: Option<&str>) -> Result<ListPage, StorageError> {
         Err(refused())
     }
 
-    async fn delete(&self, _key: &str) -> Result<(), StorageError> {
+    async fn delete(&self, _: &str) -> Result<(), StorageError> {
         Err(refused())
     }
 

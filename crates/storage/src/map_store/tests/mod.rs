@@ -1,4 +1,5 @@
 mod doubles;
+mod on_s3;
 
 use std::convert::Infallible;
 
@@ -58,6 +59,16 @@ async fn a_created_map_is_loaded_and_created_only_once() {
     let map = created(store.init(&three_nodes()).await);
     assert_eq!(store.load().await, Ok(Some(map.clone())));
     assert_eq!(store.init(&three_nodes()).await, Ok(Init::Existing(map)));
+}
+
+#[tokio::test]
+async fn the_proof_leaves_no_objects_behind() {
+    let storage = memory();
+    let store = MapStore::new(storage.clone());
+    created(store.init(&three_nodes()).await);
+    let page = storage.list("", None).await.unwrap();
+    let keys: Vec<_> = page.objects.iter().map(|object| &*object.key).collect();
+    assert_eq!(keys, [MAP_KEY]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
