@@ -22,6 +22,7 @@ mod prepare;
 mod queue;
 mod recent;
 mod replay;
+mod segment;
 mod writer;
 
 #[cfg(test)]
