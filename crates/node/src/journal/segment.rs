@@ -157,7 +157,9 @@ impl SegmentReader {
             }
             // A record may not have been read to its end.
             let length = self.buffer.len();
-            let kept = first.unwrap_or(length).max(length.saturating_sub(RECORD_BYTES_MAX));
+            let kept = first
+                .unwrap_or(length)
+                .max(length.saturating_sub(RECORD_BYTES_MAX));
             self.drop_front(kept - kept % ALIGNMENT);
             self.read_more()?;
         }
@@ -209,3 +211,123 @@ fn check_order(last: Lsn, record: &Record<'_>) -> Result<Lsn, String> {
     }
 }
 
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use keydb_core::{ClusterId, Incarnation, NodeId, UnixMillis, encode_record};
+
+    use super::*;
+
+    const DISK: Incarnation = Incarnation::from_bytes([7; 16]);
+
+    /// A segment's first bytes, up to where its records begin.
+    fn header() -> Vec<u8> {
+        let header = SegmentHeader {
+            cluster_id: ClusterId::from_bytes([1; 16]),
+            disk_id: DISK,
+            node: NodeId(3),
+            first_lsn: Lsn(1),
+            previous_last_lsn: Lsn::ZERO,
+            created: UnixMillis(0),
+            required_features: 0,
+        };
+        header.encode()
+    }
+
+    fn push(bytes: &mut Vec<u8>, lsn: u64, synced: u64, answers: &[u8]) {
+        let write = keydb_core::Write {
+            expiry: keydb_core::Expiry::from_unix_seconds(1).unwrap(),
+            operation: None,
+            answers,
+            groups: (&[][..]).into(),
+            fingerprints: keydb_core::PackedFingerprints::new(&[]).unwrap(),
+        };
+        let record = Record {
+            lsn: Lsn(lsn),
+            synced: Lsn(synced),
+            written: UnixMillis(0),
+            body: RecordBody::Write(write),
+        };
+        encode_record(bytes, DISK, &record);
+    }
+
+    /// Where the records of a file with these bytes end, how many there are, and how much was held of it at most.
+    fn read(bytes: &[u8], length: u64) -> (Result<End, JournalError>, usize, usize) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("segment");
+        fs::write(&path, bytes).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len(length).unwrap();
+        let mut reader = SegmentReader::open_any(&path).unwrap();
+        let mut records = 0;
+        let end = reader.read(|_, _| {
+            records += 1;
+            Ok(())
+        });
+        (end, records, reader.buffer.capacity())
+    }
+
+    #[test]
+    fn of_prepared_space_no_more_than_a_few_chunks_are_held() {
+        let mut bytes = header();
+        for lsn in 1..=5000 {
+            push(&mut bytes, lsn, 0, &[9; 1000]);
+        }
+        let (end, records, held) = read(&bytes, 64 << 20);
+        let end = end.unwrap();
+        assert_eq!((end.last, records, end.torn), (Lsn(5000), 5000, None));
+        assert_eq!(end.offset, bytes.len() as u64);
+        assert!(held <= 4 * CHUNK_BYTES, "{held}");
+    }
+
+    #[test]
+    fn of_a_torn_end_no_more_than_the_longest_record_is_held() {
+        let mut bytes = header();
+        push(&mut bytes, 1, 0, b"");
+        let end_of_first = bytes.len() as u64;
+        bytes.resize(40 << 20, 0xA5);
+        let (end, records, held) = read(&bytes, 64 << 20);
+        let end = end.unwrap();
+        assert_eq!((end.last, records, end.offset), (Lsn(1), 1, end_of_first));
+        assert!(end.torn.is_some());
+        assert!(held <= 2 * (RECORD_BYTES_MAX + CHUNK_BYTES), "{held}");
+    }
+
+    #[test]
+    fn the_longest_records_are_read_wherever_they_begin() {
+        let longest = vec![9; RECORD_BYTES_MAX - 100];
+        for before in [0, CHUNK_BYTES - 64, CHUNK_BYTES - 100] {
+            let mut bytes = header();
+            push(&mut bytes, 1, 0, &vec![1; before]);
+            push(&mut bytes, 2, 0, &longest);
+            push(&mut bytes, 3, 0, b"");
+            let (end, records, _) = read(&bytes, 20 << 20);
+            let end = end.unwrap();
+            assert_eq!((end.last, records, end.torn), (Lsn(3), 3, None));
+        }
+    }
+
+    #[test]
+    fn a_record_that_proves_damage_is_found_however_far_behind_it_lies_and_wherever_it_begins() {
+        let mut damaged = header();
+        push(&mut damaged, 1, 0, b"");
+        let at = damaged.len() as u64;
+        for length in [100, RECORD_BYTES_MAX - 100] {
+            for distance in [2 * CHUNK_BYTES - 24, 3 * CHUNK_BYTES, 18 << 20] {
+                for filling in [0, 0xA5] {
+                    let mut bytes = damaged.clone();
+                    bytes.extend_from_slice(&[0; 8]);
+                    bytes.resize(bytes.len() + distance, filling);
+                    let place = bytes.len();
+                    push(&mut bytes, 7, 6, &vec![3; length]);
+                    let (end, _, _) = read(&bytes, 40 << 20);
+                    let error = end.err().unwrap().to_string();
+                    let offset = format!("is damaged at byte {at}: ");
+                    let proof = format!("LSN 2 was synced, as the record at byte {place} says");
+                    assert!(error.contains(&offset) && error.contains(&proof), "{error}");
+                }
+            }
+        }
+    }
+}

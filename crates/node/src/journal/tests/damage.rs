@@ -93,7 +93,8 @@ fn flip_everywhere(rig: &Rig, model: &[Kept], bits: &[u8]) {
 }
 
 #[tokio::test]
-async fn a_flipped_byte_anywhere_is_damage_or_ends_the_journal_where_nothing_is_known_to_be_synced() {
+async fn a_flipped_byte_anywhere_is_damage_or_ends_the_journal_where_nothing_is_known_to_be_synced()
+{
     let (rig, model) = small_journal().await;
     flip_everywhere(&rig, &model, &[0x01, 0x80]);
 }

@@ -71,10 +71,7 @@ async fn last_segments_that_are_missing_are_noticed_where_a_snapshot_reaches_fur
     }
     for _ in 0..2 {
         let (_, reason) = incomplete(rig.replay_after(5));
-        assert_eq!(
-            reason,
-            "it has no segment, but snapshots go up to LSN 5"
-        );
+        assert_eq!(reason, "it has no segment, but snapshots go up to LSN 5");
         // And the same without the directory.
         let _ = fs::remove_dir(rig.path());
     }

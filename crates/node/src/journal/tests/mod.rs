@@ -12,8 +12,9 @@ mod torn;
 
 use std::{fs, time::Duration};
 
-use keydb_core::{SEGMENT_HEADER_BYTES, SegmentHeader,
-    Expiry, FINGERPRINT_BYTES, ManualClock, PackedFingerprints, RecordGroup, UnixMillis, Write,
+use keydb_core::{
+    Expiry, FINGERPRINT_BYTES, ManualClock, PackedFingerprints, RecordGroup, SEGMENT_HEADER_BYTES,
+    SegmentHeader, UnixMillis, Write,
 };
 use tempfile::TempDir;
 

@@ -186,8 +186,8 @@ async fn any_segment_but_the_last_that_ends_early_is_an_error_that_names_it() {
     for cut in 0..first.end() {
         fs::write(&first.path, &first.bytes[..cut]).unwrap();
         let error = rig.replay().unwrap_err();
-        let at_boundary = cut == SEGMENT_HEADER_BYTES
-            || first.places.iter().any(|place| place.end == cut);
+        let at_boundary =
+            cut == SEGMENT_HEADER_BYTES || first.places.iter().any(|place| place.end == cut);
         match &error {
             JournalError::Damaged { path, offset, .. } if !at_boundary => {
                 assert_eq!(path, &first.path);
