@@ -192,16 +192,16 @@ fn keys(number: u64, count: usize) -> Vec<u8> {
 /// Puts keys into the journal under an LSN that was taken.
 fn put(reservation: Reservation, keys: &[u8]) -> Kept {
     let lsn = reservation.lsn().0;
-    let group = RecordGroup {
+    let groups = [RecordGroup {
         range: keydb_core::RangeId(0),
         generation: 1,
         count: (keys.len() / FINGERPRINT_BYTES) as u32,
-    };
+    }];
     let write = Write {
         expiry: Expiry::from_unix_seconds(1_800_000_000).unwrap(),
         operation: None,
         answers: &[],
-        groups: (&[group][..]).into(),
+        groups: (&groups[..]).into(),
         fingerprints: PackedFingerprints::new(keys).unwrap(),
     };
     reservation.append(&write, START);
