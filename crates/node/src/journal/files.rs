@@ -38,8 +38,8 @@ impl SegmentFile {
 }
 
 impl Segments {
-    /// Those in `dir`, which is made if it is not there. What an earlier process had prepared is removed.
-    pub(super) fn open(dir: &Path) -> Result<Self, JournalError> {
+    /// Those in `dir`, which is made if it is not there, up to the record `last`. What an earlier process had prepared is removed.
+    pub(super) fn open(dir: &Path, last: Lsn) -> Result<Self, JournalError> {
         let io = |action| move |error| JournalError::io(action, dir, &error);
         fs::create_dir_all(dir).map_err(io("create directory"))?;
         for entry in fs::read_dir(dir).map_err(io("read directory"))? {
@@ -49,7 +49,10 @@ impl Segments {
                 remove(&path)?;
             }
         }
-        Ok(Self(list(dir)?))
+        let mut segments = list(dir)?;
+        // One that was begun and has no record is replaced by the next one that is written, which has its name.
+        segments.retain(|segment| segment.first <= last);
+        Ok(Self(segments))
     }
 
     pub(super) fn push(&mut self, segment: SegmentFile) {

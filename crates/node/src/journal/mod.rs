@@ -166,7 +166,7 @@ impl Journal {
         });
         let mut threads = Vec::new();
         if synced {
-            let closed = files::Segments::open(&shared.config.dir)?;
+            let closed = files::Segments::open(&shared.config.dir, last)?;
             threads = vec![
                 spawn("keydb-journal", {
                     let shared = Arc::clone(&shared);
