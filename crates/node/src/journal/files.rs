@@ -2,11 +2,12 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
 use keydb_core::Lsn;
+use tracing::warn;
 
 use super::JournalError;
 use crate::failpoint;
@@ -59,16 +60,20 @@ impl Segments {
         self.0.push(segment);
     }
 
-    /// Removes those whose records are all up to `covered`; `end` is the first LSN that lies behind them all.
-    pub(super) fn cut(&mut self, covered: Lsn, end: Lsn) -> Result<(), JournalError> {
-        let ends = self.0.iter().skip(1).map(|next| next.first).chain([end]);
-        // Of no segments, none.
-        let ends = ends.take(self.0.len());
-        let done = ends.take_while(|end| end.0 <= covered.0 + 1).count();
-        for segment in self.0.drain(..done) {
-            remove(&segment.path)?;
+    /// Removes those whose records are all up to `covered`; `end` is the first LSN that lies behind them all. One that cannot be
+    /// removed stays, and all behind it, until the next time.
+    pub(super) fn cut(&mut self, covered: Lsn, end: Lsn) {
+        while let Some(segment) = self.0.first() {
+            let end = self.0.get(1).map_or(end, |next| next.first);
+            if end > covered.next() {
+                return;
+            }
+            if let Err(error) = remove(&segment.path) {
+                warn!("{error}; it is not needed any more, and the next snapshot tries again");
+                return;
+            }
+            self.0.remove(0);
         }
-        Ok(())
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -101,7 +106,7 @@ pub(super) fn list(dir: &Path) -> Result<Vec<SegmentFile>, JournalError> {
 }
 
 /// Makes a file of `bytes` zeros on the disk, to become a segment.
-pub(super) fn prepare(dir: &Path, number: u64, bytes: u64) -> std::io::Result<(PathBuf, File)> {
+pub(super) fn prepare(dir: &Path, number: u64, bytes: u64) -> io::Result<(PathBuf, File)> {
     let path = dir.join(format!("{PREPARED_PREFIX}{number}"));
     let made = OpenOptions::new()
         .write(true)
@@ -138,5 +143,9 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), JournalError> {
 fn remove(path: &Path) -> Result<(), JournalError> {
     failpoint::hit("journal.remove", path)
         .and_then(|()| fs::remove_file(path))
+        .or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })
         .map_err(|error| JournalError::io("remove", path, &error))
 }

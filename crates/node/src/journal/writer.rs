@@ -239,7 +239,8 @@ impl Writer<'_> {
         } else {
             Lsn(covered.0.min(self.last.0.saturating_sub(1)))
         };
-        self.closed.cut(covered, end)
+        self.closed.cut(covered, end);
+        Ok(())
     }
 
     fn tell_size(&self) {
