@@ -146,7 +146,10 @@ pub(super) fn run(shared: &Shared) {
     let mut number = 0;
     let mut state = lock(&room.state);
     while !state.stopping {
-        let enough = state.available >= state.wanted.max(segment_bytes / 2) && !state.writer_waits;
+        // A disk that was full is asked again until it is not.
+        let enough = state.full.is_none()
+            && !state.writer_waits
+            && state.available >= state.wanted.max(segment_bytes / 2);
         if enough {
             state = room
                 .needed
