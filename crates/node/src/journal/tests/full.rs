@@ -5,7 +5,7 @@ use crate::failpoint::{self, Action};
 
 /// Writes records of about `bytes` in all into promised room, and waits for them.
 async fn use_up(journal: &Journal, space: Space, bytes: usize) -> Vec<Kept> {
-    let each = 20;
+    let each = if bytes < 40_000 { 20 } else { 400 };
     let kept: Vec<Kept> = (0..bytes / size_of_record(each))
         .map(|number| put(space.begin(), &keys(number as u64, each)))
         .collect();
