@@ -16,6 +16,8 @@
 //! **Reading** is `replay`'s. **Recent records** are kept in memory for a while, as what a delta snapshot is made of; in `snapshot`
 //! mode that is all that there is: no files, no threads, and every record is committed as soon as it is appended.
 
+#[doc(hidden)]
+pub mod bench;
 mod files;
 mod inspect;
 mod prepare;
