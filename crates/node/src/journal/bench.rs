@@ -25,7 +25,7 @@ impl Journal {
             node: NodeId(0),
             disk_id: Incarnation::from_bytes([2; 16]),
         };
-        let clock = Arc::new(SystemClock);
+        let clock = Arc::new(SystemClock::new());
         let config = JournalConfig::new(dir.to_owned(), identity, true, clock);
         super::Journal::open(config, Lsn::ZERO).map(Self)
     }
@@ -51,7 +51,7 @@ impl Journal {
             groups: (&groups[..]).into(),
             fingerprints: keys,
         };
-        reservation.append(&write, SystemClock.now());
+        reservation.append(&write, clock.now());
         let committed = self.0.wait_committed(lsn).await;
         committed.map_err(|error| error.to_string())
     }
