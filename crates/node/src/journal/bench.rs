@@ -3,8 +3,8 @@
 use std::{path::Path, sync::Arc};
 
 use keydb_core::{
-    Clock, ClusterId, Expiry, Incarnation, Lsn, NodeId, PackedFingerprints, RangeId, RecordGroup,
-    Write, record_bytes_max,
+    ClusterId, Expiry, Incarnation, Lsn, NodeId, PackedFingerprints, RangeId, RecordGroup, Write,
+    record_bytes_max,
 };
 
 use super::{Identity, JournalConfig, JournalError};
@@ -51,7 +51,7 @@ impl Journal {
             groups: (&groups[..]).into(),
             fingerprints: keys,
         };
-        reservation.append(&write, clock.now());
+        reservation.append(&write, self.0.shared.config.clock.now());
         let committed = self.0.wait_committed(lsn).await;
         committed.map_err(|error| error.to_string())
     }
