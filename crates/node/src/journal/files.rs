@@ -83,10 +83,10 @@ impl Segments {
 
 /// The segments in `dir`, the oldest first.
 pub(super) fn list(dir: &Path) -> Result<Vec<SegmentFile>, JournalError> {
-    let io = |error| JournalError::io("read directory", dir, &error);
+    let failed = |error| JournalError::io("read directory", dir, &error);
     let mut segments = Vec::new();
-    for entry in fs::read_dir(dir).map_err(io)? {
-        let entry = entry.map_err(io)?;
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
         let path = entry.path();
         let first = path
             .file_stem()
@@ -94,10 +94,16 @@ pub(super) fn list(dir: &Path) -> Result<Vec<SegmentFile>, JournalError> {
             .filter(|stem| stem.len() == 20)
             .and_then(|stem| stem.parse().ok());
         if let (Some(first), true) = (first, path.extension().is_some_and(|e| e == EXTENSION)) {
+            let bytes = match entry.metadata() {
+                Ok(metadata) => metadata.len(),
+                // The node that writes the journal has just removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(failed(error)),
+            };
             segments.push(SegmentFile {
                 first: Lsn(first),
                 path,
-                bytes: entry.metadata().map_err(io)?.len(),
+                bytes,
             });
         }
     }

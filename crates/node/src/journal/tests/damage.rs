@@ -62,28 +62,27 @@ fn expected(image: &Image, at: usize, is_last: bool) -> Result<u64, u64> {
 }
 
 /// Flips every byte of the segments with and without marks, and compares what replay makes of it.
-fn flip_everywhere(rig: &Rig, model: &[Kept], bits: &[u8]) {
+fn flip_everywhere(rig: &Rig, model: &[Kept]) {
     let images = rig.images();
     assert_eq!(rig.replay().unwrap(), model);
     let (mut prefixes, mut errors) = (0, 0);
     for (index, image) in images.iter().enumerate() {
         for at in 0..image.bytes.len() {
-            for bit in bits {
-                let mut bytes = image.bytes.clone();
-                bytes[at] ^= bit;
-                fs::write(&image.path, bytes).unwrap();
-                let what = format!("{} flipped at {at}", image.path.display());
-                match (rig.replay(), expected(image, at, index == images.len() - 1)) {
-                    (Ok(found), Ok(last)) => {
-                        prefixes += 1;
-                        assert_eq!(found, model[..last as usize], "{what}");
-                    }
-                    (Err(JournalError::Damaged { path, offset, .. }), Err(expected)) => {
-                        errors += 1;
-                        assert_eq!((path, offset), (image.path.clone(), expected), "{what}");
-                    }
-                    (found, expected) => panic!("{what}: {found:?}, not {expected:?}"),
+            let mut bytes = image.bytes.clone();
+            // Another bit of each.
+            bytes[at] ^= 1 << (at % 8);
+            fs::write(&image.path, bytes).unwrap();
+            let what = format!("{} flipped at {at}", image.path.display());
+            match (rig.replay(), expected(image, at, index == images.len() - 1)) {
+                (Ok(found), Ok(last)) => {
+                    prefixes += 1;
+                    assert_eq!(found, model[..last as usize], "{what}");
                 }
+                (Err(JournalError::Damaged { path, offset, .. }), Err(expected)) => {
+                    errors += 1;
+                    assert_eq!((path, offset), (image.path.clone(), expected), "{what}");
+                }
+                (found, expected) => panic!("{what}: {found:?}, not {expected:?}"),
             }
         }
         image.restore();
@@ -96,7 +95,7 @@ fn flip_everywhere(rig: &Rig, model: &[Kept], bits: &[u8]) {
 async fn a_flipped_byte_anywhere_is_damage_or_ends_the_journal_where_nothing_is_known_to_be_synced()
 {
     let (rig, model) = small_journal().await;
-    flip_everywhere(&rig, &model, &[0x01, 0x80]);
+    flip_everywhere(&rig, &model);
 }
 
 #[tokio::test]
@@ -106,7 +105,7 @@ async fn without_a_mark_a_flipped_byte_of_the_last_write_ends_the_journal_before
     let end = last.end();
     last.bytes[end..].fill(0);
     last.restore();
-    flip_everywhere(&rig, &model, &[0x10]);
+    flip_everywhere(&rig, &model);
 }
 
 #[tokio::test]
