@@ -34,6 +34,10 @@ miri:
 bench-formats *arguments:
     cargo bench -p keydb-core --bench snapshot -- {{arguments}}
 
+# The journal's group commit beside plain appending and syncing on the disk of this folder.
+bench-journal *arguments:
+    cargo bench -p keydb-node --bench journal -- {{arguments}}
+
 # One fuzz target for a minute, from the committed corpus (needs a nightly toolchain and cargo-fuzz).
 fuzz target *arguments:
     mkdir -p fuzz/target/corpus/{{target}}

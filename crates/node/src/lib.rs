@@ -47,6 +47,8 @@ pub use clock::SystemClock;
 pub use config::{Limits, MemoryPolicy, NodeConfig};
 pub use data_dir::DataDirError;
 pub use error::NodeError;
+#[doc(hidden)]
+pub use journal::bench;
 pub use journal::{Found, JournalError, inspect};
 pub use run::{Listeners, run};
 pub use snapshot::{Collected, GarbageError, collect_garbage, manifest_key, object_key};

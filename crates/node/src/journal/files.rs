@@ -2,11 +2,12 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
 use keydb_core::Lsn;
+use tracing::warn;
 
 use super::JournalError;
 use crate::failpoint;
@@ -38,8 +39,8 @@ impl SegmentFile {
 }
 
 impl Segments {
-    /// Those in `dir`, which is made if it is not there. What an earlier process had prepared is removed.
-    pub(super) fn open(dir: &Path) -> Result<Self, JournalError> {
+    /// Those in `dir`, which is made if it is not there, up to the record `last`. What an earlier process had prepared is removed.
+    pub(super) fn open(dir: &Path, last: Lsn) -> Result<Self, JournalError> {
         let io = |action| move |error| JournalError::io(action, dir, &error);
         fs::create_dir_all(dir).map_err(io("create directory"))?;
         for entry in fs::read_dir(dir).map_err(io("read directory"))? {
@@ -49,23 +50,30 @@ impl Segments {
                 remove(&path)?;
             }
         }
-        Ok(Self(list(dir)?))
+        let mut segments = list(dir)?;
+        // One that was begun and has no record is replaced by the next one that is written, which has its name.
+        segments.retain(|segment| segment.first <= last);
+        Ok(Self(segments))
     }
 
     pub(super) fn push(&mut self, segment: SegmentFile) {
         self.0.push(segment);
     }
 
-    /// Removes those whose records are all up to `covered`; `end` is the first LSN that lies behind them all.
-    pub(super) fn cut(&mut self, covered: Lsn, end: Lsn) -> Result<(), JournalError> {
-        let ends = self.0.iter().skip(1).map(|next| next.first).chain([end]);
-        // Of no segments, none.
-        let ends = ends.take(self.0.len());
-        let done = ends.take_while(|end| end.0 <= covered.0 + 1).count();
-        for segment in self.0.drain(..done) {
-            remove(&segment.path)?;
+    /// Removes those whose records are all up to `covered`; `end` is the first LSN that lies behind them all. One that cannot be
+    /// removed stays, and all behind it, until the next time.
+    pub(super) fn cut(&mut self, covered: Lsn, end: Lsn) {
+        while let Some(segment) = self.0.first() {
+            let end = self.0.get(1).map_or(end, |next| next.first);
+            if end > covered.next() {
+                return;
+            }
+            if let Err(error) = remove(&segment.path) {
+                warn!("{error}; it is not needed any more, and the next snapshot tries again");
+                return;
+            }
+            self.0.remove(0);
         }
-        Ok(())
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -75,10 +83,10 @@ impl Segments {
 
 /// The segments in `dir`, the oldest first.
 pub(super) fn list(dir: &Path) -> Result<Vec<SegmentFile>, JournalError> {
-    let io = |error| JournalError::io("read directory", dir, &error);
+    let failed = |error| JournalError::io("read directory", dir, &error);
     let mut segments = Vec::new();
-    for entry in fs::read_dir(dir).map_err(io)? {
-        let entry = entry.map_err(io)?;
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
         let path = entry.path();
         let first = path
             .file_stem()
@@ -86,10 +94,16 @@ pub(super) fn list(dir: &Path) -> Result<Vec<SegmentFile>, JournalError> {
             .filter(|stem| stem.len() == 20)
             .and_then(|stem| stem.parse().ok());
         if let (Some(first), true) = (first, path.extension().is_some_and(|e| e == EXTENSION)) {
+            let bytes = match entry.metadata() {
+                Ok(metadata) => metadata.len(),
+                // The node that writes the journal has just removed it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(failed(error)),
+            };
             segments.push(SegmentFile {
                 first: Lsn(first),
                 path,
-                bytes: entry.metadata().map_err(io)?.len(),
+                bytes,
             });
         }
     }
@@ -98,7 +112,7 @@ pub(super) fn list(dir: &Path) -> Result<Vec<SegmentFile>, JournalError> {
 }
 
 /// Makes a file of `bytes` zeros on the disk, to become a segment.
-pub(super) fn prepare(dir: &Path, number: u64, bytes: u64) -> std::io::Result<(PathBuf, File)> {
+pub(super) fn prepare(dir: &Path, number: u64, bytes: u64) -> io::Result<(PathBuf, File)> {
     let path = dir.join(format!("{PREPARED_PREFIX}{number}"));
     let made = OpenOptions::new()
         .write(true)
@@ -135,5 +149,9 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), JournalError> {
 fn remove(path: &Path) -> Result<(), JournalError> {
     failpoint::hit("journal.remove", path)
         .and_then(|()| fs::remove_file(path))
+        .or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })
         .map_err(|error| JournalError::io("remove", path, &error))
 }

@@ -6,7 +6,7 @@ use keydb_core::{Lsn, OperationId, RecordBody, SegmentHeader, UnixMillis};
 
 use super::{
     JournalError, files,
-    replay::{End, SegmentReader},
+    segment::{End, SegmentReader},
 };
 
 /// What [`inspect`] comes by.

@@ -16,12 +16,15 @@
 //! **Reading** is `replay`'s. **Recent records** are kept in memory for a while, as what a delta snapshot is made of; in `snapshot`
 //! mode that is all that there is: no files, no threads, and every record is committed as soon as it is appended.
 
+#[doc(hidden)]
+pub mod bench;
 mod files;
 mod inspect;
 mod prepare;
 mod queue;
 mod recent;
 mod replay;
+mod segment;
 mod writer;
 
 #[cfg(test)]
@@ -165,7 +168,7 @@ impl Journal {
         });
         let mut threads = Vec::new();
         if synced {
-            let closed = files::Segments::open(&shared.config.dir)?;
+            let closed = files::Segments::open(&shared.config.dir, last)?;
             threads = vec![
                 spawn("keydb-journal", {
                     let shared = Arc::clone(&shared);

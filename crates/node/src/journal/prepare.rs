@@ -137,6 +137,34 @@ impl Room {
                 .unwrap_or_else(PoisonError::into_inner);
         }
     }
+
+    /// A prepared file in exchange for the unused end of a segment, `bytes` of what may be promised. `None` when some of them are
+    /// promised, or no other file is to be had.
+    pub(super) fn exchange(&self, bytes: u64) -> Option<Prepared> {
+        let mut state = lock(&self.state);
+        if state.available < bytes {
+            return None;
+        }
+        state.available -= bytes;
+        loop {
+            let prepared = state.prepared.pop_front();
+            let gives_up = state.full.is_some() || state.stopping;
+            if prepared.is_some() || gives_up {
+                state.writer_waits = false;
+                if prepared.is_none() {
+                    state.available += bytes;
+                    self.changed.notify_waiters();
+                }
+                return prepared;
+            }
+            state.writer_waits = true;
+            self.needed.notify_one();
+            state = self
+                .prepared
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
 }
 
 /// Prepares segments until told to stop.
@@ -146,7 +174,10 @@ pub(super) fn run(shared: &Shared) {
     let mut number = 0;
     let mut state = lock(&room.state);
     while !state.stopping {
-        let enough = state.available >= state.wanted.max(segment_bytes / 2) && !state.writer_waits;
+        // A disk that was full is asked again until it is not.
+        let enough = state.full.is_none()
+            && !state.writer_waits
+            && state.available >= state.wanted.max(segment_bytes / 2);
         if enough {
             state = room
                 .needed
@@ -182,6 +213,7 @@ pub(super) fn run(shared: &Shared) {
                     );
                 }
                 state.full = Some(reason);
+                room.prepared.notify_one();
                 room.changed.notify_waiters();
                 state = room
                     .needed

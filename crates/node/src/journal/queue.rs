@@ -26,6 +26,8 @@ pub(super) struct Queue {
     appended: AtomicU64,
     committed: AtomicU64,
     file_bytes: AtomicU64,
+    /// How often records were committed, many at once.
+    commits: AtomicU64,
     order: Mutex<Order>,
     /// Told when there is something for the writer to do.
     work: Condvar,
@@ -97,6 +99,7 @@ impl Queue {
             appended: AtomicU64::new(last.0),
             committed: AtomicU64::new(last.0),
             file_bytes: AtomicU64::new(0),
+            commits: AtomicU64::new(0),
             order: Mutex::new(Order {
                 expected: last.next(),
                 parked: BTreeMap::new(),
@@ -127,6 +130,10 @@ impl Queue {
 
     pub(super) fn file_bytes(&self) -> u64 {
         self.file_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_file_bytes(&self, bytes: u64) {
@@ -181,6 +188,7 @@ impl Queue {
         let mut recent = lock(&self.recent);
         records.drain(..).for_each(|record| recent.push(record));
         self.committed.store(last.0, Ordering::Release);
+        self.commits.fetch_add(1, Ordering::Relaxed);
         drop(recent);
         let mut waiters = lock(&self.waiters);
         while waiters.peek().is_some_and(|waiter| waiter.lsn.0 <= last) {

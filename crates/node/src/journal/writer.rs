@@ -11,6 +11,7 @@ use keydb_core::{Lsn, Record, RecordBody, SEGMENT_HEADER_BYTES, SegmentHeader, e
 use super::{
     JournalError, Shared,
     files::{self, SegmentFile, Segments},
+    prepare::{Prepared, budget},
 };
 use crate::failpoint;
 
@@ -178,20 +179,42 @@ impl Writer<'_> {
     fn next_segment(&mut self, record_bytes: u64) -> Result<(), JournalError> {
         self.end_segment()?;
         let config = &self.shared.config;
-        let segment = SegmentFile::new(&config.dir, self.last.next());
-        let failed = |action: &'static str| {
-            let path = segment.path.clone();
-            move |error: io::Error| JournalError::io(action, &path, &error)
+        let failed = |action, reason| {
+            let segment = SegmentFile::new(&config.dir, self.last.next());
+            JournalError::io(action, &segment.path, &io::Error::other(reason))
         };
         if record_bytes + SEGMENT_HEADER_BYTES as u64 > config.segment_bytes {
-            let too_large = io::Error::other("a record is larger than a segment");
-            return Err(failed("write")(too_large));
+            return Err(failed("write", "a record is larger than a segment"));
         }
         let prepared = self
             .shared
             .room
             .next_segment()
-            .ok_or_else(|| failed("create")(io::Error::other("the journal was closed")))?;
+            .ok_or_else(|| failed("create", "the journal was closed"))?;
+        self.begin_segment(prepared)
+    }
+
+    /// Goes on in a new segment before this one is full, where nobody was promised what is left of it.
+    fn exchange_segment(&mut self) -> Result<(), JournalError> {
+        let used_bytes = self.current.as_ref().map_or(0, |current| {
+            current.used_bytes - SEGMENT_HEADER_BYTES as u64
+        });
+        let unused_bytes = budget(self.shared.config.segment_bytes).saturating_sub(used_bytes);
+        let Some(prepared) = self.shared.room.exchange(unused_bytes) else {
+            return Ok(());
+        };
+        self.end_segment()?;
+        // Its header says where this one ended.
+        self.begin_segment(prepared)
+    }
+
+    fn begin_segment(&mut self, prepared: Prepared) -> Result<(), JournalError> {
+        let config = &self.shared.config;
+        let segment = SegmentFile::new(&config.dir, self.last.next());
+        let failed = |action: &'static str| {
+            let path = segment.path.clone();
+            move |error: io::Error| JournalError::io(action, &path, &error)
+        };
         let header = SegmentHeader {
             cluster_id: config.identity.cluster_id,
             disk_id: config.identity.disk_id,
@@ -226,8 +249,7 @@ impl Writer<'_> {
                 .as_ref()
                 .is_some_and(|current| current.used_bytes >= CUT_BYTES_MIN);
         if is_covered {
-            // The next one's header says where this one ended.
-            self.next_segment(0)?;
+            self.exchange_segment()?;
         }
         let end = self
             .current
@@ -239,7 +261,8 @@ impl Writer<'_> {
         } else {
             Lsn(covered.0.min(self.last.0.saturating_sub(1)))
         };
-        self.closed.cut(covered, end)
+        self.closed.cut(covered, end);
+        Ok(())
     }
 
     fn tell_size(&self) {
