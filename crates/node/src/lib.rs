@@ -6,7 +6,8 @@
 //! - `server` accepts connections, `service` speaks `keydb.shard.v1.ShardService`;
 //! - `drain` admits requests, `validate` checks each as a whole, so that a refused one has applied nothing;
 //! - `table` knows the ranges that the node owns by the map in force;
-//! - `keys` works on the keys, range by range; `answers` remembers what claims were told;
+//! - `keys` works on the keys, range by range; `answers` remembers what claims were told, `claim_known` answers those that need
+//!   nothing written;
 //! - `http` tells probes and Prometheus how the node stands, `traffic` counts requests;
 //! - `commit` sees to it that nothing is told before it is committed, `journal` commits it, `uncommitted` knows what is not yet;
 //! - `membership` registers the node in the map and follows it, `recovery` reads the keys at the start;
@@ -14,6 +15,7 @@
 //! - `data_dir` is the directory of all that, `disk` holds together what writes to it.
 
 mod answers;
+mod claim_known;
 mod clock;
 mod clock_check;
 mod commit;
