@@ -2,9 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock},
 };
 
 use keydb_core::{Arena, Clock, ClusterMap, Incarnation, Times, UnixMillis, UnixSeconds};

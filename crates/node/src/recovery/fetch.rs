@@ -46,8 +46,8 @@ impl Recovery {
     ) -> Result<Option<Manifest>, NodeError> {
         let node = self.node.config.id;
         let disk_id = self.data_dir.disk_id();
-        let is_taken_over = manifest.lsn == Lsn::ZERO
-            && manifest.files.iter().all(|file| file.disk_id != disk_id);
+        let is_taken_over =
+            manifest.lsn == Lsn::ZERO && manifest.files.iter().all(|file| file.disk_id != disk_id);
         if !is_taken_over {
             return Ok(None);
         }
