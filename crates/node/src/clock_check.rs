@@ -193,6 +193,41 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_is_trusted_from_a_comparison_on_until_it_is_off_or_makes_a_step() {
+        let trust = ClockTrust::default();
+        let at = UnixMillis;
+        assert!(!trust.holds(at(0)));
+        trust.keep(at(1_000_000));
+        assert!(!trust.holds(at(1_000_000)));
+        trust.set(true, at(1_000_000));
+        assert!(trust.holds(at(1_000_000 + STEP_MAX_MS)));
+        assert!(trust.holds(at(1_000_000 - STEP_MAX_MS)));
+        assert!(!trust.holds(at(1_000_001 + STEP_MAX_MS)));
+        assert!(!trust.holds(at(999_999 - STEP_MAX_MS)));
+        trust.set(false, at(1_000_000));
+        assert!(!trust.holds(at(1_000_000)));
+    }
+
+    #[test]
+    fn silence_costs_no_trust_unless_the_clock_has_made_a_step_meanwhile() {
+        let trust = ClockTrust::default();
+        trust.set(true, UnixMillis(1_000_000));
+        let mut now = UnixMillis(1_000_000);
+        for _ in 0..1000 {
+            now = UnixMillis(now.0 + STEP_MAX_MS);
+            trust.keep(now);
+            assert!(trust.holds(now));
+        }
+        now = UnixMillis(now.0 + STEP_MAX_MS + 1);
+        trust.keep(now);
+        assert!(!trust.holds(now));
+        trust.keep(now);
+        assert!(!trust.holds(now), "only a comparison wins it again");
+        trust.set(true, now);
+        assert!(trust.holds(now));
+    }
+
+    #[test]
     fn clocks_agree_within_the_allowed_error_and_the_storages_grain() {
         for clock in [98_000, 100_000, 100_999, 103_000] {
             assert_eq!(at(clock, 100_000), Comparison::Agrees, "{clock}");

@@ -14,6 +14,10 @@
 //! - `snapshot` writes them to files and object storage, `sweep` gives back expired keys' memory, `limit` keeps within it;
 //! - `data_dir` is the directory of all that, `disk` holds together what writes to it.
 
+// Tests of whole nodes share what those in `tests/` use.
+#[cfg(test)]
+extern crate self as keydb_node;
+
 mod answers;
 mod claim_known;
 mod clock;

@@ -103,7 +103,8 @@ impl Faulty {
     /// Writes an object in the place of any other, whatever goes wrong.
     pub(crate) async fn inner_put(&self, key: &str, bytes: impl Into<Bytes>) {
         self.inner.delete(key).await.unwrap();
-        self.inner.put_if_absent(key, bytes.into()).await.unwrap();
+        let put = self.inner.put_if_absent(key, bytes.into()).await.unwrap();
+        assert_ne!(put, Put::Conflict);
     }
 
     async fn call(&self, call: &str, key: &str) -> Result<(), StorageError> {
