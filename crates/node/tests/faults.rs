@@ -159,6 +159,15 @@ async fn a_long_outage_costs_disk_in_the_size_of_the_state_and_everything_is_upl
     );
     assert_eq!(node.http("/ready").await.0, 200);
 
+    // Nor is it younger after a start.
+    node.stop().await;
+    let node = cluster.start().await;
+    let mut client = node.loaded().await;
+    eventually(async || {
+        node.metric("keydb_snapshot_age_seconds").await == f64::from(ROUNDS) * 60.0
+    })
+    .await;
+
     cluster.storage.works();
     let _ = cluster.try_snapshot(&mut client, false).await;
     uploaded(&client).await;

@@ -148,6 +148,10 @@ impl Snapshotter {
         manifest: Manifest,
         backlog: Backlog,
     ) -> Result<Self, NodeError> {
+        let known = Progress {
+            uploaded_reach: local::uploaded(&data_dir).unwrap_or_default(),
+            ..Progress::default()
+        };
         let shared = Arc::new(Shared {
             node,
             storage,
@@ -162,7 +166,7 @@ impl Snapshotter {
                 abandoned: false,
             }),
             work: Condvar::new(),
-            progress: watch::Sender::default(),
+            progress: watch::Sender::new(known),
         });
         let runtime = tokio::runtime::Handle::current();
         let maker = std::thread::Builder::new()
