@@ -104,10 +104,10 @@ pub(crate) fn take_clean_flag(data_dir: &DataDir) -> Result<bool, DataDirError> 
     }
 }
 
-/// Remembers what object storage has, for the status of a node that starts while it does not answer. Nothing else goes by it, so
-/// it is not synced.
-pub(super) fn set_uploaded(data_dir: &DataDir, reach: Reach) -> io::Result<()> {
-    let path = data_dir.root().join(UPLOADED);
+/// Remembers in the data directory `root` what object storage has, for the status of a node that starts while that does not
+/// answer. Nothing else goes by it, so it is not synced.
+pub(super) fn set_uploaded(root: &Path, reach: Reach) -> io::Result<()> {
+    let path = root.join(UPLOADED);
     let temporary = path.with_extension("tmp");
     fs::write(
         &temporary,

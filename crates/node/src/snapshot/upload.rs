@@ -295,8 +295,9 @@ impl Uploader {
     async fn works(&self, manifest: &Manifest, made: u64) {
         self.shared.node.warn_of("upload", None);
         let reach = reach(manifest);
-        let data_dir = Arc::clone(&self.shared.data_dir);
-        let kept = spawn_blocking(move || local::set_uploaded(&data_dir, reach)).await;
+        // Not the directory itself, which must be free when this task has ended.
+        let root = self.shared.data_dir.root().to_owned();
+        let kept = spawn_blocking(move || local::set_uploaded(&root, reach)).await;
         if let Ok(Err(error)) = kept {
             debug!(%error, "what object storage has is not remembered");
         }
