@@ -9,7 +9,7 @@ use keydb_proto::{
     shard::{CreateSnapshotsReply, CreateSnapshotsRequest, ErrorCode},
 };
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 use crate::{
     Client, ClientConfig, ConnectError, GetError, NodeStatus, WriteError, backoff,
@@ -251,11 +251,10 @@ async fn create_on(
     let config = &shared.config;
     let mut last_error: Arc<str> = format!("{node} was not asked in time").into();
     for attempt in 0..=config.retry_count {
-        let asked = timeout_at(
-            deadline,
-            node.connection().create_snapshots(request.clone()),
-        )
-        .await;
+        // A node that knows how long it is waited for says in time how far it got.
+        let mut timed = Request::new(request.clone());
+        timed.set_timeout(deadline.saturating_duration_since(Instant::now()));
+        let asked = timeout_at(deadline, node.connection().create_snapshots(timed)).await;
         match asked {
             Ok(Ok(reply)) => return read(node, reply.into_inner(), routing),
             Ok(Err(status)) => {

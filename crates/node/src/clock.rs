@@ -63,6 +63,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn from_its_start_on_it_goes_by_the_time_since_boot_whatever_the_wall_clock_shows() {
+        let hour = Duration::from_secs(3600);
+        // The wall clock was set back, or forward, by many years since.
+        for wall_at_start in [UnixMillis(5_000), UnixMillis(9_000_000_000_000)] {
+            let clock = SystemClock {
+                wall_at_start,
+                started: since_boot().saturating_sub(hour),
+            };
+            let gone = clock.now().0 - wall_at_start.0;
+            let hour_ms = 3_600_000.min(since_boot().as_millis() as u64);
+            assert!((hour_ms..hour_ms + 600_000).contains(&gone), "{gone}");
+        }
+    }
+
+    #[test]
     fn it_starts_at_the_wall_clocks_time_and_does_not_go_back() {
         #[expect(
             clippy::disallowed_methods,

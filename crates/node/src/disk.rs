@@ -21,6 +21,12 @@ use crate::{
 /// How long the last snapshot's upload may hold up a node that stops.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a snapshot that was asked for is waited for where the caller says nothing else.
+pub(crate) const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// The answer needs a part of a caller's patience to get there, up to this.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(1);
+
 /// A disk in use.
 #[derive(Debug)]
 pub(crate) struct Disk {
@@ -113,11 +119,14 @@ impl Disk {
     }
 }
 
-/// Makes a snapshot, and waits until object storage has it.
+/// Makes a snapshot, and waits until object storage has it; as long as the caller does at most.
 pub(crate) async fn create_snapshots(
     node: &Node,
     request: &CreateSnapshotsRequest,
+    patience: Option<Duration>,
 ) -> Result<CreateSnapshotsReply, Status> {
+    let patience = patience.map_or(SNAPSHOT_TIMEOUT, |it| it.min(SNAPSHOT_TIMEOUT));
+    let deadline = Instant::now() + patience - ANSWER_TIME_MAX.min(patience / 4);
     let standing = node.standing();
     check_cluster(&standing, &request.cluster_id)?;
     let not_possible = |why: &str| refusal_status(ErrorCode::NotPossible, why);
@@ -135,9 +144,9 @@ pub(crate) async fn create_snapshots(
         .and_then(Disk::snapshots)
         .ok_or_else(|| not_possible("the node is still loading its keys; try again"))?;
     let made = snapshots
-        .request(request.full)
+        .request(request.full, deadline)
         .await
-        .map_err(|reason| not_possible(&format!("no snapshot could be made: {reason}")))?;
+        .map_err(|reason| not_possible(&format!("no snapshot is in object storage: {reason}")))?;
     Ok(CreateSnapshotsReply {
         header: Some(node.reply_header(standing.map())),
         complete_to_unix_ms: made.reach.complete_to.0,

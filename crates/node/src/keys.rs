@@ -20,6 +20,7 @@ use tonic::Status;
 
 use crate::{
     answers::{Begin, ClaimedKeys, Operation, Recall},
+    claim_known::claim_known,
     commit::Commit,
     limit,
     node::{Node, Standing},
@@ -47,7 +48,7 @@ pub(crate) async fn get(node: &Node, request: &GetRequest) -> Result<GetReply, S
     let (standing, now) = admit(node, request.header.as_ref())?;
     let table = table(node, &standing)?;
     let plan = plan(node, table, &request.ranges, &request.fingerprints)?;
-    let times = Times::at(now);
+    let times = node.times_at(now);
     let mut commit = Commit::of_read(node.journal());
     let mut present = Bitmap::new(plan.fingerprints.len());
     let mut pace = Pace::default();
@@ -83,7 +84,7 @@ pub(crate) async fn put(node: &Node, request: &PutRequest) -> Result<PutReply, S
     }
     let expiry = expiry(now, request.ttl_seconds)?;
     let mut plan = plan(node, table, &request.ranges, &request.fingerprints)?;
-    let times = Times::at(now);
+    let times = node.times_at(now);
     limit::check(node, table, &plan, times).await?;
     let mut commit = commit_of(node, &plan).await?;
     let mut pace = Pace::default();
@@ -128,11 +129,19 @@ pub(crate) async fn claim(node: &Node, request: &ClaimRequest) -> Result<ClaimRe
         let table = table(node, &standing)?;
         let expiry = expiry(now, request.ttl_seconds)?;
         let plan = plan(node, table, &request.ranges, &request.fingerprints)?;
-        limit::check(node, table, &plan, Times::at(now)).await?;
-        let commit = commit_of(node, &plan).await?;
+        let times = node.times_at(now);
+        limit::check(node, table, &plan, times).await?;
+        let commit = commit_of(node, &plan).await;
         match node.answers.begin(id, now, expiry) {
             Begin::Registered(operation) => {
-                let mut claiming = Claiming::new(id, operation, plan, commit, expiry, now);
+                let commit = match commit {
+                    Ok(commit) => commit,
+                    Err(full) => {
+                        let known = claim_known(node, table, plan, operation, times).await?;
+                        return known.map(|known| known.reply(node, &standing)).ok_or(full);
+                    }
+                };
+                let mut claiming = Claiming::new(id, operation, plan, commit, expiry, now, times);
                 claiming.run(table).await;
                 return claiming.reply(node, &standing).await;
             }
@@ -169,6 +178,7 @@ struct Claiming<'a> {
     commit: Commit<'a>,
     expiry: Expiry,
     now: UnixMillis,
+    times: Times,
     first: Bitmap,
     unknown: Option<Bitmap>,
     repeated_ranges: Vec<u32>,
@@ -184,6 +194,7 @@ impl<'a> Claiming<'a> {
         commit: Commit<'a>,
         expiry: Expiry,
         now: UnixMillis,
+        times: Times,
     ) -> Self {
         Self {
             id,
@@ -191,6 +202,7 @@ impl<'a> Claiming<'a> {
             commit,
             expiry,
             now,
+            times,
             first: Bitmap::new(plan.fingerprints.len()),
             unknown: None,
             repeated_ranges: Vec::new(),
@@ -231,8 +243,7 @@ impl<'a> Claiming<'a> {
             self.commit.begin();
             let keys = self.plan.fingerprints.slice(start, end);
             let mut set = range.write();
-            let times = Times::at(self.now);
-            let stored = set.claim(keys, self.expiry, times, &mut self.first, start);
+            let stored = set.claim(keys, self.expiry, self.times, &mut self.first, start);
             self.commit.claimed(range, keys, &self.first, start);
             drop(set);
             if let Err(error) = stored {
@@ -351,7 +362,7 @@ fn prefetch(table: &Table, plan: &Plan<'_>, position: usize) {
 }
 
 /// The parts of a group that are worked on under one lock, as `(start, end)`.
-fn steps(group: Group) -> impl Iterator<Item = (usize, usize)> {
+pub(crate) fn steps(group: Group) -> impl Iterator<Item = (usize, usize)> {
     (group.start..group.end)
         .step_by(STEP_KEYS)
         .map(move |start| (start, group.end.min(start + STEP_KEYS)))

@@ -6,14 +6,20 @@
 //! - `server` accepts connections, `service` speaks `keydb.shard.v1.ShardService`;
 //! - `drain` admits requests, `validate` checks each as a whole, so that a refused one has applied nothing;
 //! - `table` knows the ranges that the node owns by the map in force;
-//! - `keys` works on the keys, range by range; `answers` remembers what claims were told;
+//! - `keys` works on the keys, range by range; `answers` remembers what claims were told, `claim_known` answers those that need
+//!   nothing written;
 //! - `http` tells probes and Prometheus how the node stands, `traffic` counts requests;
 //! - `commit` sees to it that nothing is told before it is committed, `journal` commits it, `uncommitted` knows what is not yet;
 //! - `membership` registers the node in the map and follows it, `recovery` reads the keys at the start;
 //! - `snapshot` writes them to files and object storage, `sweep` gives back expired keys' memory, `limit` keeps within it;
 //! - `data_dir` is the directory of all that, `disk` holds together what writes to it.
 
+// Tests of whole nodes share what those in `tests/` use.
+#[cfg(test)]
+extern crate self as keydb_node;
+
 mod answers;
+mod claim_known;
 mod clock;
 mod clock_check;
 mod commit;

@@ -22,14 +22,14 @@ use keydb_proto::shard::{
 use keydb_storage::{MapStore, MapStoreError, StorageErrorKind, UpdateError};
 use tokio::{
     task::{JoinError, JoinSet, spawn_blocking},
-    time::{Instant, timeout},
+    time::timeout,
 };
 use tonic::transport::Endpoint;
 use tracing::{info, warn};
 
 use crate::{
     NodeError,
-    clock_check::{self, Comparison},
+    clock_check::ClockWatch,
     data_dir::{self, DataDir},
     node::{Node, Standing},
     recovery::{Recovered, Recovery},
@@ -44,9 +44,6 @@ const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long registering may take, the store's own retries included.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(45);
-
-/// How often the clock is compared with the storage's.
-const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The least time between two looks at the map.
 const POLL_GAP_MIN: Duration = Duration::from_millis(50);
@@ -68,7 +65,7 @@ pub(crate) struct Membership {
     recovery: JoinSet<Result<Recovered, NodeError>>,
     /// Keys were lost at this start, which the map does not count yet.
     uncounted_loss: bool,
-    next_clock_check: Instant,
+    clock: ClockWatch,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -95,7 +92,7 @@ impl Membership {
             data_dir: None,
             recovery: JoinSet::new(),
             uncounted_loss: false,
-            next_clock_check: Instant::now(),
+            clock: ClockWatch::default(),
         }
     }
 
@@ -141,48 +138,6 @@ impl Membership {
         Ok(())
     }
 
-    /// Compares the clock with the storage's now and then. Fails where they differ and the node does not serve yet.
-    async fn check_clock(&mut self, map: &ClusterMap) -> Result<(), NodeError> {
-        if Instant::now() < self.next_clock_check {
-            return Ok(());
-        }
-        let node = &self.node;
-        let serving = node.standing().table().is_some();
-        let compared = clock_check::compare(
-            &*node.clock,
-            &**self.store.storage(),
-            map.clock_error_max_ms,
-        )
-        .await;
-        match compared {
-            Comparison::Agrees => {
-                self.next_clock_check = Instant::now() + CLOCK_CHECK_INTERVAL;
-                node.trust_clock(true);
-                node.warn_of("clock", None);
-            }
-            Comparison::Off {
-                ahead_ms,
-                storage,
-                clock,
-            } => {
-                let error = NodeError::Clock {
-                    ahead_ms,
-                    storage,
-                    clock,
-                    error_max_ms: map.clock_error_max_ms,
-                };
-                if !serving {
-                    return Err(error);
-                }
-                node.trust_clock(false);
-                node.warn_of("clock", Some(format!("{error}; nothing is reclaimed")));
-            }
-            // A storage that cannot be reached is said elsewhere. Trust is not lost by silence, only not won.
-            Comparison::Unknown => {}
-        }
-        Ok(())
-    }
-
     /// Counts a loss in the map, as soon as that can be written.
     async fn count_loss(&mut self, map: &ClusterMap) {
         if !self.uncounted_loss {
@@ -213,7 +168,9 @@ impl Membership {
         match timeout(LOAD_TIMEOUT, self.store.load()).await {
             Ok(Ok(Some(map))) => {
                 self.storage_works();
-                self.check_clock(&map).await?;
+                self.clock
+                    .look(&self.node, &**self.store.storage(), map.clock_error_max_ms)
+                    .await?;
                 self.count_loss(&map).await;
                 self.take(map).await
             }
@@ -228,11 +185,12 @@ impl Membership {
             }
             Ok(Err(error)) => self.load_failed(error).await,
             Err(_) => {
+                self.take_saved_map().await?;
                 self.storage_fails(&format!(
                     "reading the cluster map took longer than {} s",
                     LOAD_TIMEOUT.as_secs()
                 ));
-                self.take_saved_map().await
+                Ok(())
             }
         }
     }
@@ -262,17 +220,22 @@ impl Membership {
 
     /// A failure that a repeat would not heal ends a node that does not serve yet; one that serves goes on.
     async fn load_failed(&mut self, error: MapStoreError) -> Result<(), NodeError> {
-        if self.node.standing().table().is_none() {
-            match error {
-                MapStoreError::Map(error) => return Err(unusable(error)),
-                MapStoreError::Storage(error) if error.kind() == StorageErrorKind::Refused => {
+        let error = match error {
+            MapStoreError::Map(error) if self.node.standing().table().is_none() => {
+                return Err(unusable(error));
+            }
+            MapStoreError::Map(error) => error.to_string(),
+            MapStoreError::Storage(error) => {
+                self.take_saved_map().await?;
+                let is_refused = error.kind() == StorageErrorKind::Refused;
+                if is_refused && self.node.standing().table().is_none() {
                     return Err(NodeError::Storage(error.to_string()));
                 }
-                MapStoreError::Storage(_) => {}
+                error.to_string()
             }
-        }
-        self.storage_fails(&error.to_string());
-        self.take_saved_map().await
+        };
+        self.storage_fails(&error);
+        Ok(())
     }
 
     /// Goes by `map` if it is newer.
@@ -467,6 +430,7 @@ impl Membership {
         };
         match updated {
             Ok(map) => {
+                self.storage_works();
                 self.registered(map);
                 Ok(())
             }
@@ -506,7 +470,6 @@ impl Membership {
                 map.durability
             );
         }
-        self.storage_works();
         self.serve(map, None);
         self.recover();
     }
@@ -570,23 +533,25 @@ impl Membership {
     }
 
     fn storage_fails(&mut self, error: &str) {
+        self.clock.cannot_look(&self.node);
+        // Once: the reason may have another number in it each time.
         if std::mem::replace(&mut self.storage_failed, true) {
             return;
         }
-        let node = self.node.config.id;
-        match self.node.standing().map() {
-            Some(map) => warn!(
-                %node,
-                epoch = map.epoch,
-                "going on with the last cluster map, trying again: {error}"
+        let text = match self.node.standing().map() {
+            Some(map) => format!(
+                "going on with the last cluster map (epoch {}), trying again: {error}",
+                map.epoch
             ),
-            None => warn!(%node, "waiting for the storage: {error}"),
-        }
+            None => format!("waiting for object storage, which has the cluster map: {error}"),
+        };
+        self.node.warn_of("storage", Some(text));
     }
 
     fn storage_works(&mut self) {
         if std::mem::replace(&mut self.storage_failed, false) {
             info!(node = %self.node.config.id, "the storage answers again");
+            self.node.warn_of("storage", None);
         }
     }
 }

@@ -2,13 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock},
 };
 
-use keydb_core::{Arena, Clock, ClusterMap, Incarnation, UnixMillis};
+use keydb_core::{Arena, Clock, ClusterMap, Incarnation, Times, UnixMillis, UnixSeconds};
 use keydb_proto::{
     refusal_status,
     shard::{ErrorCode, ReplyHeader},
@@ -20,6 +17,7 @@ use tracing::{info, warn};
 use crate::{
     NodeConfig,
     answers::AnswerMemory,
+    clock_check::ClockTrust,
     disk::Disk,
     drain::InFlight,
     journal::Journal,
@@ -43,7 +41,7 @@ pub(crate) struct Node {
     pub(crate) reclaiming: Reclaiming,
     disk: OnceLock<Disk>,
     disk_opened: Notify,
-    clock_is_trusted: AtomicBool,
+    clock_trust: ClockTrust,
     /// What somebody should know, by its subject.
     warnings: Mutex<BTreeMap<&'static str, String>>,
     standing: RwLock<Arc<Standing>>,
@@ -100,7 +98,7 @@ impl Node {
             reclaiming: Reclaiming::default(),
             disk: OnceLock::new(),
             disk_opened: Notify::new(),
-            clock_is_trusted: AtomicBool::new(false),
+            clock_trust: ClockTrust::default(),
             warnings: Mutex::default(),
             standing: RwLock::new(Arc::new(Standing::NoMap)),
             hinted: Mutex::default(),
@@ -141,12 +139,34 @@ impl Node {
 
     /// Whether the clock may decide that keys are over for good.
     pub(crate) fn clock_is_trusted(&self) -> bool {
-        self.clock_is_trusted.load(Ordering::Relaxed)
+        self.clock_trust.holds(self.clock.now())
     }
 
-    /// Says whether it may.
+    /// The clock was compared with the storage's: says whether it may.
     pub(crate) fn trust_clock(&self, trusted: bool) {
-        self.clock_is_trusted.store(trusted, Ordering::Relaxed);
+        self.clock_trust.set(trusted, self.clock.now());
+    }
+
+    /// The storage does not tell its time. What is known of the clock stays so, unless it has made a step meanwhile.
+    pub(crate) fn cannot_check_clock(&self) {
+        self.clock_trust.keep(self.clock.now());
+    }
+
+    /// The time now, as key sets go by it.
+    pub(crate) fn times(&self) -> Times {
+        self.times_at(self.clock.now())
+    }
+
+    /// The time `now`, as key sets go by it. A clock that is not trusted lets none of them reclaim anything.
+    pub(crate) fn times_at(&self, now: UnixMillis) -> Times {
+        if self.clock_trust.holds(now) {
+            Times::at(now)
+        } else {
+            Times {
+                now: now.seconds(),
+                purge_before: UnixSeconds(0),
+            }
+        }
     }
 
     /// Shows `text` in the node's status, or, with `None`, nothing of `subject` any more.

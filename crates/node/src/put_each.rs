@@ -3,7 +3,7 @@
 //! A record of the journal has one expiry, so the keys are worked on in the order of their expiries, and each run of equal ones
 //! is a chunk of its own.
 
-use keydb_core::{Expiry, PackedFingerprints, TTL_MAX, Times, Ttl, UnixMillis};
+use keydb_core::{Expiry, PackedFingerprints, TTL_MAX, Ttl, UnixMillis};
 use keydb_proto::{
     refusal_status,
     shard::{ErrorCode, PutReply, PutRequest},
@@ -39,7 +39,7 @@ pub(crate) async fn put_each(
 ) -> Result<PutReply, Status> {
     let mut plan = plan(node, table, &request.ranges, &request.fingerprints)?;
     let expiries = expiries(request, plan.fingerprints.len(), now)?;
-    let times = Times::at(now);
+    let times = node.times_at(now);
     limit::check(node, table, &plan, times).await?;
     let mut order: Vec<Place> = Vec::with_capacity(expiries.len());
     for (group, of_group) in plan.groups.iter().enumerate() {

@@ -5,11 +5,14 @@
 //! 2. The journal's records behind the manifest are merged into the key sets, and their answers into the memory of answers. The
 //!    journal is open from here on.
 //! 3. The files are read, a few at a time, and merged. A range whose files are all read is ready. A file that is damaged or
-//!    missing here is fetched from object storage; where that has no sound one either, the ranges that need it are closed.
+//!    missing here is fetched from object storage, while the others are read on; where that has no sound one either, the ranges
+//!    that need it are closed. A node that took over a manifest and does not find what it names reads it again: another process
+//!    may have written a newer one, and the objects that this one does not need may have been removed.
 //!
 //! A merge takes the later expiry, so the order does not matter. Nothing is answered from a range before it is ready.
 
 mod fetch;
+mod files;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,29 +21,25 @@ use std::{
 };
 
 use keydb_core::{
-    AnswersFile, ClusterMap, Durability, Entry, Lsn, Manifest, ManifestFile, RangeId, Record,
-    RecordBody, SnapshotKind, Times, UnixMillis,
+    AnswersFile, ClusterMap, Durability, Entry, Lsn, Manifest, RangeId, Record, RecordBody, Times,
+    UnixMillis,
 };
 use keydb_storage::ObjectStorage;
 use tokio::{
-    task::{JoinError, JoinSet, spawn_blocking},
+    task::{JoinError, spawn_blocking},
     time::Instant,
 };
-use tracing::{error, info, warn};
+use tracing::info;
 
 use crate::{
     DataDirError, NodeError,
     data_dir::{self, DataDir},
     disk::Disk,
     journal::{self, Identity, Journal, JournalConfig},
-    load::{LoadError, Origin, load_file},
     node::{Node, Standing},
     snapshot::{self, Backlog, Snapshotter},
-    table::{OwnedRange, Readiness, Table},
+    table::{OwnedRange, Table},
 };
-
-/// So many files are read at the same time: more would take memory and not be faster.
-const FILES_AT_ONCE: usize = 4;
 
 /// What a node needs to find its keys again.
 #[derive(Debug)]
@@ -81,16 +80,16 @@ impl Recovery {
             None => this.adopt(map).await?,
         };
         this.check_clock(map, manifest.complete_to_ms)?;
-        let manifest = Arc::new(manifest);
 
-        let replaying = (Arc::clone(&standing), Arc::clone(&manifest));
+        let replaying = (Arc::clone(&standing), manifest.clone());
         let (journal, backlog) =
             blocking(&this, move |this| this.replay(&replaying.0, &replaying.1)).await??;
         let journal = Arc::new(journal);
         this.node
             .set_disk(Disk::new(Arc::clone(&this.data_dir), Arc::clone(&journal)));
 
-        this.load(&standing, &manifest).await?;
+        let manifest = this.load(&standing, manifest).await?;
+        this.node.warn_of("recovery", None);
         let clean = snapshot::take_clean_flag(&this.data_dir)?;
         let lost_after = (map.durability == Durability::Snapshot && was_here && !clean)
             .then(|| manifest.complete_to());
@@ -106,7 +105,7 @@ impl Recovery {
             Arc::clone(&this.storage),
             journal,
             Arc::clone(&this.data_dir),
-            Manifest::clone(&manifest),
+            manifest,
             backlog,
         )?;
         this.node.open_disk().await.start_snapshots(snapshots);
@@ -166,7 +165,7 @@ impl Recovery {
                 .as_ref()
                 .map_or(Lsn::ZERO, |file| file.lsn)
                 .min(manifest.lsn);
-            let mut merger = Merger::new(table, Times::at(self.node.clock.now()));
+            let mut merger = Merger::new(table, self.node.times());
             let replayed = journal::replay(&config.dir, &config.identity, after, |record| {
                 backlog.replayed(record, config.identity.disk_id);
                 self.restore(record, &mut merger)
@@ -255,166 +254,6 @@ impl Recovery {
             path: self.data_dir.journal(),
             reason,
         })
-    }
-
-    /// Loads the files that the manifest names, and says of each range that it is ready or closed.
-    async fn load(
-        self: &Arc<Self>,
-        standing: &Arc<Standing>,
-        manifest: &Arc<Manifest>,
-    ) -> Result<(), NodeError> {
-        let Some(table) = standing.table() else {
-            return Ok(());
-        };
-        let mut plan = Plan::new(table, manifest);
-        let mut reading: JoinSet<(String, Result<(), String>)> = JoinSet::new();
-        let mut waiting: Vec<(ManifestFile, Vec<Arc<OwnedRange>>)> = plan.files();
-        // Deltas first: once they are read, each full file makes a range ready.
-        waiting.sort_by_key(|(file, _)| file.kind == SnapshotKind::Delta);
-        loop {
-            while reading.len() < FILES_AT_ONCE
-                && let Some((file, ranges)) = waiting.pop()
-            {
-                reading.spawn(Arc::clone(self).file(file, ranges, Arc::clone(standing)));
-            }
-            let Some(ended) = reading.join_next().await else {
-                break;
-            };
-            let (name, result) = ended.map_err(|error| task_failed(&error))?;
-            if let Err(reason) = &result {
-                error!(node = %self.node.config.id, name, "a snapshot file cannot be used: {reason}");
-            }
-            plan.done(&name, result);
-        }
-        Ok(())
-    }
-
-    /// Loads one file; a damaged or missing one from object storage.
-    async fn file(
-        self: Arc<Self>,
-        file: ManifestFile,
-        ranges: Vec<Arc<OwnedRange>>,
-        standing: Arc<Standing>,
-    ) -> (String, Result<(), String>) {
-        let name = file.name.clone();
-        let result = self.file_or_object(&file, &ranges, &standing).await;
-        (name, result)
-    }
-
-    async fn file_or_object(
-        self: &Arc<Self>,
-        file: &ManifestFile,
-        ranges: &[Arc<OwnedRange>],
-        standing: &Arc<Standing>,
-    ) -> Result<(), String> {
-        let local = match self.local(file, ranges, standing).await {
-            Ok(()) => return Ok(()),
-            // More of the same will not fit either.
-            Err(error @ LoadError::NoRoom(..)) => return Err(error.to_string()),
-            Err(error) => error,
-        };
-        warn!(node = %self.node.config.id, name = file.name, "a snapshot file cannot be used, fetching it from object storage: {local}");
-        self.fetch(file)
-            .await
-            .map_err(|error| format!("{}: {local}; in object storage: {error}", file.name))?;
-        self.local(file, ranges, standing)
-            .await
-            .map_err(|error| format!("{}: {local}; from object storage: {error}", file.name))
-    }
-
-    async fn local(
-        self: &Arc<Self>,
-        file: &ManifestFile,
-        ranges: &[Arc<OwnedRange>],
-        standing: &Arc<Standing>,
-    ) -> Result<(), LoadError> {
-        let (this, file, ranges) = (Arc::clone(self), file.clone(), ranges.to_vec());
-        let Some(origin) = standing.table().map(origin) else {
-            return Ok(());
-        };
-        let loaded = spawn_blocking(move || {
-            let path = snapshot::file_path(&this.data_dir, &file.name);
-            let times = Times::at(this.node.clock.now());
-            load_file(&path, &file, origin, &ranges, times)
-        });
-        match loaded.await {
-            Ok(loaded) => loaded.map(|_| ()),
-            Err(error) => Err(LoadError::Io(std::io::Error::other(error))),
-        }
-    }
-}
-
-fn origin(table: &Table) -> Origin {
-    Origin {
-        cluster_id: table.in_force.map.cluster_id,
-        seed_digest: table.in_force.map.hash.seed.digest(),
-    }
-}
-
-/// Which files which ranges wait for.
-struct Plan {
-    files: HashMap<String, (ManifestFile, Vec<Arc<OwnedRange>>)>,
-    /// How many files a range still waits for.
-    waits_for: HashMap<RangeId, usize>,
-}
-
-impl Plan {
-    /// Ranges that wait for nothing are ready from here on.
-    fn new(table: &Table, manifest: &Manifest) -> Self {
-        let mut plan = Self {
-            files: HashMap::new(),
-            waits_for: HashMap::new(),
-        };
-        for range in table.ranges() {
-            let Some(entry) = manifest.range(range.id) else {
-                range.loaded(Readiness::Ready);
-                continue;
-            };
-            if entry.generation != range.generation || entry.bounds() != Some(range.bounds) {
-                range.loaded(Readiness::Closed(format!(
-                    "the node's snapshots have it under generation {}, the cluster map under {}",
-                    entry.generation, range.generation
-                )));
-                continue;
-            }
-            let (base, deltas) = manifest.parts(entry);
-            let files: Vec<&ManifestFile> = base.into_iter().chain(deltas).collect();
-            if files.is_empty() {
-                range.loaded(Readiness::Ready);
-            }
-            plan.waits_for.insert(range.id, files.len());
-            for file in files {
-                let (_, ranges) = plan
-                    .files
-                    .entry(file.name.clone())
-                    .or_insert_with(|| (file.clone(), Vec::new()));
-                ranges.push(Arc::clone(range));
-            }
-        }
-        plan
-    }
-
-    fn files(&self) -> Vec<(ManifestFile, Vec<Arc<OwnedRange>>)> {
-        self.files.values().cloned().collect()
-    }
-
-    /// A file was read, or cannot be.
-    fn done(&mut self, name: &str, result: Result<(), String>) {
-        let Some((_, ranges)) = self.files.remove(name) else {
-            return;
-        };
-        for range in ranges {
-            match &result {
-                Err(reason) => range.loaded(Readiness::Closed(reason.clone())),
-                Ok(()) => {
-                    let waits_for = self.waits_for.entry(range.id).or_insert(1);
-                    *waits_for -= 1;
-                    if *waits_for == 0 {
-                        range.loaded(Readiness::Ready);
-                    }
-                }
-            }
-        }
     }
 }
 

@@ -211,3 +211,6 @@ fn failed(task: &'static str, error: &JoinError) -> NodeError {
         reason: error.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests;

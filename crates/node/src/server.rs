@@ -23,6 +23,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Timeout, error::Elapsed, timeout},
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::{
@@ -37,13 +38,16 @@ use tonic::{
 };
 use tracing::{debug, warn};
 
-use crate::{node::Node, service::Service};
+use crate::{disk::SNAPSHOT_TIMEOUT, node::Node, service::Service};
 
 /// Connections at the same time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 8192;
 
 /// How long a request may take from its first byte on: a caller that never sends the rest does not hold it for ever.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same of one that waits for object storage, which says itself how far it got before that.
+const SNAPSHOT_REQUEST_TIMEOUT: Duration = SNAPSHOT_TIMEOUT.saturating_add(REQUEST_TIMEOUT);
+const SNAPSHOT_PATH: &str = "/keydb.shard.v1.ShardService/CreateSnapshots";
 
 /// A connection whose other end is silent for so long is asked whether it still lives, and cut off without an answer.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -71,7 +75,6 @@ pub(crate) async fn serve(
     let service = ShardServiceServer::new(Service(Arc::clone(&node)))
         .max_decoding_message_size(limits.message_bytes_max);
     Server::builder()
-        .timeout(REQUEST_TIMEOUT)
         .max_concurrent_streams(streams_max)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
@@ -195,7 +198,8 @@ impl Connected for Connection {
     }
 }
 
-/// Names the limit, and says that nothing was applied, where the server below refuses a message for its size.
+/// Names the limit, and says that nothing was applied, where the server below refuses a message for its size. Ends what takes too
+/// long.
 #[derive(Debug, Clone)]
 struct NamedLimit<S>(S);
 
@@ -207,14 +211,22 @@ where
 {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future = Map<S::Future, fn(Answer) -> Answer>;
+    type Future = Map<Timeout<S::Future>, fn(Result<Answer, Elapsed>) -> Answer>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.0.poll_ready(context)
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        self.0.call(request).map(name_the_limit)
+        let longest = if request.uri().path() == SNAPSHOT_PATH {
+            SNAPSHOT_REQUEST_TIMEOUT
+        } else {
+            REQUEST_TIMEOUT
+        };
+        timeout(longest, self.0.call(request)).map(|answer| match answer {
+            Ok(answer) => name_the_limit(answer),
+            Err(_) => Ok(Status::deadline_exceeded("the request took too long").into_http()),
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The wire's side of the node: hands requests on to where they are worked on.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use keydb_core::FINGERPRINT_BYTES;
 use keydb_proto::shard::{
@@ -63,8 +63,47 @@ impl ShardService for Service {
         &self,
         request: Request<CreateSnapshotsRequest>,
     ) -> Result<Response<CreateSnapshotsReply>, Status> {
-        disk::create_snapshots(&self.0, request.get_ref())
+        let waits = request.metadata().get(GRPC_TIMEOUT);
+        let waits = waits.and_then(|text| patience(text.to_str().ok()?));
+        disk::create_snapshots(&self.0, request.get_ref(), waits)
             .await
             .map(Response::new)
+    }
+}
+
+/// Where a caller says how long it waits
+/// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>): up to 8 digits and a unit.
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+
+fn patience(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(count.checked_mul(3600)?)),
+        "M" => Some(Duration::from_secs(count.checked_mul(60)?)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_callers_patience_is_read_in_every_unit() {
+        let secs = |text| patience(text).map(|patience| patience.as_secs_f64());
+        assert_eq!(secs("2H"), Some(7200.0));
+        assert_eq!(secs("3M"), Some(180.0));
+        assert_eq!(secs("4S"), Some(4.0));
+        assert_eq!(secs("1500m"), Some(1.5));
+        assert_eq!(secs("250000u"), Some(0.25));
+        assert_eq!(secs("500000000n"), Some(0.5));
+        for text in ["", "S", "5", "5s", "-5S", "é"] {
+            assert_eq!(secs(text), None, "{text:?}");
+        }
     }
 }

@@ -73,7 +73,7 @@ async fn sweep_range(node: &Node, range: &OwnedRange, pace: &mut Pace) {
     while let Some(from) = next {
         pace.step().await;
         // Each step takes the lock for itself, so that requests get in between.
-        next = range.write().sweep(from, Times::at(node.clock.now()));
+        next = range.write().sweep(from, node.times());
     }
 }
 

@@ -1,7 +1,5 @@
 //! What a new disk takes from object storage.
 
-use std::sync::Arc;
-
 use futures_util::StreamExt;
 use keydb_core::{ClusterMap, Lsn, Manifest, ManifestFile};
 use keydb_storage::StorageErrorKind;
@@ -12,6 +10,7 @@ use super::{Recovery, STORAGE_PAUSE};
 use crate::{
     DataDirError, NodeError, data_dir,
     snapshot::{self, manifest_key, object_key},
+    table::Table,
 };
 
 impl Recovery {
@@ -19,27 +18,58 @@ impl Recovery {
     pub(super) async fn adopt(&self, map: &ClusterMap) -> Result<Manifest, NodeError> {
         let node = self.node.config.id;
         let disk_id = self.data_dir.disk_id();
-        let mut manifest = match self.remote_manifest().await? {
-            None => Manifest::new(map.cluster_id, map.lineage, node, disk_id),
+        match self.remote_manifest(map).await? {
+            None => {
+                let manifest = Manifest::new(map.cluster_id, map.lineage, node, disk_id);
+                snapshot::save(&self.data_dir, &manifest)?;
+                Ok(manifest)
+            }
             Some(manifest) => {
-                if manifest.cluster_id != map.cluster_id || manifest.node != node {
-                    return Err(NodeError::Storage(format!(
-                        "object {:?} belongs to node {} of cluster {}",
-                        manifest_key(node),
-                        manifest.node,
-                        manifest.cluster_id
-                    )));
-                }
                 warn!(
                     %node,
                     complete_to = %manifest.complete_to_ms,
                     files = manifest.files.len(),
                     "this disk is new: taking over what object storage has of the node"
                 );
-                manifest
+                self.take_over(manifest)
             }
+        }
+    }
+
+    /// Object storage does not have the file `gone` of `manifest`: another manifest that it has now, if that was taken over, and
+    /// nothing has come from this disk to it yet. This one's objects may have been removed as garbage since it was read.
+    pub(super) async fn adopt_again(
+        &self,
+        table: &Table,
+        manifest: &Manifest,
+        gone: &str,
+    ) -> Result<Option<Manifest>, NodeError> {
+        let node = self.node.config.id;
+        let disk_id = self.data_dir.disk_id();
+        let is_taken_over =
+            manifest.lsn == Lsn::ZERO && manifest.files.iter().all(|file| file.disk_id != disk_id);
+        if !is_taken_over {
+            return Ok(None);
+        }
+        let map = &table.in_force.map;
+        let newer = self.remote_manifest(map).await?;
+        let Some(newer) = newer.filter(|it| it.disk_id != disk_id && it.file(gone).is_none())
+        else {
+            return Ok(None);
         };
-        manifest.disk_id = disk_id;
+        warn!(
+            %node,
+            complete_to = %newer.complete_to_ms,
+            files = newer.files.len(),
+            "object storage does not have {gone} any more: going by the manifest that it has now"
+        );
+        self.check_clock(map, newer.complete_to_ms)?;
+        self.take_over(newer).map(Some)
+    }
+
+    /// Makes the manifest of the node's former disk this one's.
+    fn take_over(&self, mut manifest: Manifest) -> Result<Manifest, NodeError> {
+        manifest.disk_id = self.data_dir.disk_id();
         // The new disk counts from the beginning; the files keep the name of the disk that they come from.
         manifest.lsn = Lsn::ZERO;
         snapshot::save(&self.data_dir, &manifest)?;
@@ -47,15 +77,25 @@ impl Recovery {
     }
 
     /// Waits as long as the storage does not answer: that there is nothing is not to be guessed.
-    async fn remote_manifest(&self) -> Result<Option<Manifest>, NodeError> {
-        let key = manifest_key(self.node.config.id);
+    async fn remote_manifest(&self, map: &ClusterMap) -> Result<Option<Manifest>, NodeError> {
+        let node = self.node.config.id;
+        let key = manifest_key(node);
         loop {
             match self.storage.get(&key).await {
-                Ok(None) => return Ok(None),
-                Ok(Some(object)) => {
-                    return Manifest::from_json(&object.bytes)
-                        .map(Some)
-                        .map_err(|error| NodeError::Storage(format!("object {key:?}: {error}")));
+                Ok(found) => {
+                    self.node.warn_of("recovery", None);
+                    let Some(object) = found else {
+                        return Ok(None);
+                    };
+                    let manifest = Manifest::from_json(&object.bytes)
+                        .map_err(|error| NodeError::Storage(format!("object {key:?}: {error}")))?;
+                    if manifest.cluster_id != map.cluster_id || manifest.node != node {
+                        return Err(NodeError::Storage(format!(
+                            "object {key:?} belongs to node {} of cluster {}",
+                            manifest.node, manifest.cluster_id
+                        )));
+                    }
+                    return Ok(Some(manifest));
                 }
                 Err(error) if error.kind() == StorageErrorKind::Refused => {
                     return Err(NodeError::Storage(error.to_string()));
@@ -72,7 +112,7 @@ impl Recovery {
     }
 
     /// Fetches a snapshot file from object storage. While that does not answer it is asked again.
-    pub(super) async fn fetch(self: &Arc<Self>, file: &ManifestFile) -> Result<(), String> {
+    pub(super) async fn fetch(&self, file: &ManifestFile) -> Result<(), FetchError> {
         let key = object_key(self.node.config.id, &file.name);
         loop {
             match self.try_fetch(&key, file).await {
@@ -85,7 +125,7 @@ impl Recovery {
                     );
                     sleep(STORAGE_PAUSE).await;
                 }
-                Err(error) => return Err(error.to_string()),
+                Err(error) => return Err(error),
                 Ok(()) => {
                     self.node.warn_of("recovery", None);
                     info!(key, bytes = file.size_bytes, "fetched a snapshot file");
@@ -120,7 +160,7 @@ impl Recovery {
 
 /// Why a file was not fetched.
 #[derive(Debug, thiserror::Error)]
-enum FetchError {
+pub(super) enum FetchError {
     #[error("there is no object {0:?}")]
     Missing(String),
     #[error(transparent)]

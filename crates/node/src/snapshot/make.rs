@@ -8,7 +8,7 @@ use std::{
 
 use keydb_core::{
     Entry, FileKind, Fingerprint, Lsn, ManifestFile, RangeId, SectionHeader, SnapshotHeader,
-    SnapshotKind, SnapshotWriter, Times, UnixSeconds,
+    SnapshotKind, SnapshotWriter,
 };
 
 use super::{Shared, changes::Changes, local::file_path, names::file_name, pace::Pace};
@@ -88,12 +88,7 @@ impl Making {
         let map = &table.in_force.map;
         let disk_id = shared.data_dir.disk_id();
         let now = node.clock.now();
-        // A wrong clock must not cost keys.
-        let purge_before = if node.clock_is_trusted() {
-            Times::at(now).purge_before
-        } else {
-            UnixSeconds(0)
-        };
+        let purge_before = node.times_at(now).purge_before;
         let header = SnapshotHeader {
             kind: FileKind::from(kind),
             cluster_id: map.cluster_id,

@@ -148,6 +148,10 @@ impl Snapshotter {
         manifest: Manifest,
         backlog: Backlog,
     ) -> Result<Self, NodeError> {
+        let known = Progress {
+            uploaded_reach: local::uploaded(&data_dir).unwrap_or_default(),
+            ..Progress::default()
+        };
         let shared = Arc::new(Shared {
             node,
             storage,
@@ -162,7 +166,7 @@ impl Snapshotter {
                 abandoned: false,
             }),
             work: Condvar::new(),
-            progress: watch::Sender::default(),
+            progress: watch::Sender::new(known),
         });
         let runtime = tokio::runtime::Handle::current();
         let maker = std::thread::Builder::new()
@@ -206,18 +210,24 @@ impl Snapshotter {
     /// Makes a snapshot of everything acknowledged so far, full files if `full`, and waits until object storage has it.
     ///
     /// # Errors
-    /// What stands in the way. It may be there later all the same: what failed is tried again.
-    pub(crate) async fn request(&self, full: bool) -> Result<Made, String> {
+    /// What stands in the way, or how far it got by `deadline`. It may be there later all the same: what failed is tried again.
+    pub(crate) async fn request(&self, full: bool, deadline: Instant) -> Result<Made, String> {
         let mut progress = self.shared.progress.subscribe();
         let before = progress.borrow_and_update().clone();
         let ticket = self
             .shared
             .request(full)
             .ok_or_else(|| STOPPING.to_owned())?;
-        let now = progress
-            .wait_for(|now| now.uploaded >= ticket || now.failures > before.failures)
-            .await
-            .map_err(|_| STOPPING.to_owned())?;
+        let answered =
+            progress.wait_for(|now| now.uploaded >= ticket || now.failures > before.failures);
+        let now = match timeout_at(deadline, answered).await {
+            Ok(Ok(now)) => now.clone(),
+            Ok(Err(_)) => return Err(STOPPING.to_owned()),
+            Err(_) => {
+                let now = self.shared.progress.borrow().clone();
+                return Err(self.how_far(ticket, &before, &now));
+            }
+        };
         if now.uploaded < ticket {
             return Err(now.failure.clone());
         }
@@ -226,6 +236,27 @@ impl Snapshotter {
             objects: now.objects - before.objects,
             object_bytes: now.object_bytes - before.object_bytes,
         })
+    }
+
+    /// How far a request has come that is not answered in time.
+    fn how_far(&self, ticket: u64, before: &Progress, now: &Progress) -> String {
+        let local = if now.made >= ticket {
+            let files = self.shared.state().manifest.files.len();
+            format!(
+                "the local snapshot is made, and {} of its {files} files, {} bytes, have been uploaded since",
+                now.objects - before.objects,
+                now.object_bytes - before.object_bytes
+            )
+        } else {
+            "not even the local snapshot is made".to_owned()
+        };
+        let reach = now.uploaded_reach;
+        let remote = if reach == Reach::default() {
+            "as far as is known, object storage has nothing of the node".to_owned()
+        } else {
+            format!("object storage is complete to {}", reach.complete_to)
+        };
+        format!("the time is up: {local}; {remote}; it goes on")
     }
 
     /// Makes the last snapshot, local files at least, and object storage's if that is done by `deadline`.

@@ -13,12 +13,15 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use keydb_core::{Lsn, Manifest, ManifestFile};
 use keydb_storage::{MapStore, Put, StorageErrorKind, Version};
-use tokio::time::{Instant, sleep};
-use tracing::info;
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep},
+};
+use tracing::{debug, info};
 
 use super::{
-    RETRY_MAX, RETRY_MIN, Reach, Shared, garbage::GARBAGE_AGE, local::file_path, manifest_key,
-    object_key, reach,
+    RETRY_MAX, RETRY_MIN, Reach, Shared, garbage::GARBAGE_AGE, local, local::file_path,
+    manifest_key, object_key, reach,
 };
 
 /// How often in a row a manifest is written anew after somebody else's write, or after one of unknown outcome.
@@ -48,7 +51,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
         };
         match uploader.upload().await {
             Ok(manifest) => {
-                uploader.works(&manifest, made);
+                uploader.works(&manifest, made).await;
                 retry_after = RETRY_MIN;
                 // Its own progress wakes it as well; what counts is whether a round was made.
                 if progress.wait_for(|now| now.rounds > rounds).await.is_err() {
@@ -289,9 +292,15 @@ impl Uploader {
         }
     }
 
-    fn works(&self, manifest: &Manifest, made: u64) {
+    async fn works(&self, manifest: &Manifest, made: u64) {
         self.shared.node.warn_of("upload", None);
         let reach = reach(manifest);
+        // Not the directory itself, which must be free when this task has ended.
+        let root = self.shared.data_dir.root().to_owned();
+        let kept = spawn_blocking(move || local::set_uploaded(&root, reach)).await;
+        if let Ok(Err(error)) = kept {
+            debug!(%error, "what object storage has is not remembered");
+        }
         self.shared.progress.send_modify(|progress| {
             progress.uploaded = made;
             progress.uploaded_reach = reach;

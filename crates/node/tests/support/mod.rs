@@ -5,13 +5,16 @@
     reason = "each test file is its own crate and uses a part of this"
 )]
 
+pub(crate) mod cluster;
+pub(crate) mod storage;
+
 use std::{sync::Arc, time::Duration};
 
 use keydb_core::{
     Bitmap, ClusterMap, Durability, Fingerprint, Incarnation, ManualClock, NewCluster, NodeId,
     OperationId, UnixMillis,
 };
-use keydb_node::{NodeConfig, NodeError};
+use keydb_node::{Listeners, NodeConfig, NodeError};
 use keydb_proto::{
     error_code,
     shard::{
@@ -21,7 +24,13 @@ use keydb_proto::{
     },
 };
 use keydb_storage::{Init, MapStore, MemoryStorage, ObjectStorage};
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+    task::JoinHandle,
+    time::timeout,
+};
 use tonic::{Status, transport::Channel};
 
 pub(crate) type Client = ShardServiceClient<Channel>;
@@ -41,6 +50,8 @@ pub(crate) struct World {
 /// A node that runs in this process.
 pub(crate) struct RunningNode {
     pub(crate) address: String,
+    /// Where probes and Prometheus ask.
+    http: String,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<Result<(), NodeError>>,
 }
@@ -94,10 +105,18 @@ impl World {
 
     pub(crate) fn start(&self, config: NodeConfig, listener: TcpListener) -> RunningNode {
         let address = address_of(&listener);
+        let probes = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        probes.set_nonblocking(true).unwrap();
+        let probes = TcpListener::from_std(probes).unwrap();
+        let http = address_of(&probes);
+        let listeners = Listeners {
+            grpc: listener,
+            http: Some(probes),
+        };
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(keydb_node::run(
             config,
-            listener,
+            listeners,
             Arc::clone(&self.storage),
             Arc::clone(&self.clock) as _,
             async {
@@ -106,6 +125,7 @@ impl World {
         ));
         RunningNode {
             address,
+            http,
             stop: Some(stop),
             task,
         }
@@ -164,6 +184,26 @@ impl RunningNode {
         })
         .await;
         client
+    }
+
+    /// What a probe or Prometheus gets: code and body.
+    pub(crate) async fn http(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.http).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await.unwrap();
+        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+        let code = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (code, body.to_owned())
+    }
+
+    /// The value of a metric without labels.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let (_, text) = self.http("/metrics").await;
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap().parse().unwrap()
     }
 
     pub(crate) async fn client(&self) -> Client {

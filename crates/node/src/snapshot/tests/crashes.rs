@@ -16,7 +16,7 @@ async fn life(rig: &Rig, acknowledged: &mut Keys) -> Result<(), String> {
             break;
         }
         acknowledged.extend(keys);
-        if let Err(error) = run.snapshots.request(step % 2 == 1).await {
+        if let Err(error) = run.snapshots.request(step % 2 == 1, far()).await {
             lived = Err(error);
             break;
         }
@@ -101,7 +101,7 @@ async fn one_failure_at_any_point_is_got_over_by_the_next_round() {
                 {
                     let failing = failpoint::arm(point, &rig.root(), Action::Fail(EIO), passes);
                     // It may pass more often than this round meets it.
-                    let _ = run.snapshots.request(full).await;
+                    let _ = run.snapshots.request(full, far()).await;
                     drop(failing);
                 }
                 run.put(&rig.keys(100..150, EXPIRY)).await;

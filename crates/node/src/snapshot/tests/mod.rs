@@ -337,11 +337,11 @@ impl Run {
     }
 
     async fn snapshot(&self) -> Made {
-        self.snapshots.request(false).await.unwrap()
+        self.snapshots.request(false, far()).await.unwrap()
     }
 
     async fn full_snapshot(&self) -> Made {
-        self.snapshots.request(true).await.unwrap()
+        self.snapshots.request(true, far()).await.unwrap()
     }
 
     fn local(&self) -> Arc<Manifest> {
@@ -365,6 +365,11 @@ impl Run {
         drop(self);
         eventually(async || Arc::strong_count(&data_dir) == 1).await;
     }
+}
+
+/// A deadline that no test gets to.
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(60)
 }
 
 /// Waits until something holds that nothing tells of.

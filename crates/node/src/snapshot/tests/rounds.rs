@@ -141,7 +141,7 @@ async fn a_round_while_keys_are_written_misses_nothing_that_was_acknowledged_bef
         let mut rounds = 0;
         while !writing.is_finished() {
             let batches = *progress.borrow();
-            run.snapshots.request(full).await.unwrap();
+            run.snapshots.request(full, far()).await.unwrap();
             let there = rig.remote_keys().await;
             for batch in 0..batches {
                 for (key, expiry) in rig.keys(batch * 500..batch * 500 + 500, EXPIRY + batch) {
@@ -175,7 +175,7 @@ async fn a_full_file_with_a_key_that_is_not_committed_is_not_put_to_use() {
     let named = failpoint::arm("snapshot.rename", &rig.root(), Action::Count, 0);
     let request = tokio::spawn({
         let run = Arc::clone(&run);
-        async move { run.snapshots.request(true).await }
+        async move { run.snapshots.request(true, far()).await }
     });
     eventually(async || failpoint::count(&written) > 0).await;
     for _ in 0..20 {
@@ -312,7 +312,7 @@ async fn a_round_for_which_there_is_no_room_is_made_when_there_is() {
         "data_dir.write",
     ] {
         let full = failpoint::arm(point, &rig.root(), Action::Fail(28), 0);
-        let refused = run.snapshots.request(false).await.unwrap_err();
+        let refused = run.snapshots.request(false, far()).await.unwrap_err();
         assert!(refused.contains("No space left"), "{point}: {refused}");
         drop(full);
     }

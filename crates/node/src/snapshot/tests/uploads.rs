@@ -43,7 +43,7 @@ impl Run {
     /// Asks for full files, which are made but cannot be uploaded.
     async fn full_snapshot_refused(&self) -> String {
         let committed = self.journal.committed();
-        let refused = self.snapshots.request(true).await.unwrap_err();
+        let refused = self.snapshots.request(true, far()).await.unwrap_err();
         eventually(async || self.local().lsn >= committed).await;
         refused
     }
@@ -81,7 +81,7 @@ async fn replies_that_are_lost_cost_an_attempt_and_nothing_else() {
         for keys in [0..0, 100..200] {
             run.put(&rig.keys(keys, EXPIRY)).await;
             // The attempt that has lost a reply may be this request's.
-            let _ = run.snapshots.request(true).await;
+            let _ = run.snapshots.request(true, far()).await;
         }
         run.snapshot().await;
         assert_eq!(
@@ -126,7 +126,7 @@ async fn a_late_manifest_that_lands_first_is_seen_and_replaced() {
         (name == "put" && key.starts_with("manifests/")).then_some(Fault::IsLate)
     });
     run.put(&rig.keys(100..200, EXPIRY)).await;
-    run.snapshots.request(false).await.unwrap_err();
+    run.snapshots.request(false, far()).await.unwrap_err();
     assert_eq!(rig.storage.land().await, 1);
     rig.storage.works();
     run.snapshot().await;
@@ -143,7 +143,7 @@ async fn an_upload_that_hangs_holds_up_neither_rounds_nor_the_end_and_its_files_
         .goes_wrong(|name, _| (name == "put_file").then_some(Fault::Hangs));
     let request = tokio::spawn({
         let run = Arc::clone(&run);
-        async move { run.snapshots.request(true).await.map(|_| ()) }
+        async move { run.snapshots.request(true, far()).await.map(|_| ()) }
     });
     let uploading = async || run.snapshots.shared.state().uploading.clone();
     eventually(async || {
@@ -242,7 +242,7 @@ async fn a_disk_that_was_given_up_leaves_the_manifest_to_the_one_that_took_its_p
     let manifest = rig.remote().await.unwrap();
     assert_eq!(manifest.disk_id, new.data_dir.disk_id());
 
-    let refused = old.snapshots.request(false).await.unwrap_err();
+    let refused = old.snapshots.request(false, far()).await.unwrap_err();
     assert!(refused.contains("it was replaced"), "{refused}");
     assert_eq!(rig.remote().await.unwrap(), manifest);
     old.kill().await;
@@ -295,7 +295,7 @@ async fn a_manifest_that_is_not_this_nodes_or_is_damaged_is_not_replaced() {
         };
         version = Some(written);
         let run = rig.start().await;
-        let refused = run.snapshots.request(false).await.unwrap_err();
+        let refused = run.snapshots.request(false, far()).await.unwrap_err();
         assert!(refused.contains(&key), "{refused}");
         run.stop().await;
         assert_eq!(
@@ -330,7 +330,7 @@ async fn an_object_that_was_removed_before_it_was_named_is_uploaded_again() {
     rig.storage.goes_wrong(|name, key| {
         (name == "put" && key.starts_with("manifests/")).then_some(Fault::Fails)
     });
-    run.snapshots.request(true).await.unwrap_err();
+    run.snapshots.request(true, far()).await.unwrap_err();
     let object = object_key(NODE, &run.local().files[0].name);
     let storage = &rig.storage.inner;
     eventually(async || storage.head(&object).await.unwrap().is_some()).await;

@@ -1,0 +1,166 @@
+//! Whole nodes on a disk that goes wrong: fail points can only be armed from inside the crate.
+
+#[path = "../../tests/support/mod.rs"]
+mod support;
+
+use keydb_core::{ClusterMap, Durability, OperationId};
+use keydb_proto::shard::{ErrorCode, PutReply};
+use tonic::Status;
+
+use self::support::{cluster::*, *};
+use crate::{
+    NodeError,
+    failpoint::{self, Action},
+};
+
+const ENOSPC: i32 = 28;
+const EIO: i32 = 5;
+
+async fn try_put(
+    cluster: &Cluster,
+    client: &Client,
+    map: &ClusterMap,
+    numbers: std::ops::Range<u32>,
+) -> Result<PutReply, Status> {
+    let request = cluster.world.put_request(map, &keys(map, numbers), 60);
+    let reply = client.clone().put(request).await;
+    reply.map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_writes_unapplied_answers_the_rest_and_goes_on_when_there_is_room() {
+    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
+    let world = &cluster.world;
+    cluster.put(&mut client, &map, 0..100).await;
+    let claimed = keys(&map, 90..150);
+    let earlier = OperationId::from_name("earlier");
+    let told = "D".repeat(10) + &"F".repeat(50);
+    assert_eq!(
+        world.claim(&mut client, &map, &claimed, earlier, 0).await,
+        told
+    );
+    node.stop().await;
+
+    // What was prepared before would last for long, so the disk is full before anything is.
+    let full = failpoint::arm(
+        "journal.prepare",
+        &cluster.data_dir(),
+        Action::Fail(ENOSPC),
+        0,
+    );
+    let node = cluster.start().await;
+    let mut client = node.loaded().await;
+    eventually(async || status(&mut client.clone()).await.disk.unwrap().full).await;
+    let words = ["no room", "No space left", "nothing was applied"];
+    assert_refused(
+        try_put(&cluster, &client, &map, 1000..1010).await,
+        ErrorCode::DiskFull,
+        &words,
+    );
+    // A later expiry has to be written too.
+    assert_refused(
+        try_put(&cluster, &client, &map, 0..10).await,
+        ErrorCode::DiskFull,
+        &words,
+    );
+    for new in [1000..1010, 95..155] {
+        let claim =
+            world.claim_request(&map, &keys(&map, new), OperationId::from_name("refused"), 0);
+        assert_refused(client.claim(claim).await, ErrorCode::DiskFull, &words);
+    }
+    assert_eq!(cluster.present(&mut client, &map, 0..2000).await, 150);
+
+    // A repeat, a duplicate, and one that nobody knows of whether it is a repeat.
+    for (keys, operation, attempt, answers) in [
+        (&claimed[..], earlier, 1, told),
+        (&claimed, OperationId::from_name("other"), 0, "D".repeat(60)),
+        (&claimed, OperationId::from_name("other"), 1, "U".repeat(60)),
+    ] {
+        let found = world
+            .claim(&mut client, &map, keys, operation, attempt)
+            .await;
+        assert_eq!(found, answers);
+    }
+    assert_eq!(node.metric("keydb_disk_full").await, 1.0);
+    assert_eq!(node.http("/ready").await.0, 200);
+    let lsn = status(&mut client).await.disk.unwrap().lsn;
+
+    drop(full);
+    eventually(async || try_put(&cluster, &client, &map, 1000..1010).await.is_ok()).await;
+    let disk = status(&mut client).await.disk.unwrap();
+    assert!(!disk.full);
+    assert!(disk.lsn > lsn);
+    node.kill().await;
+    let node = cluster.start().await;
+    let mut client = node.loaded().await;
+    assert_eq!(cluster.present(&mut client, &map, 0..2000).await, 160);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_disk_without_room_for_snapshots_is_named_and_loses_nothing() {
+    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
+    let full: Vec<_> = ["snapshot.create", "snapshot.write", "data_dir.write"]
+        .map(|point| failpoint::arm(point, &cluster.data_dir(), Action::Fail(ENOSPC), 0))
+        .into();
+    for round in 0..3 {
+        cluster
+            .put(&mut client, &map, round * 100..round * 100 + 100)
+            .await;
+        let refused = cluster.try_snapshot(&mut client, round == 1).await;
+        assert_refused(refused, ErrorCode::NotPossible, &["No space left"]);
+        let words = ["no snapshot could be made", "No space left"];
+        eventually(async || warns(&client, &words).await).await;
+        assert_eq!(
+            cluster.present(&mut client, &map, 0..1000).await as u32,
+            round * 100 + 100
+        );
+    }
+    // It ends as promptly as ever, and has everything in its journal.
+    node.stop().await;
+    let node = cluster.start().await;
+    let mut client = node.loaded().await;
+    assert_eq!(cluster.present(&mut client, &map, 0..1000).await, 300);
+    drop(full);
+    cluster.snapshot(&mut client, false).await;
+    eventually(async || !warns(&client, &["snapshot"]).await).await;
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_failed_sync_ends_the_node_and_nothing_is_acknowledged_after_it() {
+    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
+    cluster.put(&mut client, &map, 0..100).await;
+    let broken = failpoint::arm("journal.sync", &cluster.data_dir(), Action::Fail(EIO), 0);
+    let (one, other, get, repeat) = tokio::join!(
+        try_put(&cluster, &client, &map, 100..110),
+        try_put(&cluster, &client, &map, 110..120),
+        // Either comes too early to see the keys, or waits for their commit, which never comes.
+        async {
+            let get = cluster.world.get_request(&map, &keys(&map, 100..120));
+            client.clone().get(get).await
+        },
+        async {
+            let operation = OperationId::from_name("broken");
+            let wanted = keys(&map, 100..120);
+            let claim = cluster.world.claim_request(&map, &wanted, operation, 0);
+            client.clone().claim(claim).await
+        },
+    );
+    one.unwrap_err();
+    other.unwrap_err();
+    repeat.unwrap_err();
+    if let Ok(reply) = get {
+        let reply = reply.into_inner();
+        assert!(reply.present.iter().all(|byte| *byte == 0));
+    }
+    let ended = node.ended().await.unwrap_err();
+    assert!(matches!(ended, NodeError::Journal(_)), "{ended}");
+    assert!(ended.to_string().contains("cannot sync"), "{ended}");
+
+    drop(broken);
+    let node = cluster.start().await;
+    let mut client = node.loaded().await;
+    assert_eq!(cluster.present(&mut client, &map, 0..100).await, 100);
+    node.stop().await;
+}

@@ -1,0 +1,157 @@
+//! A cluster of one node with a disk.
+
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use keydb_core::{ClusterMap, Durability, Manifest, NodeId};
+use keydb_node::{NodeConfig, manifest_key};
+use keydb_proto::shard::CreateSnapshotsRequest;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tonic::Status;
+
+use super::{
+    Client, RunningNode, START, World, address_of, config, keys, listen, status, storage::Faulty,
+};
+
+pub(crate) struct Cluster {
+    pub(crate) world: World,
+    /// The world's storage.
+    pub(crate) storage: Arc<Faulty>,
+    dir: TempDir,
+    address: String,
+}
+
+impl Cluster {
+    /// One whose node has not been started yet.
+    pub(crate) async fn created(durability: Durability) -> Self {
+        let storage = Arc::new(Faulty::new(START));
+        let cluster = Self {
+            world: World {
+                storage: Arc::clone(&storage) as _,
+                ..World::new()
+            },
+            storage,
+            dir: tempfile::tempdir().unwrap(),
+            address: address_of(&listen().await),
+        };
+        let world = &cluster.world;
+        world.init_with(&[&cluster.address], durability).await;
+        cluster
+    }
+
+    pub(crate) async fn new(durability: Durability) -> (Self, RunningNode, Client, ClusterMap) {
+        let cluster = Self::created(durability).await;
+        let node = cluster.start().await;
+        let client = node.loaded().await;
+        let map = cluster.world.map().await;
+        (cluster, node, client, map)
+    }
+
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    pub(crate) fn config(&self) -> NodeConfig {
+        NodeConfig {
+            data_dir: self.data_dir(),
+            ..config(0)
+        }
+    }
+
+    pub(crate) async fn start(&self) -> RunningNode {
+        self.start_with(self.config()).await
+    }
+
+    pub(crate) async fn start_with(&self, config: NodeConfig) -> RunningNode {
+        // The address of a node that has just stopped may take a moment to be free.
+        let listener = loop {
+            match TcpListener::bind(&self.address).await {
+                Ok(listener) => break listener,
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        self.world.start(config, listener)
+    }
+
+    /// Moves the node's clock and the storage's.
+    pub(crate) fn advance(&self, by: Duration) {
+        self.world.clock.advance(by);
+        self.storage.clock.advance(by);
+    }
+
+    /// Removes the disk and gives it up.
+    pub(crate) async fn lose_disk(&self) {
+        std::fs::remove_dir_all(self.data_dir()).unwrap();
+        self.world.edit(|map| map.nodes[0].disk_id = None).await;
+    }
+
+    /// Asks for a snapshot in object storage; the time that it is complete to.
+    pub(crate) async fn snapshot(&self, client: &mut Client, full: bool) -> u64 {
+        self.try_snapshot(client, full).await.unwrap()
+    }
+
+    pub(crate) async fn try_snapshot(
+        &self,
+        client: &mut Client,
+        full: bool,
+    ) -> Result<u64, Status> {
+        let request = CreateSnapshotsRequest {
+            full,
+            ..CreateSnapshotsRequest::default()
+        };
+        let reply = client.create_snapshots(request).await?;
+        Ok(reply.into_inner().complete_to_unix_ms)
+    }
+
+    /// The manifest in object storage.
+    pub(crate) async fn manifest(&self) -> Manifest {
+        let object = self.storage.inner_get(&manifest_key(NodeId(0))).await;
+        Manifest::from_json(&object).unwrap()
+    }
+
+    /// How many of these keys are there.
+    pub(crate) async fn present(
+        &self,
+        client: &mut Client,
+        map: &ClusterMap,
+        numbers: Range<u32>,
+    ) -> usize {
+        let found = self.world.get(client, map, &keys(map, numbers)).await;
+        found.into_iter().filter(|found| *found).count()
+    }
+
+    pub(crate) async fn put(&self, client: &mut Client, map: &ClusterMap, numbers: Range<u32>) {
+        self.put_for(client, map, numbers, 86_400).await;
+    }
+
+    pub(crate) async fn put_for(
+        &self,
+        client: &mut Client,
+        map: &ClusterMap,
+        numbers: Range<u32>,
+        ttl_seconds: u32,
+    ) {
+        let request = self
+            .world
+            .put_request(map, &keys(map, numbers), ttl_seconds);
+        assert_eq!(client.put(request).await.unwrap().into_inner().refused, []);
+    }
+}
+
+/// The files in `dir`.
+pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// Whether the node warns of something with all these words.
+pub(crate) async fn warns(client: &Client, words: &[&str]) -> bool {
+    let warnings = status(&mut client.clone()).await.warnings;
+    let has_all = |warning: &String| words.iter().all(|word| warning.contains(word));
+    warnings.iter().any(has_all)
+}
