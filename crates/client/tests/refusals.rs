@@ -231,6 +231,43 @@ async fn a_closed_range_is_refused_without_a_retry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_reply_answers_beside_a_closed_range_is_accounted_for_before_the_call_ends() {
+    let (listener, map) = one_node(16).await;
+    let mut script = Script::of(&map);
+    let notes = Notes::new();
+    let noted = notes.clone();
+    script.claim = Box::new(move |request| {
+        let closed = &request.ranges[..1];
+        noted.add(closed[0].key_count as usize);
+        let mut refused = refuse_all(closed, RefusalCode::Closed);
+        // And one that might be worth a retry.
+        refused.extend(refuse_all(&request.ranges[15..], RefusalCode::Loading));
+        let reply = ClaimReply {
+            header: header(1, NOW_MS),
+            first: all(&request.ranges),
+            refused,
+            ..ClaimReply::default()
+        };
+        Box::pin(async { Ok(reply) })
+    });
+    let fake = Fake::start(listener, script).await;
+    let client = quick(&fake).await;
+    let keys: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
+    let error = client.claim(&keys, hour()).await.unwrap_err();
+    let WriteError::MaybeApplied(maybe) = &error else {
+        panic!("{error}");
+    };
+    assert!(maybe.cause.contains("as the test wants"), "{error}");
+    let [closed] = notes.all()[..] else {
+        panic!("one sending");
+    };
+    assert!(
+        (1..1000 - closed).contains(&maybe.keys_answered),
+        "{closed} keys were refused: {error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_claim_is_repeated_when_the_sending_before_it_is_not_valid_any_more() {
     let (listener, map) = one_node(1).await;
     let mut script = Script::of(&map);
