@@ -3,19 +3,18 @@
 //! Every node's share goes its own way: one that has to be sent again, or that waits for a newer map, holds up no other. What was
 //! refused is split anew by the newest map, so it does not matter how ranges have moved in the meantime.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+mod outcome;
+mod progress;
+mod sink;
+
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use keydb_core::{Expiry, Fingerprint, NodeId};
+use keydb_core::{Expiry, Fingerprint};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use self::sink::All;
+pub(crate) use self::{progress::Progress, sink::Sink};
 use crate::{
     ClientConfig, backoff,
     call::{Answer, Failure, Kind},
@@ -44,69 +43,34 @@ pub(crate) async fn run_part<A: Answer>(
         deadline,
         progress: Progress::default(),
     };
-    // Polled at least once by the timeout, the part would be sent however late it is.
-    let in_time = async {
-        match Instant::now() < deadline {
-            true => timeout_at(deadline, part.answers()).await.ok(),
-            false => None,
-        }
-    };
-    let reason = match shared.unless_closed(in_time).await {
-        Some(Some(Ok(answers))) => return Ok(answers),
-        Some(Some(Err(reason))) => reason,
-        Some(None) => NotApplied::DeadlineExceeded {
-            timeout: shared.config.call_timeout,
-            waiting_for: part.progress.waiting_for().into(),
-        },
-        None => NotApplied::Closed,
-    };
-    Err(Failure {
-        reason,
-        keys: batch.len(),
-        answered: part.progress.answered.load(Relaxed),
-        uncertain: part.progress.uncertain.load(Relaxed),
-    })
-}
-
-/// What is known of a part whenever it ends.
-#[derive(Debug, Default)]
-struct Progress {
-    /// Keys that nodes have answered for.
-    answered: AtomicUsize,
-    /// Other keys that were sent and not refused for certain.
-    uncertain: AtomicUsize,
-    talk: Mutex<Talk>,
-}
-
-#[derive(Debug, Default)]
-struct Talk {
-    /// Requests on their way, by node.
-    sent: BTreeMap<NodeId, (usize, String)>,
-    last_error: Option<Arc<str>>,
-}
-
-impl Progress {
-    fn talk<T>(&self, with: impl FnOnce(&mut Talk) -> T) -> T {
-        with(&mut self.talk.lock().unwrap_or_else(PoisonError::into_inner))
+    let mut all = All(vec![A::from_bits(false, false); batch.len()]);
+    match part.run(&mut all).await {
+        Ok(()) => Ok(all.0),
+        Err(reason) => Err(part.progress.failure(batch.len(), reason)),
     }
+}
 
-    /// What a call whose time is up was waiting for.
-    fn waiting_for(&self) -> String {
-        self.talk(|talk| {
-            let mut text = match talk.sent.values().next() {
-                Some(_) => {
-                    let nodes: Vec<&str> =
-                        talk.sent.values().map(|(_, node)| node.as_str()).collect();
-                    format!("no answer from {}", nodes.join(", "))
-                }
-                None => "it was waiting to send a request".to_owned(),
-            };
-            if let Some(error) = &talk.last_error {
-                text.push_str("; the last error: ");
-                text.push_str(error);
-            }
-            text
-        })
+/// Runs a part of which each key has a caller of its own: `callers` is told the answers as they come, and of every other key why
+/// it has none. What one node refuses, or never answers, changes nothing for the keys of the others.
+pub(crate) async fn run_single_keys(
+    shared: &Shared,
+    kind: Kind,
+    batch: &[Fingerprint],
+    deadline: Instant,
+    callers: &mut impl Sink,
+) {
+    let part = Part {
+        shared,
+        kind,
+        batch,
+        expiries: &[],
+        deadline,
+        progress: Progress::of_single_keys(batch.len()),
+    };
+    if let Err(reason) = part.run(callers).await {
+        let all: Vec<u32> = (0..batch.len() as u32).collect();
+        // Nothing is left that this could end.
+        let _ = callers.failed(&all, reason, &part.progress);
     }
 }
 
@@ -171,7 +135,7 @@ const CLAIM_VALID_MAX: Duration = Duration::from_millis(2500);
 enum Stepped {
     Sent(Sending, Result<Reply, Failed>),
     Ready(Retry),
-    GivenUp(NotApplied),
+    GivenUp(Retry),
 }
 
 /// A request that failed as a whole.
@@ -181,14 +145,13 @@ struct Failed {
     valid_until: Instant,
 }
 
-/// What the answers so far leave to do.
-struct State<A> {
-    answers: Vec<A>,
+/// What earlier sendings leave to say in later ones.
+struct State {
     /// By position: after how many sendings nobody knows whether they were applied. Empty as long as that is 0 for all.
     uncertain_sendings: Vec<u32>,
 }
 
-impl<A> State<A> {
+impl State {
     fn uncertain_sendings(&self, positions: &[u32]) -> u32 {
         if self.uncertain_sendings.is_empty() {
             return 0;
@@ -201,9 +164,27 @@ impl<A> State<A> {
 }
 
 impl Part<'_> {
-    async fn answers<A: Answer>(&self) -> Result<Vec<A>, NotApplied> {
+    /// Works on the part until every key has its answer, the sink wants no more, the time is up, or the client is closed.
+    async fn run(&self, sink: &mut impl Sink) -> Result<(), NotApplied> {
+        // Polled at least once by the timeout, the part would be sent however late it is.
+        let in_time = async {
+            match Instant::now() < self.deadline {
+                true => timeout_at(self.deadline, self.work(sink)).await.ok(),
+                false => None,
+            }
+        };
+        match self.shared.unless_closed(in_time).await {
+            Some(Some(result)) => result,
+            Some(None) => Err(NotApplied::DeadlineExceeded {
+                timeout: self.shared.config.call_timeout,
+                waiting_for: self.progress.waiting_for().into(),
+            }),
+            None => Err(NotApplied::Closed),
+        }
+    }
+
+    async fn work(&self, sink: &mut impl Sink) -> Result<(), NotApplied> {
         let mut state = State {
-            answers: vec![A::from_bits(false, false); self.batch.len()],
             uncertain_sendings: Vec::new(),
         };
         let mut steps = FuturesUnordered::new();
@@ -213,30 +194,38 @@ impl Part<'_> {
         while let Some(stepped) = steps.next().await {
             match stepped {
                 Stepped::Sent(sending, Ok(reply)) => {
-                    for step in self.take_in(sending, reply, &mut state)? {
+                    for step in self.take_in(sending, reply, &mut state, sink)? {
                         steps.push(self.step(step));
                     }
                 }
                 Stepped::Sent(sending, Err(failed)) => {
-                    steps.push(self.step(self.failed(sending, failed, &mut state)?));
+                    if let Some(step) = self.failed(sending, failed, &mut state, sink)? {
+                        steps.push(self.step(step));
+                    }
                 }
                 Stepped::Ready(retry) => {
                     for sending in self.route(Some(&retry.positions), retry.retries, &state) {
                         steps.push(self.step(Step::Send(sending)));
                     }
                 }
-                Stepped::GivenUp(reason) => return Err(reason),
+                Stepped::GivenUp(retry) => {
+                    let reason = NotApplied::Unavailable {
+                        attempts: retry.retries + 1,
+                        last_error: retry.error,
+                    };
+                    sink.failed(&retry.positions, reason, &self.progress)?;
+                }
             }
         }
-        Ok(state.answers)
+        Ok(())
     }
 
     /// Splits keys by the newest map.
-    fn route<A>(
+    fn route(
         &self,
         positions: Option<&[u32]>,
         retries: u32,
-        state: &State<A>,
+        state: &State,
     ) -> impl Iterator<Item = Sending> {
         let routing = self.shared.router.current();
         let attempts_before = self.kind.attempts_before();
@@ -287,10 +276,7 @@ impl Part<'_> {
     async fn pause(&self, keys: Retry) -> Stepped {
         let config = &self.shared.config;
         if keys.retries >= config.retry_count {
-            return Stepped::GivenUp(NotApplied::Unavailable {
-                attempts: keys.retries + 1,
-                last_error: keys.error,
-            });
+            return Stepped::GivenUp(keys);
         }
         let random = keydb_core::random::u64();
         let pause = backoff::delay(config.retry_delay, keys.retries, random);
@@ -327,11 +313,13 @@ impl Part<'_> {
             .expect("this semaphore is never closed");
         let valid_until = self.valid_until();
         // From here on the request may be applied, whatever becomes of this future.
-        self.uncertain_add(self.newly_uncertain(&sending.share));
-        self.progress.talk(|talk| {
-            let entry = talk.sent.entry(node.id());
-            entry.or_insert_with(|| (0, node.to_string())).0 += 1;
-        });
+        let before = self.kind.attempts_before();
+        for (range, positions) in sending.share.positions_by_range() {
+            if range.attempt == before {
+                self.progress.sent_first(positions);
+            }
+        }
+        self.progress.request_begins(node);
         let result = exchange(
             self.shared,
             self.kind,
@@ -342,172 +330,10 @@ impl Part<'_> {
             node.clock().at(valid_until),
         )
         .await;
-        self.progress.talk(|talk| {
-            if let Some((count, _)) = talk.sent.get_mut(&node.id()) {
-                *count -= 1;
-                if *count == 0 {
-                    talk.sent.remove(&node.id());
-                }
-            }
-        });
+        self.progress.request_ends(node);
         result.map_err(|trouble| Failed {
             trouble,
             valid_until,
         })
     }
-
-    /// How many of a share's keys count as uncertain through this sending, and did not before.
-    fn newly_uncertain(&self, share: &Share) -> usize {
-        let before = self.kind.attempts_before();
-        let fresh = share.ranges.iter().filter(|range| range.attempt == before);
-        fresh.map(|range| range.key_count as usize).sum()
-    }
-
-    fn uncertain_add(&self, keys: usize) {
-        self.progress.uncertain.fetch_add(keys, Relaxed);
-    }
-
-    fn uncertain_sub(&self, keys: usize) {
-        self.progress.uncertain.fetch_sub(keys, Relaxed);
-    }
-
-    /// Takes the answers out of a reply; what is left to do for the ranges that were refused.
-    fn take_in<A: Answer>(
-        &self,
-        sending: Sending,
-        reply: Reply,
-        state: &mut State<A>,
-    ) -> Result<Vec<Step>, NotApplied> {
-        if reply.map_version > sending.routed_by {
-            self.shared
-                .router
-                .request_version(&sending.node, reply.map_version);
-        }
-        let positions = &sending.share.positions;
-        if reply.refused.is_empty() {
-            for (at, position) in positions.iter().enumerate() {
-                state.answers[*position as usize] =
-                    A::from_bits(reply.first.get(at), reply.unknown.get(at));
-            }
-            self.answered(positions.len());
-            return Ok(Vec::new());
-        }
-
-        let refused: HashMap<u32, Trouble> = reply
-            .refused
-            .iter()
-            .map(|refusal| (refusal.range_id, Trouble::of_range(refusal, &sending.node)))
-            .collect();
-        let mut at = 0;
-        let (mut moved, mut later) = (None, None);
-        let mut permanent = None;
-        for range in &sending.share.ranges {
-            let of_range = at..at + range.key_count as usize;
-            at = of_range.end;
-            let Some(trouble) = refused.get(&range.range_id) else {
-                for at in of_range.clone() {
-                    state.answers[positions[at] as usize] =
-                        A::from_bits(reply.first.get(at), reply.unknown.get(at));
-                }
-                self.answered(of_range.len());
-                continue;
-            };
-            let range_positions = &positions[of_range];
-            let fresh = range.attempt == self.kind.attempts_before();
-            self.account(trouble, range_positions, fresh, state);
-            if trouble.permanent {
-                permanent = Some(Arc::clone(&trouble.message));
-            }
-            let follow = trouble.moved && reply.map_version > sending.routed_by;
-            let retry = if follow { &mut moved } else { &mut later };
-            retry
-                .get_or_insert_with(|| Retry {
-                    positions: Vec::new(),
-                    retries: sending.retries,
-                    error: Arc::clone(&trouble.message),
-                    // The node has answered: it does not come by this sending again.
-                    not_before: None,
-                })
-                .positions
-                .extend_from_slice(range_positions);
-        }
-        if let Some(message) = permanent {
-            return Err(NotApplied::Refused { message });
-        }
-        let mut steps = Vec::new();
-        if let Some(keys) = moved {
-            steps.push(Step::Follow {
-                keys: ordered(keys),
-                node: sending.node,
-                routed_by: sending.routed_by,
-                known_to_node: reply.map_version,
-            });
-        }
-        if let Some(keys) = later {
-            steps.push(Step::Pause(ordered(keys)));
-        }
-        Ok(steps)
-    }
-
-    fn answered(&self, keys: usize) {
-        self.uncertain_sub(keys);
-        self.progress.answered.fetch_add(keys, Relaxed);
-    }
-
-    /// Notes what a failed sending means for keys that it carried; `fresh` if this was the first that they are uncertain by.
-    fn account<A>(&self, trouble: &Trouble, positions: &[u32], fresh: bool, state: &mut State<A>) {
-        tracing::debug!(
-            keys = positions.len(),
-            maybe_applied = trouble.maybe_applied,
-            "no answer: {}",
-            trouble.message
-        );
-        self.progress
-            .talk(|talk| talk.last_error = Some(Arc::clone(&trouble.message)));
-        if trouble.maybe_applied {
-            state.uncertain_sendings.resize(self.batch.len(), 0);
-            for position in positions {
-                state.uncertain_sendings[*position as usize] += 1;
-            }
-        } else if fresh {
-            self.uncertain_sub(positions.len());
-        }
-    }
-
-    /// What to do about a request that failed as a whole.
-    fn failed<A>(
-        &self,
-        sending: Sending,
-        failed: Failed,
-        state: &mut State<A>,
-    ) -> Result<Step, NotApplied> {
-        let trouble = failed.trouble;
-        let before = self.kind.attempts_before();
-        let mut rest = sending.share.positions.as_slice();
-        for range in &sending.share.ranges {
-            let (of_range, others) = rest.split_at(range.key_count as usize);
-            self.account(&trouble, of_range, range.attempt == before, state);
-            rest = others;
-        }
-        if trouble.permanent {
-            return Err(NotApplied::Refused {
-                message: trouble.message,
-            });
-        }
-        // The node may have left, moved, or have another clock than we thought: look around while waiting.
-        self.shared.router.request(&sending.node);
-        Ok(Step::Pause(ordered(Retry {
-            positions: sending.share.positions,
-            retries: sending.retries,
-            error: trouble.message,
-            not_before: (trouble.maybe_applied && matches!(self.kind, Kind::Claim { .. }))
-                .then_some(failed.valid_until),
-        })))
-    }
-}
-
-/// Equal keys keep their order however they are split next.
-fn ordered(mut keys: Retry) -> Retry {
-    keys.positions.sort_unstable();
-    keys
 }
