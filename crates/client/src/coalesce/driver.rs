@@ -125,9 +125,8 @@ impl<A> Driver<A> {
             index.map(|index| queues.swap_remove(index))
         };
         for waiting in queue.into_iter().flat_map(|queue| queue.waiting) {
-            let failure = Box::new(not_applied(reason.clone()));
-            // An error means that the caller has gone away; it needs no error.
-            let _ = waiting.reply.send(Err(failure));
+            // A caller that has gone away needs no error.
+            waiting.tell(Err(Box::new(not_applied(reason.clone()))));
         }
     }
 }
@@ -149,6 +148,6 @@ async fn run_batch<A: Single>(shared: Arc<Shared>, ttl: Option<Ttl>, batch: Vec<
     };
     let deadline = first.since + shared.config.call_timeout;
     let keys: Vec<Fingerprint> = batch.iter().map(|waiting| waiting.key).collect();
-    let mut callers = Callers::new(batch);
+    let mut callers = Callers::new(batch, Arc::clone(&shared));
     run_single_keys(&shared, A::kind(ttl), &keys, deadline, &mut callers).await;
 }

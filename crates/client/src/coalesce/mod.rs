@@ -7,8 +7,11 @@
 //! while keys of others wait.
 //!
 //! Each caller is told as soon as its key's node has answered, so a node that is down, slow or full fails the callers of its own
-//! keys only. Answers of a node are delivered in the batch's order. When the caller of a `First` has gone away, nobody was told
-//! `First`, so the `Duplicate`s of equal keys behind it become `Unknown`.
+//! keys only.
+//!
+//! When the caller of a `First` has gone away, nobody was told `First`, so the `Duplicate`s of equal keys behind it become
+//! `Unknown`. A caller can go away between the delivery of its answer and its next turn, so these `Duplicate`s wait until the
+//! `First` has been heard.
 
 mod callers;
 mod driver;
@@ -47,6 +50,8 @@ pub(crate) trait Single: Answer {
     fn kind(ttl: Option<Ttl>) -> Kind;
     /// Whether its caller must hear it, or equal keys' answers change.
     fn is_first(self) -> bool;
+    /// Whether it may mean that another caller in the batch was told that it is first.
+    fn follows_first(self) -> bool;
     /// What an equal key is told when nobody heard that the first one was first.
     fn when_first_is_unheard(self) -> Self;
 }
@@ -56,6 +61,9 @@ impl Single for bool {
         Kind::Get
     }
     fn is_first(self) -> bool {
+        false
+    }
+    fn follows_first(self) -> bool {
         false
     }
     fn when_first_is_unheard(self) -> Self {
@@ -72,6 +80,9 @@ impl Single for () {
     fn is_first(self) -> bool {
         false
     }
+    fn follows_first(self) -> bool {
+        false
+    }
     fn when_first_is_unheard(self) {}
 }
 
@@ -85,6 +96,9 @@ impl Single for Claim {
     }
     fn is_first(self) -> bool {
         self == Self::First
+    }
+    fn follows_first(self) -> bool {
+        self == Self::Duplicate
     }
     fn when_first_is_unheard(self) -> Self {
         match self {
@@ -131,7 +145,37 @@ impl<A> Queue<A> {
 struct Waiting<A> {
     key: Fingerprint,
     since: Instant,
-    reply: oneshot::Sender<Result<A, Box<Failure>>>,
+    reply: oneshot::Sender<Told<A>>,
+}
+
+impl<A> Waiting<A> {
+    /// Tells the caller; false when it has gone away.
+    fn tell(self, result: Result<A, Box<Failure>>) -> bool {
+        let told = Told {
+            result,
+            heard: None,
+        };
+        self.reply.send(told).is_ok()
+    }
+}
+
+/// What a caller is told.
+#[derive(Debug)]
+struct Told<A> {
+    result: Result<A, Box<Failure>>,
+    /// Tells whoever waits for it that the caller has it. Unread, it is dropped with the rest.
+    heard: Option<oneshot::Sender<()>>,
+}
+
+impl<A> Told<A> {
+    /// The caller takes it.
+    fn hear(self) -> Result<A, Failure> {
+        if let Some(heard) = self.heard {
+            // Nobody waits any more when this took too long.
+            let _ = heard.send(());
+        }
+        self.result.map_err(|failure| *failure)
+    }
 }
 
 impl<A> Default for Coalescer<A> {
@@ -170,7 +214,7 @@ pub(crate) async fn one<A: Single>(
 async fn hear<A: Single>(shared: &Shared, reply: Reply<A>, since: Instant) -> Result<A, Failure> {
     let timeout = shared.config.call_timeout;
     match timeout_at(since + timeout + GRACE, reply).await {
-        Ok(Ok(result)) => result.map_err(|failure| *failure),
+        Ok(Ok(told)) => told.hear(),
         // A key that has not been sent is told so, see `Driver::close`; this one was in a batch.
         Ok(Err(_)) => Err(maybe_applied(runtime_stopped(1))),
         Err(_) => Err(maybe_applied(NotApplied::DeadlineExceeded {
@@ -204,7 +248,7 @@ fn maybe_applied(reason: NotApplied) -> Failure {
     }
 }
 
-type Reply<A> = oneshot::Receiver<Result<A, Box<Failure>>>;
+type Reply<A> = oneshot::Receiver<Told<A>>;
 
 /// Puts a key into its queue; `None` when it has to go by itself.
 fn enqueue<A: Single>(

@@ -8,7 +8,7 @@ pub(crate) trait Sink: Send {
     type Answer: Answer;
 
     /// These keys have answers. Equal keys come together, in the order of the part.
-    fn answered(&mut self, positions: &[u32], answers: impl Iterator<Item = Self::Answer>);
+    fn answered(&mut self, positions: &[u32], answers: impl Iterator<Item = Self::Answer> + Clone);
 
     /// These keys, as far as they have no answer, will not get one.
     ///
@@ -30,7 +30,7 @@ impl<A: Answer> Sink for All<A> {
     type Answer = A;
 
     #[inline]
-    fn answered(&mut self, positions: &[u32], answers: impl Iterator<Item = A>) {
+    fn answered(&mut self, positions: &[u32], answers: impl Iterator<Item = A> + Clone) {
         for (position, answer) in positions.iter().zip(answers) {
             self.0[*position as usize] = answer;
         }
