@@ -2,6 +2,13 @@
 //!
 //! Every node's share goes its own way: one that has to be sent again, or that waits for a newer map, holds up no other. What was
 //! refused is split anew by the newest map, so it does not matter how ranges have moved in the meantime.
+//!
+//! **A claim that is sent again.** All sendings of a claim have its operation id and, range by range, the same keys in the same
+//! order, so a node that remembers one of them gives the others its answers; only the last sending's are read, as the ones before
+//! have been given up. A sending that comes after its repeat was answered and forgotten would be taken for a new claim. But by
+//! then its `not_after` has passed: the repeat is not sent before. A caller that repeats an operation itself does not wait like
+//! that, and a node that nothing was heard of yet may have a slower clock than it was thought to have; there it is the nodes'
+//! memory that must outlast a sending, minutes against [`CLAIM_VALID_MAX`] and the difference of two clocks.
 
 mod outcome;
 mod progress;
@@ -118,9 +125,9 @@ struct Retry {
 
 /// How long a node may take to come by a claim, whatever the call's deadline is.
 ///
-/// A claim that is sent again must not be overtaken by its repeat: a node that has answered the repeat, and forgotten about it,
-/// would take the first sending for a new operation, and remember that its keys were there. So a sending is valid for a share of
-/// the call's time only, and a repeat waits until the sending before it is not valid any more.
+/// A node that came by it after it has answered the repeat, and forgotten about it, would take it for a new operation, and
+/// remember that its keys were there. So a sending is valid for a share of the call's time only, and a repeat waits until the
+/// sending before it is not valid any more.
 fn claim_valid_for(config: &ClientConfig) -> Duration {
     (config.call_timeout / config.retry_count.saturating_add(1))
         .clamp(CLAIM_VALID_MIN, CLAIM_VALID_MAX)
