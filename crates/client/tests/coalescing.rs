@@ -256,10 +256,12 @@ async fn batches_on_their_way_are_bounded_and_the_rest_gathers() {
     let mut config = fake.config();
     config.coalescing.as_mut().unwrap().keys_max = 1;
     let client = Client::connect(config).await.unwrap();
-    let mut claims = Vec::new();
-    for key in ["1", "2", "3", "4", "5", "6"] {
-        claims.push(claim(&client, key).await);
-    }
+    let claims = ["1", "2", "3", "4", "5", "6"].map(|key| {
+        let client = client.clone();
+        tokio::spawn(async move { client.claim_one(key, hour()).await.unwrap() })
+    });
+    sent(&sizes, 4).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(sizes.all(), [1; 4]);
     gate.add_permits(6);
     for claim in claims {

@@ -37,7 +37,7 @@ fn hour() -> Ttl {
 }
 
 fn keys(prefix: &str) -> Vec<String> {
-    (0..64).map(|number| format!("{prefix}{number}")).collect()
+    (0..32).map(|number| format!("{prefix}{number}")).collect()
 }
 
 /// Single-key calls come together in batches with keys of all nodes.
@@ -207,6 +207,24 @@ async fn answers_of_one_node_reach_their_callers_while_another_is_silent() {
         }
     }
     assert!(maybe_applied > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_do_not_queue_behind_batches_that_a_silent_node_has() {
+    let (nodes, map) = two_nodes([
+        Box::new(|request| Box::pin(async move { Ok(all_first(&request)) })),
+        Box::new(move |_| Box::pin(std::future::pending())),
+    ])
+    .await;
+    let mut config = gathering(nodes[0].config());
+    config.call_timeout = Duration::from_secs(3600);
+    config.coalescing.as_mut().unwrap().keys_max = 1;
+    let client = Client::connect(config).await.unwrap();
+    let [_, _silent] = claim_each(&client, &map, keys("before-"));
+    let [answered, _silent] = claim_each(&client, &map, keys("behind-"));
+    for claim in answered {
+        assert_eq!(end(claim).await.unwrap(), First);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,19 +1,24 @@
 //! The task that cuts batches from one queue and sends them.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use keydb_core::{Fingerprint, Ttl};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, Semaphore},
     task::{JoinSet, yield_now},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{Pick, Queue, Single, Waiting, callers::Callers, not_applied, runtime_stopped};
 use crate::{Coalescing, client::Shared, error::NotApplied, part::run_single_keys};
 
-/// How many batches of one queue can be on their way at a time.
+/// How many batches of one queue can be on their way at a time; those that are slow do not count.
 const BATCHES_IN_FLIGHT_MAX: usize = 4;
+/// After so long a batch is slow. What is left of it waits for nodes that are down or silent, and other nodes' keys must not
+/// queue behind that.
+const SLOW_AFTER: Duration = Duration::from_millis(500);
+/// How many batches there can be, the slow ones included: more than become slow within the default call timeout.
+const BATCHES_MAX: usize = 128;
 /// A batch ends when its first caller's time is up, so it takes only callers that came not much later: within the call timeout
 /// divided by this.
 const DEADLINE_SPREAD_DIVISOR: u32 = 8;
@@ -37,6 +42,8 @@ struct Gathered {
 impl<A: Single> Driver<A> {
     pub(super) async fn run(self) {
         let mut in_flight = JoinSet::new();
+        // A permit for each batch on its way that counts.
+        let room = Arc::new(Semaphore::new(BATCHES_IN_FLIGHT_MAX));
         let closed = self.shared.closed.clone();
         loop {
             // Those that are ready to run may have keys for this batch.
@@ -50,11 +57,22 @@ impl<A: Single> Driver<A> {
             let full = gathered.keys >= self.coalescing.keys_max;
             let due = gathered.since.map(|since| since + self.coalescing.wait_max);
             let now_due = due.is_some_and(|due| due <= Instant::now());
-            let may_go = in_flight.is_empty()
-                || (in_flight.len() < BATCHES_IN_FLIGHT_MAX && (full || now_due));
-            if gathered.keys > 0 && may_go {
-                let batch = self.cut();
-                in_flight.spawn(run_batch(Arc::clone(&self.shared), self.ttl, batch));
+            let alone = room.available_permits() == BATCHES_IN_FLIGHT_MAX;
+            let may_go = in_flight.len() < BATCHES_MAX && (alone || full || now_due);
+            if gathered.keys > 0
+                && may_go
+                && let Ok(permit) = Arc::clone(&room).try_acquire_owned()
+            {
+                let batch = run_batch(Arc::clone(&self.shared), self.ttl, self.cut());
+                let news = Arc::clone(&self.news);
+                in_flight.spawn(async move {
+                    let mut batch = pin!(batch);
+                    if timeout(SLOW_AFTER, &mut batch).await.is_err() {
+                        drop(permit);
+                        news.notify_one();
+                        batch.await;
+                    }
+                });
                 continue;
             }
             if gathered.keys == 0 && in_flight.is_empty() {
@@ -63,7 +81,7 @@ impl<A: Single> Driver<A> {
                 }
                 continue;
             }
-            let room = in_flight.len() < BATCHES_IN_FLIGHT_MAX;
+            let room = in_flight.len() < BATCHES_MAX && room.available_permits() > 0;
             tokio::select! {
                 () = closed.cancelled() => {}
                 Some(_) = in_flight.join_next() => {}

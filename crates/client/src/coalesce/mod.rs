@@ -7,7 +7,7 @@
 //! while keys of others wait.
 //!
 //! Each caller is told as soon as its key's node has answered, so a node that is down, slow or full fails the callers of its own
-//! keys only.
+//! keys only. A batch that is slow for that reason holds up no others.
 //!
 //! When the caller of a `First` has gone away, nobody was told `First`, so the `Duplicate`s of equal keys behind it become
 //! `Unknown`. A caller can go away between the delivery of its answer and its next turn, so these `Duplicate`s wait until the
@@ -119,7 +119,7 @@ struct Queue<A> {
     ttl: Option<Ttl>,
     /// In the order in which they came; it can be long, so what stays when a batch is cut must not be moved.
     waiting: VecDeque<Waiting<A>>,
-    /// Told when the first key comes, and when a batch is full.
+    /// Told when the first key comes, when a batch is full, and when one has become slow.
     news: Arc<Notify>,
 }
 
