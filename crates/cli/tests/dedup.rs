@@ -283,11 +283,18 @@ fn a_run_whose_pipe_was_closed_can_be_repeated_from_the_start() {
     let lines = numbers(200_000);
     fs::write(&path, lines.repeat(2)).unwrap();
     let path = path.to_str().unwrap();
-    let said = break_off(&dev, &["dedup", "--run", "import-7", path]);
+    let named = |said: &str| {
+        let command = said.lines().find(|line| line.contains("--again=")).unwrap();
+        command.rsplit_once(": ").unwrap().1.to_owned()
+    };
+    let said = break_off(&dev, &["dedup", "--run", "import-7", "--", path]);
     assert!(said.contains("closed the pipe"), "{said}");
-    // The command that it names does it: what had been claimed is written again, and nothing twice.
-    let command = said.lines().find(|line| line.contains("--again=")).unwrap();
-    let command = command.rsplit_once(": ").unwrap().1;
+    // The command that it names breaks off as well, and names another.
+    let command = named(&said);
+    let args: Vec<&str> = command.split_whitespace().skip(1).collect();
+    let command = named(&break_off(&dev, &args));
+    assert_eq!(command.matches("--again").count(), 1, "{command}");
+    // That does it: what had been claimed is written again, and nothing twice.
     let args: Vec<&str> = command.split_whitespace().skip(1).collect();
     let again = dev.client(&args).output().unwrap();
     assert_code(&again, 0);

@@ -294,7 +294,7 @@ impl Repeats {
 
 /// A fingerprint is a hash already.
 #[derive(Default)]
-struct LowBits(u64);
+pub(crate) struct LowBits(u64);
 
 impl Hasher for LowBits {
     fn finish(&self) -> u64 {

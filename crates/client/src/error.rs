@@ -158,7 +158,7 @@ impl From<NotApplied> for GetError {
 )]
 #[non_exhaustive]
 pub struct MaybeApplied {
-    /// How many keys the call had; in a coalesced call, how many were in its batch.
+    /// How many keys the call had.
     pub keys: usize,
     /// How many of them nodes have answered for. Nobody knows of the others.
     pub keys_answered: usize,

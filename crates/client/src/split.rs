@@ -86,6 +86,18 @@ pub(crate) struct Share {
     pub(crate) positions: Vec<u32>,
 }
 
+impl Share {
+    /// The ranges with the positions of their keys.
+    pub(crate) fn positions_by_range(&self) -> impl Iterator<Item = (&RangeKeys, &[u32])> {
+        let mut rest = self.positions.as_slice();
+        self.ranges.iter().map(move |range| {
+            let (of_range, others) = rest.split_at(range.key_count as usize);
+            rest = others;
+            (range, of_range)
+        })
+    }
+}
+
 /// Splits the fingerprints at `selected` positions of a batch (ascending), or all of them, by node.
 pub(crate) fn split(
     table: &SlotTable,

@@ -12,10 +12,11 @@ mod cluster;
 #[path = "support/fake.rs"]
 mod fake;
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use cluster::Cluster;
 use fake::{Fake, NOW_MS, Notes, Script, header, one_node};
+use futures_util::FutureExt;
 use keydb_client::{
     Claim::{Duplicate, First, Unknown},
     Client, NotApplied, Ttl, WriteError,
@@ -141,9 +142,7 @@ async fn sent(sizes: &Notes<usize>, batches: usize) -> Vec<usize> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_has_gone_away_leaves_unknown_to_equal_keys_behind_it() {
     let (fake, gate, sizes) = gated().await;
-    let mut config = fake.config();
-    config.coalescing.as_mut().unwrap().wait_max = Duration::from_secs(5);
-    let client = Client::connect(config).await.unwrap();
+    let client = gathering(&fake).await;
     let alone = claim(&client, "alone").await;
     // These gather while the first batch is on its way.
     let gone = claim(&client, "same").await;
@@ -165,6 +164,60 @@ async fn a_caller_that_has_gone_away_leaves_unknown_to_equal_keys_behind_it() {
     assert_eq!(third.await.unwrap(), Unknown);
     assert_eq!(heard.await.unwrap(), First);
     assert_eq!(heard_again.await.unwrap(), Duplicate);
+}
+
+/// A batch with an equal key twice has been answered. The first of its calls has not been looked after since it was sent.
+async fn same_key_twice(
+    client: &Client,
+    gate: &Semaphore,
+) -> (
+    Pin<Box<impl Future<Output = Result<keydb_client::Claim, WriteError>>>>,
+    JoinHandle<keydb_client::Claim>,
+) {
+    let alone = claim(client, "alone").await;
+    // These gather while the first batch is on its way.
+    let other_client = client.clone();
+    let mut first = Box::pin(async move { other_client.claim_one("same", hour()).await });
+    assert!((&mut first).now_or_never().is_none());
+    let second = claim(client, "same").await;
+    let behind = claim(client, "behind").await;
+    gate.add_permits(2);
+    assert_eq!(alone.await.unwrap(), First);
+    assert_eq!(behind.await.unwrap(), First);
+    (first, second)
+}
+
+async fn gathering(fake: &Fake) -> Client {
+    let mut config = fake.config();
+    config.coalescing.as_mut().unwrap().wait_max = Duration::from_secs(5);
+    Client::connect(config).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_that_was_delivered_but_never_read_leaves_unknown_to_equal_keys() {
+    let (fake, gate, _) = gated().await;
+    let client = gathering(&fake).await;
+    let (first, second) = same_key_twice(&client, &gate).await;
+    drop(first);
+    assert_eq!(second.await.unwrap(), Unknown);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_keys_are_duplicates_once_the_first_has_been_read() {
+    let (fake, gate, _) = gated().await;
+    let client = gathering(&fake).await;
+    let (first, second) = same_key_twice(&client, &gate).await;
+    assert_eq!(first.await.unwrap(), First);
+    assert_eq!(second.await.unwrap(), Duplicate);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn equal_keys_do_not_wait_long_for_a_first_that_nobody_reads() {
+    let (fake, gate, _) = gated().await;
+    let client = gathering(&fake).await;
+    let (first, second) = same_key_twice(&client, &gate).await;
+    assert_eq!(timeout(LONG, second).await.unwrap().unwrap(), Unknown);
+    assert_eq!(first.await.unwrap(), First);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -203,10 +256,12 @@ async fn batches_on_their_way_are_bounded_and_the_rest_gathers() {
     let mut config = fake.config();
     config.coalescing.as_mut().unwrap().keys_max = 1;
     let client = Client::connect(config).await.unwrap();
-    let mut claims = Vec::new();
-    for key in ["1", "2", "3", "4", "5", "6"] {
-        claims.push(claim(&client, key).await);
-    }
+    let claims = ["1", "2", "3", "4", "5", "6"].map(|key| {
+        let client = client.clone();
+        tokio::spawn(async move { client.claim_one(key, hour()).await.unwrap() })
+    });
+    sent(&sizes, 4).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(sizes.all(), [1; 4]);
     gate.add_permits(6);
     for claim in claims {

@@ -231,6 +231,43 @@ async fn a_closed_range_is_refused_without_a_retry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_reply_answers_beside_a_closed_range_is_accounted_for_before_the_call_ends() {
+    let (listener, map) = one_node(16).await;
+    let mut script = Script::of(&map);
+    let notes = Notes::new();
+    let noted = notes.clone();
+    script.claim = Box::new(move |request| {
+        let closed = &request.ranges[..1];
+        noted.add(closed[0].key_count as usize);
+        let mut refused = refuse_all(closed, RefusalCode::Closed);
+        // And one that might be worth a retry.
+        refused.extend(refuse_all(&request.ranges[15..], RefusalCode::Loading));
+        let reply = ClaimReply {
+            header: header(1, NOW_MS),
+            first: all(&request.ranges),
+            refused,
+            ..ClaimReply::default()
+        };
+        Box::pin(async { Ok(reply) })
+    });
+    let fake = Fake::start(listener, script).await;
+    let client = quick(&fake).await;
+    let keys: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
+    let error = client.claim(&keys, hour()).await.unwrap_err();
+    let WriteError::MaybeApplied(maybe) = &error else {
+        panic!("{error}");
+    };
+    assert!(maybe.cause.contains("as the test wants"), "{error}");
+    let [closed] = notes.all()[..] else {
+        panic!("one sending");
+    };
+    assert!(
+        (1..1000 - closed).contains(&maybe.keys_answered),
+        "{closed} keys were refused: {error}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_claim_is_repeated_when_the_sending_before_it_is_not_valid_any_more() {
     let (listener, map) = one_node(1).await;
     let mut script = Script::of(&map);
@@ -265,6 +302,74 @@ async fn a_claim_is_repeated_when_the_sending_before_it_is_not_valid_any_more() 
         since_connect >= Duration::from_millis(valid_ms),
         "{since_connect:?} < {valid_ms} ms"
     );
+}
+
+/// What a node sees of one sending of a claim.
+#[derive(Clone)]
+struct Seen {
+    /// By the node's clock.
+    at_ms: u64,
+    not_after_ms: u64,
+    attempt: u32,
+    operation_id: bytes::Bytes,
+    fingerprints: bytes::Bytes,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_sending_of_a_claim_can_be_applied_after_its_repeat() {
+    let (listener, map) = one_node(1).await;
+    let mut script = Script::of(&map);
+    let started = Instant::now();
+    let clock_ms = move || NOW_MS + started.elapsed().as_millis() as u64;
+    let of_cluster = map.clone();
+    script.get_map = Box::new(move |_| {
+        let reply = map_reply(&of_cluster, clock_ms());
+        Box::pin(async { Ok(reply) })
+    });
+    let notes = Notes::new();
+    let noted = notes.clone();
+    script.claim = Box::new(move |request| {
+        let seen = Seen {
+            at_ms: clock_ms(),
+            not_after_ms: request.header.unwrap().not_after_unix_ms,
+            attempt: request.ranges[0].attempt,
+            operation_id: request.operation_id,
+            fingerprints: request.fingerprints,
+        };
+        let reply = match noted.add(seen) {
+            // Both may still be on their way, as far as the client can know.
+            0 => Err(Status::unavailable("connection reset")),
+            1 => Err(Status::unknown("nobody knows")),
+            _ => Ok(ClaimReply {
+                header: header(1, clock_ms()),
+                first: all(&request.ranges),
+                ..ClaimReply::default()
+            }),
+        };
+        Box::pin(async { reply })
+    });
+    let fake = Fake::start(listener, script).await;
+    let mut config = fake.config();
+    config.retry_delay = Duration::from_millis(1);
+    config.retry_count = 9;
+    config.call_timeout = Duration::from_secs(5);
+    let client = Client::connect(config).await.unwrap();
+    let claims = client.claim(["b", "a", "b"], hour()).await;
+    assert_eq!(claims.unwrap(), [First; 3]);
+    let sendings = notes.all();
+    assert_eq!(sendings.len(), 3);
+    for (before, repeat) in sendings.iter().zip(&sendings[1..]) {
+        // A node that remembers either of them gives the other its answers.
+        assert_eq!(before.operation_id, repeat.operation_id);
+        assert_eq!(before.fingerprints, repeat.fingerprints);
+        assert_eq!(before.attempt + 1, repeat.attempt);
+        // One that has forgotten the repeat refuses the sending before it: its time is over.
+        assert!(
+            before.not_after_ms <= repeat.at_ms,
+            "sent again {} ms too early",
+            before.not_after_ms - repeat.at_ms
+        );
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -202,10 +202,11 @@ fn how_to_go_on(args: &DedupArgs, run: Option<&Run>, sent: u64, counts: &Counts)
                 Again::Through(last) => format!("--again={last}"),
             };
             let stdin = args.inputs().contains(&Input::Stdin);
+            let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
             format!(
                 "to go on, give it the same input from its start{}, and discard what was written so far: {}",
                 if stdin { " on standard input" } else { "" },
-                repeat_command(&again)
+                repeat_command(words, &again)
             )
         }
         None => format!(
@@ -215,22 +216,24 @@ fn how_to_go_on(args: &DedupArgs, run: Option<&Run>, sent: u64, counts: &Counts)
     }
 }
 
-/// This command, said again with `again`.
-fn repeat_command(again: &str) -> String {
-    let mut words: Vec<String> = Vec::new();
-    let mut said = false;
-    for word in std::env::args_os().map(|word| word.to_string_lossy().into_owned()) {
-        if !said && (word == "--again" || word.starts_with("--again=")) {
+/// The command that these words are, said again with `again` in the place of any that it has.
+fn repeat_command(words: impl IntoIterator<Item = String>, again: &str) -> String {
+    let mut repeated: Vec<String> = Vec::new();
+    // What follows a `--` is files, whatever it looks like.
+    let (mut said, mut options) = (false, true);
+    for (index, word) in words.into_iter().enumerate() {
+        options &= word != "--";
+        if options && (word == "--again" || word.starts_with("--again=")) {
             continue;
         }
-        words.push(shell_word(&word));
-        // Before the files, which may follow a `--`.
-        if !said && word == "dedup" {
-            words.push(again.to_owned());
+        repeated.push(shell_word(&word));
+        // The first word is the program.
+        if !said && index > 0 && word == "dedup" {
+            repeated.push(again.to_owned());
             said = true;
         }
     }
-    words.join(" ")
+    repeated.join(" ")
 }
 
 /// Looks at every file before anything is claimed: whether it is there, and is not written to at the same time.
@@ -276,4 +279,36 @@ fn check_files(args: &DedupArgs, inputs: &[Input], out: &Stdout) -> Result<(), F
 
 fn no_thread(error: io::Error) -> Failure {
     Failure::failed(format!("cannot start a thread: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn repeated(command: &str, again: &str) -> String {
+        repeat_command(command.split(' ').map(str::to_owned), again)
+    }
+
+    #[test]
+    fn however_often_a_run_breaks_off_the_command_says_again_once() {
+        let first = repeated("keydb dedup --run r lines", "--again=3");
+        assert_eq!(first, "keydb dedup --again=3 --run r lines");
+        let second = repeated(&first, "--again=5");
+        assert_eq!(second, "keydb dedup --again=5 --run r lines");
+        for all in ["keydb dedup --run r --again lines", &second] {
+            let command = repeated(all, "--again");
+            assert_eq!(command, "keydb dedup --again --run r lines");
+        }
+    }
+
+    #[test]
+    fn files_after_two_dashes_are_repeated_whatever_their_names_are() {
+        let command = "dedup dedup --run r -- dedup --again --again=1";
+        let first = repeated(command, "--again=2");
+        assert_eq!(
+            first,
+            "dedup dedup --again=2 --run r -- dedup --again --again=1"
+        );
+        assert_eq!(repeated(&first, "--again=2"), first);
+    }
 }

@@ -6,8 +6,15 @@
 //! goes, so an idle client has neither. Drivers run where the client was connected, whoever calls: a caller's runtime may end
 //! while keys of others wait.
 //!
-//! Answers are delivered in the batch's order. When the caller of a `First` has gone away, nobody was told `First`, so the
-//! `Duplicate`s of equal keys behind it become `Unknown`.
+//! Each caller is told as soon as its key's node has answered, so a node that is down, slow or full fails the callers of its own
+//! keys only. A batch that is slow for that reason holds up no others.
+//!
+//! When the caller of a `First` has gone away, nobody was told `First`, so the `Duplicate`s of equal keys behind it become
+//! `Unknown`. A caller can go away between the delivery of its answer and its next turn, so these `Duplicate`s wait until the
+//! `First` has been heard.
+
+mod callers;
+mod driver;
 
 use std::{
     collections::VecDeque,
@@ -18,10 +25,10 @@ use std::{
 use keydb_core::{Claim, Fingerprint, OperationId, Ttl};
 use tokio::{
     sync::{Notify, oneshot},
-    task::{JoinSet, yield_now},
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, timeout_at},
 };
 
+use self::driver::Driver;
 use crate::{
     Coalescing,
     call::{Answer, Failure, Kind, run},
@@ -29,15 +36,10 @@ use crate::{
     error::NotApplied,
 };
 
-/// How many batches of one queue can be on their way at a time.
-const BATCHES_IN_FLIGHT_MAX: usize = 4;
 /// How many TTLs can have a queue at a time; calls with further ones are sent by themselves.
 const QUEUES_MAX: usize = 64;
 /// How many keys can wait in a queue: more than tasks that a program would run.
 const QUEUE_KEYS_MAX: usize = 1 << 20;
-/// A batch ends when its first caller's time is up, so it takes only callers that came not much later: within the call timeout
-/// divided by this.
-const DEADLINE_SPREAD_DIVISOR: u32 = 8;
 
 /// A batch ends by its callers' deadlines; whoever has heard nothing for this long after it never will.
 const GRACE: Duration = Duration::from_secs(2);
@@ -48,6 +50,8 @@ pub(crate) trait Single: Answer {
     fn kind(ttl: Option<Ttl>) -> Kind;
     /// Whether its caller must hear it, or equal keys' answers change.
     fn is_first(self) -> bool;
+    /// Whether it may mean that another caller in the batch was told that it is first.
+    fn follows_first(self) -> bool;
     /// What an equal key is told when nobody heard that the first one was first.
     fn when_first_is_unheard(self) -> Self;
 }
@@ -57,6 +61,9 @@ impl Single for bool {
         Kind::Get
     }
     fn is_first(self) -> bool {
+        false
+    }
+    fn follows_first(self) -> bool {
         false
     }
     fn when_first_is_unheard(self) -> Self {
@@ -73,6 +80,9 @@ impl Single for () {
     fn is_first(self) -> bool {
         false
     }
+    fn follows_first(self) -> bool {
+        false
+    }
     fn when_first_is_unheard(self) {}
 }
 
@@ -86,6 +96,9 @@ impl Single for Claim {
     }
     fn is_first(self) -> bool {
         self == Self::First
+    }
+    fn follows_first(self) -> bool {
+        self == Self::Duplicate
     }
     fn when_first_is_unheard(self) -> Self {
         match self {
@@ -106,7 +119,7 @@ struct Queue<A> {
     ttl: Option<Ttl>,
     /// In the order in which they came; it can be long, so what stays when a batch is cut must not be moved.
     waiting: VecDeque<Waiting<A>>,
-    /// Told when the first key comes, and when a batch is full.
+    /// Told when the first key comes, when a batch is full, and when one has become slow.
     news: Arc<Notify>,
 }
 
@@ -132,7 +145,37 @@ impl<A> Queue<A> {
 struct Waiting<A> {
     key: Fingerprint,
     since: Instant,
-    reply: oneshot::Sender<Result<A, Box<Failure>>>,
+    reply: oneshot::Sender<Told<A>>,
+}
+
+impl<A> Waiting<A> {
+    /// Tells the caller; false when it has gone away.
+    fn tell(self, result: Result<A, Box<Failure>>) -> bool {
+        let told = Told {
+            result,
+            heard: None,
+        };
+        self.reply.send(told).is_ok()
+    }
+}
+
+/// What a caller is told.
+#[derive(Debug)]
+struct Told<A> {
+    result: Result<A, Box<Failure>>,
+    /// Tells whoever waits for it that the caller has it. Unread, it is dropped with the rest.
+    heard: Option<oneshot::Sender<()>>,
+}
+
+impl<A> Told<A> {
+    /// The caller takes it.
+    fn hear(self) -> Result<A, Failure> {
+        if let Some(heard) = self.heard {
+            // Nobody waits any more when this took too long.
+            let _ = heard.send(());
+        }
+        self.result.map_err(|failure| *failure)
+    }
 }
 
 impl<A> Default for Coalescer<A> {
@@ -171,7 +214,7 @@ pub(crate) async fn one<A: Single>(
 async fn hear<A: Single>(shared: &Shared, reply: Reply<A>, since: Instant) -> Result<A, Failure> {
     let timeout = shared.config.call_timeout;
     match timeout_at(since + timeout + GRACE, reply).await {
-        Ok(Ok(result)) => result.map_err(|failure| *failure),
+        Ok(Ok(told)) => told.hear(),
         // A key that has not been sent is told so, see `Driver::close`; this one was in a batch.
         Ok(Err(_)) => Err(maybe_applied(runtime_stopped(1))),
         Err(_) => Err(maybe_applied(NotApplied::DeadlineExceeded {
@@ -205,7 +248,7 @@ fn maybe_applied(reason: NotApplied) -> Failure {
     }
 }
 
-type Reply<A> = oneshot::Receiver<Result<A, Box<Failure>>>;
+type Reply<A> = oneshot::Receiver<Told<A>>;
 
 /// Puts a key into its queue; `None` when it has to go by itself.
 fn enqueue<A: Single>(
@@ -262,160 +305,6 @@ fn enqueue<A: Single>(
 impl<A> Coalescer<A> {
     fn lock(&self) -> MutexGuard<'_, Vec<Queue<A>>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Cuts batches from one queue until nothing is left.
-struct Driver<A> {
-    shared: Arc<Shared>,
-    pick: Pick<A>,
-    ttl: Option<Ttl>,
-    news: Arc<Notify>,
-    coalescing: Coalescing,
-}
-
-/// What a queue holds.
-struct Gathered {
-    keys: usize,
-    /// When the first of them came.
-    since: Option<Instant>,
-}
-
-impl<A: Single> Driver<A> {
-    async fn run(self) {
-        let mut in_flight = JoinSet::new();
-        let closed = self.shared.closed.clone();
-        loop {
-            // Those that are ready to run may have keys for this batch.
-            yield_now().await;
-            if closed.is_cancelled() {
-                self.close(&NotApplied::Closed);
-                while in_flight.join_next().await.is_some() {}
-                return;
-            }
-            let gathered = self.gathered();
-            let full = gathered.keys >= self.coalescing.keys_max;
-            let due = gathered.since.map(|since| since + self.coalescing.wait_max);
-            let now_due = due.is_some_and(|due| due <= Instant::now());
-            let may_go = in_flight.is_empty()
-                || (in_flight.len() < BATCHES_IN_FLIGHT_MAX && (full || now_due));
-            if gathered.keys > 0 && may_go {
-                let batch = self.cut();
-                in_flight.spawn(run_batch(Arc::clone(&self.shared), self.ttl, batch));
-                continue;
-            }
-            if gathered.keys == 0 && in_flight.is_empty() {
-                if self.close_if_idle() {
-                    return;
-                }
-                continue;
-            }
-            let room = in_flight.len() < BATCHES_IN_FLIGHT_MAX;
-            tokio::select! {
-                () = closed.cancelled() => {}
-                Some(_) = in_flight.join_next() => {}
-                () = self.news.notified() => {}
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if room && due.is_some() => {}
-            }
-        }
-    }
-
-    fn with_queue<T>(&self, with: impl FnOnce(&mut Vec<Queue<A>>, usize) -> T) -> T {
-        let mut queues = (self.pick)(&self.shared).lock();
-        let index = self.index(&queues);
-        with(&mut queues, index.expect("a running driver has a queue"))
-    }
-
-    fn gathered(&self) -> Gathered {
-        self.with_queue(|queues, index| {
-            let waiting = &queues[index].waiting;
-            Gathered {
-                keys: waiting.len(),
-                since: waiting.front().map(|first| first.since),
-            }
-        })
-    }
-
-    /// Takes the next batch out of the queue.
-    fn cut(&self) -> Vec<Waiting<A>> {
-        let spread = self.shared.config.call_timeout / DEADLINE_SPREAD_DIVISOR;
-        let keys_max = self.coalescing.keys_max;
-        self.with_queue(|queues, index| queues[index].cut(keys_max, spread))
-    }
-
-    fn close_if_idle(&self) -> bool {
-        self.with_queue(|queues, index| {
-            let idle = queues[index].waiting.is_empty();
-            if idle {
-                queues.swap_remove(index);
-            }
-            idle
-        })
-    }
-}
-
-impl<A> Driver<A> {
-    fn index(&self, queues: &[Queue<A>]) -> Option<usize> {
-        let mut queues = queues.iter();
-        queues.position(|queue| Arc::ptr_eq(&queue.news, &self.news))
-    }
-
-    /// Takes the queue away, if it is still there, and tells its callers that nothing of theirs has been sent.
-    fn close(&self, reason: &NotApplied) {
-        let queue = {
-            let mut queues = (self.pick)(&self.shared).lock();
-            let index = self.index(&queues);
-            index.map(|index| queues.swap_remove(index))
-        };
-        for waiting in queue.into_iter().flat_map(|queue| queue.waiting) {
-            let failure = Box::new(not_applied(reason.clone()));
-            // An error means that the caller has gone away; it needs no error.
-            let _ = waiting.reply.send(Err(failure));
-        }
-    }
-}
-
-impl<A> Drop for Driver<A> {
-    /// A driver that did not come to its end was dropped with its runtime. Its queue must not stay: nobody would serve it.
-    fn drop(&mut self) {
-        self.close(&runtime_stopped(0));
-    }
-}
-
-/// Sends a batch and tells its callers.
-async fn run_batch<A: Single>(shared: Arc<Shared>, ttl: Option<Ttl>, batch: Vec<Waiting<A>>) {
-    let mut batch = batch;
-    // Nobody waits for these any more, and nothing of them has been sent.
-    batch.retain(|waiting| !waiting.reply.is_closed());
-    let Some(first) = batch.first() else {
-        return;
-    };
-    let deadline = first.since + shared.config.call_timeout;
-    let keys: Vec<Fingerprint> = batch.iter().map(|waiting| waiting.key).collect();
-    match run::<A>(&shared, A::kind(ttl), keys, deadline).await {
-        Ok(answers) => deliver(batch, answers),
-        Err(failure) => {
-            let failure = Box::new(failure);
-            for waiting in batch {
-                // An error means that the caller has gone away; it needs no error.
-                let _ = waiting.reply.send(Err(failure.clone()));
-            }
-        }
-    }
-}
-
-fn deliver<A: Single>(batch: Vec<Waiting<A>>, answers: Vec<A>) {
-    // Keys whose First nobody heard; nearly always empty.
-    let mut unheard: Vec<Fingerprint> = Vec::new();
-    for (waiting, answer) in batch.into_iter().zip(answers) {
-        let answer = if !unheard.is_empty() && unheard.contains(&waiting.key) {
-            answer.when_first_is_unheard()
-        } else {
-            answer
-        };
-        if waiting.reply.send(Ok(answer)).is_err() && answer.is_first() {
-            unheard.push(waiting.key);
-        }
     }
 }
 

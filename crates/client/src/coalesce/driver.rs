@@ -1,0 +1,171 @@
+//! The task that cuts batches from one queue and sends them.
+
+use std::{pin::pin, sync::Arc, time::Duration};
+
+use keydb_core::{Fingerprint, Ttl};
+use tokio::{
+    sync::{Notify, Semaphore},
+    task::{JoinSet, yield_now},
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{Pick, Queue, Single, Waiting, callers::Callers, not_applied, runtime_stopped};
+use crate::{Coalescing, client::Shared, error::NotApplied, part::run_single_keys};
+
+/// How many batches of one queue can be on their way at a time; those that are slow do not count.
+const BATCHES_IN_FLIGHT_MAX: usize = 4;
+/// After so long a batch is slow. What is left of it waits for nodes that are down or silent, and other nodes' keys must not
+/// queue behind that.
+const SLOW_AFTER: Duration = Duration::from_millis(500);
+/// How many batches there can be, the slow ones included: more than become slow within the default call timeout.
+const BATCHES_MAX: usize = 128;
+/// A batch ends when its first caller's time is up, so it takes only callers that came not much later: within the call timeout
+/// divided by this.
+const DEADLINE_SPREAD_DIVISOR: u32 = 8;
+
+/// Cuts batches from one queue until nothing is left.
+pub(super) struct Driver<A> {
+    pub(super) shared: Arc<Shared>,
+    pub(super) pick: Pick<A>,
+    pub(super) ttl: Option<Ttl>,
+    pub(super) news: Arc<Notify>,
+    pub(super) coalescing: Coalescing,
+}
+
+/// What a queue holds.
+struct Gathered {
+    keys: usize,
+    /// When the first of them came.
+    since: Option<Instant>,
+}
+
+impl<A: Single> Driver<A> {
+    pub(super) async fn run(self) {
+        let mut in_flight = JoinSet::new();
+        // A permit for each batch on its way that counts.
+        let room = Arc::new(Semaphore::new(BATCHES_IN_FLIGHT_MAX));
+        let closed = self.shared.closed.clone();
+        loop {
+            // Those that are ready to run may have keys for this batch.
+            yield_now().await;
+            if closed.is_cancelled() {
+                self.close(&NotApplied::Closed);
+                while in_flight.join_next().await.is_some() {}
+                return;
+            }
+            let gathered = self.gathered();
+            let full = gathered.keys >= self.coalescing.keys_max;
+            let due = gathered.since.map(|since| since + self.coalescing.wait_max);
+            let now_due = due.is_some_and(|due| due <= Instant::now());
+            let alone = room.available_permits() == BATCHES_IN_FLIGHT_MAX;
+            let may_go = in_flight.len() < BATCHES_MAX && (alone || full || now_due);
+            if gathered.keys > 0
+                && may_go
+                && let Ok(permit) = Arc::clone(&room).try_acquire_owned()
+            {
+                let batch = run_batch(Arc::clone(&self.shared), self.ttl, self.cut());
+                let news = Arc::clone(&self.news);
+                in_flight.spawn(async move {
+                    let mut batch = pin!(batch);
+                    if timeout(SLOW_AFTER, &mut batch).await.is_err() {
+                        drop(permit);
+                        news.notify_one();
+                        batch.await;
+                    }
+                });
+                continue;
+            }
+            if gathered.keys == 0 && in_flight.is_empty() {
+                if self.close_if_idle() {
+                    return;
+                }
+                continue;
+            }
+            let room = in_flight.len() < BATCHES_MAX && room.available_permits() > 0;
+            tokio::select! {
+                () = closed.cancelled() => {}
+                Some(_) = in_flight.join_next() => {}
+                () = self.news.notified() => {}
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if room && due.is_some() => {}
+            }
+        }
+    }
+
+    fn with_queue<T>(&self, with: impl FnOnce(&mut Vec<Queue<A>>, usize) -> T) -> T {
+        let mut queues = (self.pick)(&self.shared).lock();
+        let index = self.index(&queues);
+        with(&mut queues, index.expect("a running driver has a queue"))
+    }
+
+    fn gathered(&self) -> Gathered {
+        self.with_queue(|queues, index| {
+            let waiting = &queues[index].waiting;
+            Gathered {
+                keys: waiting.len(),
+                since: waiting.front().map(|first| first.since),
+            }
+        })
+    }
+
+    /// Takes the next batch out of the queue.
+    fn cut(&self) -> Vec<Waiting<A>> {
+        let spread = self.shared.config.call_timeout / DEADLINE_SPREAD_DIVISOR;
+        // A batch is one part.
+        let keys_max = self
+            .coalescing
+            .keys_max
+            .min(self.shared.config.keys_per_request_max);
+        self.with_queue(|queues, index| queues[index].cut(keys_max, spread))
+    }
+
+    fn close_if_idle(&self) -> bool {
+        self.with_queue(|queues, index| {
+            let idle = queues[index].waiting.is_empty();
+            if idle {
+                queues.swap_remove(index);
+            }
+            idle
+        })
+    }
+}
+
+impl<A> Driver<A> {
+    fn index(&self, queues: &[Queue<A>]) -> Option<usize> {
+        let mut queues = queues.iter();
+        queues.position(|queue| Arc::ptr_eq(&queue.news, &self.news))
+    }
+
+    /// Takes the queue away, if it is still there, and tells its callers that nothing of theirs has been sent.
+    fn close(&self, reason: &NotApplied) {
+        let queue = {
+            let mut queues = (self.pick)(&self.shared).lock();
+            let index = self.index(&queues);
+            index.map(|index| queues.swap_remove(index))
+        };
+        for waiting in queue.into_iter().flat_map(|queue| queue.waiting) {
+            // A caller that has gone away needs no error.
+            waiting.tell(Err(Box::new(not_applied(reason.clone()))));
+        }
+    }
+}
+
+impl<A> Drop for Driver<A> {
+    /// A driver that did not come to its end was dropped with its runtime. Its queue must not stay: nobody would serve it.
+    fn drop(&mut self) {
+        self.close(&runtime_stopped(0));
+    }
+}
+
+/// Sends a batch and tells its callers.
+async fn run_batch<A: Single>(shared: Arc<Shared>, ttl: Option<Ttl>, batch: Vec<Waiting<A>>) {
+    let mut batch = batch;
+    // Nobody waits for these any more, and nothing of them has been sent.
+    batch.retain(|waiting| !waiting.reply.is_closed());
+    let Some(first) = batch.first() else {
+        return;
+    };
+    let deadline = first.since + shared.config.call_timeout;
+    let keys: Vec<Fingerprint> = batch.iter().map(|waiting| waiting.key).collect();
+    let mut callers = Callers::new(batch, Arc::clone(&shared));
+    run_single_keys(&shared, A::kind(ttl), &keys, deadline, &mut callers).await;
+}

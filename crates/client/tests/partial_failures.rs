@@ -1,0 +1,259 @@
+//! Calls whose keys belong to several nodes, of which one fails.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test ends where something unexpected happens"
+)]
+
+#[allow(dead_code, unreachable_pub)]
+#[path = "support/cluster.rs"]
+mod cluster;
+#[allow(dead_code, unreachable_pub)]
+#[path = "support/fake.rs"]
+mod fake;
+
+use std::{sync::Arc, time::Duration};
+
+use cluster::Cluster;
+use fake::{Fake, NOW_MS, Notes, Script, all, header};
+use futures_util::future::{BoxFuture, join_all};
+use keydb_client::{
+    Claim::{self, First},
+    Client, ClientConfig, GetError, NotApplied, Operation, Ttl, WriteError,
+};
+use keydb_core::{ClusterMap, Durability, Fingerprint, NewCluster};
+use keydb_proto::{
+    refusal_status,
+    shard::{ClaimReply, ClaimRequest, ErrorCode},
+};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::timeout};
+use tonic::Status;
+
+/// Far more than any of these calls may take.
+const LONG: Duration = Duration::from_secs(60);
+
+fn hour() -> Ttl {
+    "1h".parse().unwrap()
+}
+
+fn keys(prefix: &str) -> Vec<String> {
+    (0..32).map(|number| format!("{prefix}{number}")).collect()
+}
+
+/// Single-key calls come together in batches with keys of all nodes.
+fn gathering(mut config: ClientConfig) -> ClientConfig {
+    config.retry_delay = Duration::from_millis(5);
+    config.coalescing.as_mut().unwrap().wait_max = Duration::from_millis(100);
+    config
+}
+
+/// Three nodes, the second of which is not there, and a client that never talked to it.
+async fn with_a_dead_node() -> (Cluster, Client) {
+    let mut cluster = Cluster::start(3).await;
+    let config = ClientConfig::new([cluster.sockets[0].to_string()]);
+    let client = Client::connect(gathering(config)).await.unwrap();
+    cluster.stop(1).await;
+    (cluster, client)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn single_claims_are_answered_by_the_nodes_that_live_and_the_others_can_be_made_again() {
+    let (mut cluster, client) = with_a_dead_node().await;
+    let keys = keys("claim-");
+    let claims = join_all(keys.iter().map(|key| client.claim_one(key, hour()))).await;
+    let mut failed = Vec::new();
+    for (key, claim) in keys.iter().zip(claims) {
+        match claim {
+            Ok(claim) => assert_eq!(claim, First, "{key}"),
+            Err(WriteError::NotApplied(NotApplied::Unavailable { .. })) => failed.push(key),
+            Err(error) => panic!("{key}: {error}"),
+        }
+    }
+    assert!((1..keys.len()).contains(&failed.len()), "{}", failed.len());
+    cluster.restart(1).await;
+    for key in failed {
+        assert_eq!(client.claim_one(key, hour()).await.unwrap(), First, "{key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn single_puts_and_gets_are_answered_by_the_nodes_that_live() {
+    let (_cluster, client) = with_a_dead_node().await;
+    let keys = keys("put-");
+    let puts = join_all(keys.iter().map(|key| client.put_one(key, hour()))).await;
+    let gets = join_all(keys.iter().map(|key| client.get_one(key))).await;
+    let mut answered = 0;
+    for (put, get) in puts.into_iter().zip(gets) {
+        match (put, get) {
+            (Ok(()), Ok(true)) => answered += 1,
+            (
+                Err(WriteError::NotApplied(NotApplied::Unavailable { .. })),
+                Err(GetError::Unavailable { .. }),
+            ) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!((1..keys.len()).contains(&answered), "{answered}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_of_many_keys_that_one_node_failed_is_repeated_under_its_operation() {
+    let (mut cluster, client) = with_a_dead_node().await;
+    let keys = keys("bulk-");
+    let error = client.claim(&keys, hour()).await.unwrap_err();
+    let WriteError::MaybeApplied(maybe) = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(maybe.keys, keys.len());
+    assert!((1..keys.len()).contains(&maybe.keys_answered), "{error}");
+    cluster.restart(1).await;
+    let operation = Operation::with_id(maybe.operation.unwrap()).again();
+    let claims = client.claim_as(operation, &keys, hour()).await.unwrap();
+    assert!(claims.iter().all(|claim| *claim == First), "{claims:?}");
+}
+
+type Answer = BoxFuture<'static, Result<ClaimReply, Status>>;
+
+/// Two nodes that answer claims as told, and the map of their cluster.
+async fn two_nodes(
+    claims: [Box<dyn Fn(ClaimRequest) -> Answer + Send + Sync>; 2],
+) -> ([Fake; 2], ClusterMap) {
+    let listeners = [
+        TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        TcpListener::bind("127.0.0.1:0").await.unwrap(),
+    ];
+    let address = |listener: &TcpListener| listener.local_addr().unwrap().to_string();
+    let map = ClusterMap::create(&NewCluster {
+        addresses: listeners.iter().map(address).collect(),
+        range_count: 16,
+        durability: Durability::Memory,
+    })
+    .unwrap();
+    let mut nodes = Vec::new();
+    for (listener, claim) in listeners.into_iter().zip(claims) {
+        let mut script = Script::of(&map);
+        script.claim = claim;
+        nodes.push(Fake::start(listener, script).await);
+    }
+    (nodes.try_into().ok().unwrap(), map)
+}
+
+fn all_first(request: &ClaimRequest) -> ClaimReply {
+    ClaimReply {
+        header: header(1, NOW_MS),
+        first: all(&request.ranges),
+        ..ClaimReply::default()
+    }
+}
+
+/// A claim of each key, started; and which of two nodes owns it.
+fn claim_each(
+    client: &Client,
+    map: &ClusterMap,
+    keys: Vec<String>,
+) -> [Vec<JoinHandle<Result<Claim, WriteError>>>; 2] {
+    let mut by_node = [Vec::new(), Vec::new()];
+    for key in keys {
+        let top = Fingerprint::of(key.as_bytes(), map.hash.seed)
+            .unwrap()
+            .top();
+        let after = map.ranges.partition_point(|range| range.start <= top);
+        let owner = map.ranges[after - 1].owner;
+        let client = client.clone();
+        let claim = tokio::spawn(async move { client.claim_one(key, hour()).await });
+        by_node[owner.0 as usize].push(claim);
+    }
+    assert!(by_node.iter().all(|claims| claims.len() > 1));
+    by_node
+}
+
+async fn end(claim: JoinHandle<Result<Claim, WriteError>>) -> Result<Claim, WriteError> {
+    timeout(LONG, claim).await.expect("a call ends").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_of_one_node_reach_their_callers_while_another_is_silent() {
+    let sent = Notes::new();
+    let noted = sent.clone();
+    let (nodes, map) = two_nodes([
+        Box::new(|request| Box::pin(async move { Ok(all_first(&request)) })),
+        Box::new(move |_| {
+            noted.add(());
+            Box::pin(std::future::pending())
+        }),
+    ])
+    .await;
+    let mut config = gathering(nodes[0].config());
+    config.call_timeout = Duration::from_secs(3600);
+    let client = Client::connect(config).await.unwrap();
+    let [answered, silent] = claim_each(&client, &map, keys("silent-"));
+    for claim in answered {
+        assert_eq!(end(claim).await.unwrap(), First);
+    }
+    // A batch whose keys all went to the first node may have gone before.
+    while sent.all().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    client.close().await;
+    let mut maybe_applied = 0;
+    for claim in silent {
+        match end(claim).await.unwrap_err() {
+            WriteError::MaybeApplied(maybe) => {
+                assert_eq!((maybe.keys, maybe.keys_answered), (1, 0));
+                assert_eq!(maybe.operation, None);
+                maybe_applied += 1;
+            }
+            error => panic!("{error}"),
+        }
+    }
+    assert!(maybe_applied > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_do_not_queue_behind_batches_that_a_silent_node_has() {
+    let (nodes, map) = two_nodes([
+        Box::new(|request| Box::pin(async move { Ok(all_first(&request)) })),
+        Box::new(move |_| Box::pin(std::future::pending())),
+    ])
+    .await;
+    let mut config = gathering(nodes[0].config());
+    config.call_timeout = Duration::from_secs(3600);
+    config.coalescing.as_mut().unwrap().keys_max = 1;
+    let client = Client::connect(config).await.unwrap();
+    let [_, _silent] = claim_each(&client, &map, keys("before-"));
+    let [answered, _silent] = claim_each(&client, &map, keys("behind-"));
+    for claim in answered {
+        assert_eq!(end(claim).await.unwrap(), First);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_refuses_for_good_takes_no_answers_of_another_away() {
+    let gate = Arc::new(Semaphore::new(0));
+    let opened = Arc::clone(&gate);
+    let refused = || refusal_status(ErrorCode::OverMemoryLimit, "the node is full");
+    let (nodes, map) = two_nodes([
+        Box::new(move |request| {
+            let opened = Arc::clone(&opened);
+            Box::pin(async move {
+                let _open = opened.acquire().await.unwrap();
+                Ok(all_first(&request))
+            })
+        }),
+        Box::new(move |_| Box::pin(async move { Err(refused()) })),
+    ])
+    .await;
+    let client = Client::connect(gathering(nodes[0].config())).await.unwrap();
+    let [slow, refused] = claim_each(&client, &map, keys("refused-"));
+    for claim in refused {
+        let error = end(claim).await.unwrap_err();
+        let WriteError::NotApplied(NotApplied::Refused { message }) = &error else {
+            panic!("{error}");
+        };
+        assert!(message.contains("the node is full"), "{error}");
+    }
+    gate.add_permits(1);
+    for claim in slow {
+        assert_eq!(end(claim).await.unwrap(), First);
+    }
+}
