@@ -273,7 +273,9 @@ impl Client {
     }
 
     /// [`claim`](Self::claim) of a single key. Calls of many tasks with the same `ttl` travel together, see
-    /// [`Coalescing`](crate::Coalescing), under an operation of the library's own.
+    /// [`Coalescing`](crate::Coalescing), under an operation of the library's own. Should the call that would have been told
+    /// `First` be dropped meanwhile, calls for the same key that travelled with it are told `Unknown`; they hear their answer when
+    /// that call has heard its own, or a second later.
     ///
     /// # Errors
     /// See [`WriteError`]. To be able to repeat a single claim, use [`claim_as`](Self::claim_as).

@@ -92,7 +92,8 @@ const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 /// How single-key calls of many tasks become one batch.
 ///
 /// A batch goes as soon as the one before it has been answered, so a lone caller never waits for company. While one is on its
-/// way, keys gather for the next, until there are `keys_max` of them or the first has waited for `wait_max`.
+/// way, keys gather for the next, until there are `keys_max` of them or the first has waited for `wait_max`. Each call hears from
+/// its own key's node; another node's failure does not concern it.
 ///
 /// ```
 /// use std::time::Duration;
