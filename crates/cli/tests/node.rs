@@ -35,7 +35,7 @@ fn the_settings_of_a_go_keydb_user_pass_the_check_verbatim() {
         "KEYDB_TOTAL_HASH_RANGES",
         "file:///",
         "keydb-data",
-        "60s",
+        "1m",
         "journal",
     ] {
         assert!(text.contains(expected), "{text}");

@@ -98,7 +98,8 @@ pub struct Manifest {
     pub disk_id: Incarnation,
     /// Everything up to this LSN of `disk_id` is in the files.
     pub lsn: Lsn,
-    /// The node's clock when `lsn` was the last one: what was acknowledged before this time is in the files.
+    /// The node's clock when `lsn` was the last one: what was acknowledged before this time is in the files. 0 before the first
+    /// snapshot.
     pub complete_to_ms: UnixMillis,
     /// The files, those that no range needs any more left out.
     pub files: Vec<ManifestFile>,
@@ -137,6 +138,11 @@ impl ManifestRange {
 }
 
 impl Manifest {
+    /// Up to when the files have everything; `None` while there has been no snapshot.
+    pub fn complete_to(&self) -> Option<UnixMillis> {
+        (self.complete_to_ms != UnixMillis(0)).then_some(self.complete_to_ms)
+    }
+
     /// The manifest of a node whose disk is new: nothing was written yet.
     pub fn new(cluster_id: ClusterId, lineage: u64, node: NodeId, disk_id: Incarnation) -> Self {
         Self {

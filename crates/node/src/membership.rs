@@ -129,8 +129,10 @@ impl Membership {
         })??;
         if let Some(complete_to) = recovered.lost_after {
             let node = self.node.config.id;
+            let after = complete_to.map(|time| format!(" after {time}"));
             let text = format!(
-                "the node did not stop cleanly: what it acknowledged after {complete_to} is lost (durability snapshot)"
+                "the node did not stop cleanly: what it acknowledged{} is lost (durability snapshot)",
+                after.unwrap_or_else(|| " before its first snapshot".to_owned())
             );
             warn!(%node, "{text}");
             self.node.warn_of("loss", Some(text));

@@ -53,8 +53,9 @@ pub(crate) struct Recovery {
 /// How it went.
 #[derive(Debug)]
 pub(crate) struct Recovered {
-    /// What was acknowledged after this time is lost: `snapshot` mode, and the node had not stopped cleanly.
-    pub(crate) lost_after: Option<UnixMillis>,
+    /// In `snapshot` mode, where the node had not stopped cleanly: what was acknowledged after this time is lost, or all of it
+    /// where there had been no snapshot.
+    pub(crate) lost_after: Option<Option<UnixMillis>>,
 }
 
 impl Recovery {
@@ -92,7 +93,7 @@ impl Recovery {
         this.load(&standing, &manifest).await?;
         let clean = snapshot::take_clean_flag(&this.data_dir)?;
         let lost_after = (map.durability == Durability::Snapshot && was_here && !clean)
-            .then_some(manifest.complete_to_ms);
+            .then(|| manifest.complete_to());
         info!(
             node = %this.node.config.id,
             lsn = %journal.appended(),

@@ -28,19 +28,23 @@ pub(crate) struct KeyDb {
     client: Client,
     server: Server,
     ttl: Ttl,
-    _storage: tempfile::TempDir,
+    _directory: tempfile::TempDir,
 }
 
 impl KeyDb {
-    pub(crate) fn start(binary: &Path) -> io::Result<Self> {
+    /// Starts a node of a new cluster with this durability; its disk and its object storage are temporary directories.
+    pub(crate) fn start(binary: &Path, durability: &str) -> io::Result<Self> {
         let port = free_port()?;
-        let storage = tempfile::tempdir()?;
+        let directory = tempfile::tempdir()?;
         let settings = |command: &mut Command| {
             command
                 .env(
                     "KEYDB_STORAGE_URL",
-                    format!("file://{}", storage.path().display()),
+                    format!("file://{}/storage", directory.path().display()),
                 )
+                .env("KEYDB_DATA_DIR", directory.path().join("data"))
+                .env("KEYDB_DURABILITY", durability)
+                .env("KEYDB_HTTP_PORT", "off")
                 .env("KEYDB_NODE_ADDRESSES", format!("127.0.0.1:{port}"))
                 .env("KEYDB_NODE_ID", "0")
                 .env("KEYDB_PORT", port.to_string())
@@ -64,7 +68,7 @@ impl KeyDb {
             client,
             server,
             ttl,
-            _storage: storage,
+            _directory: directory,
         })
     }
 

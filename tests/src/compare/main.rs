@@ -1,10 +1,15 @@
-//! Puts Valkey and a KeyDB node through the same work on this machine, in turn, and prints one table.
+//! Puts Valkey and a KeyDB node through the same work on this machine, in turn, and prints two tables: without and with every
+//! write synced to disk before it is answered.
 //!
 //! Called by `scripts/compare-valkey`, which builds everything and finds the servers:
 //! `compare-valkey VALKEY_SERVER KEYDB [--runs 3] [--scale 1]`. With `--scale 10` every number of keys is a tenth: a quick look,
-//! not a result.
-#![expect(clippy::print_stdout, reason = "the table is what this program is for")]
+//! not a result. Logs and journals go to the directory for temporary files (`TMPDIR`), which should be on a disk.
+#![expect(
+    clippy::print_stdout,
+    reason = "the tables are what this program is for"
+)]
 
+mod disk;
 mod keydb;
 mod keys;
 mod load;
@@ -13,8 +18,10 @@ mod valkey;
 
 use std::{error::Error, path::PathBuf, sync::Arc};
 
+use keydb::KeyDb;
 use keys::Keys;
-use load::{Figures, MEMORY_POINTS, Plan, TASKS};
+use load::{Figures, MEMORY_POINTS, Plan, Store, TASKS};
+use valkey::{Persistence, Valkey};
 
 struct Arguments {
     valkey: PathBuf,
@@ -23,29 +30,52 @@ struct Arguments {
     scale: usize,
 }
 
+/// What the runs of one contestant measured.
+type Runs = Vec<Figures>;
+
+/// The contestants, each with its runs.
+#[derive(Default)]
+struct Results {
+    /// Valkey that keeps nothing, beside KeyDB in `snapshot` mode.
+    unsynced: (Runs, Runs),
+    /// Valkey with `appendfsync always`, beside KeyDB in `journal` mode.
+    synced: (Runs, Runs),
+    /// What the disk does by itself, a second: appends of each of [`disk::SIZES`], each with its fdatasync.
+    disk: Vec<[f64; disk::SIZES.len()]>,
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = arguments()?;
     let plan = Plan::of(arguments.scale);
-    let (keys, looked_up) = (Arc::new(plan.stored()), Arc::new(plan.looked_up()));
-    let (mut valkey, mut keydb) = (Vec::new(), Vec::new());
+    let keys = (Arc::new(plan.stored()), Arc::new(plan.looked_up()));
+    let mut results = Results::default();
     for run in 1..=arguments.runs {
-        eprintln!("run {run} of {}: Valkey …", arguments.runs);
-        valkey.push(load::run(
-            &mut valkey::Valkey::start(&arguments.valkey)?,
-            &keys,
-            &looked_up,
-            plan,
-        )?);
-        eprintln!("run {run} of {}: KeyDB …", arguments.runs);
-        keydb.push(load::run(
-            &mut keydb::KeyDb::start(&arguments.keydb)?,
-            &keys,
-            &looked_up,
-            plan,
-        )?);
+        let said = |what: &str| eprintln!("run {run} of {}: {what} …", arguments.runs);
+        said("Valkey");
+        let store = Valkey::start(&arguments.valkey, Persistence::None)?;
+        results.unsynced.0.push(measure(store, &keys, plan)?);
+        said("KeyDB, durability snapshot");
+        let store = KeyDb::start(&arguments.keydb, "snapshot")?;
+        results.unsynced.1.push(measure(store, &keys, plan)?);
+        said("the disk");
+        results.disk.push(disk::appends_a_second()?);
+        said("Valkey, appendfsync always");
+        let store = Valkey::start(&arguments.valkey, Persistence::SyncedLog)?;
+        results.synced.0.push(measure(store, &keys, plan)?);
+        said("KeyDB, durability journal");
+        let store = KeyDb::start(&arguments.keydb, "journal")?;
+        results.synced.1.push(measure(store, &keys, plan)?);
     }
-    print_table(&arguments, plan, &keys, &valkey, &keydb);
+    print_tables(&arguments, plan, &keys.0, &results);
     Ok(())
+}
+
+fn measure(
+    mut store: impl Store,
+    (keys, looked_up): &(Arc<Keys>, Arc<Keys>),
+    plan: Plan,
+) -> std::io::Result<Figures> {
+    load::run(&mut store, keys, looked_up, plan)
 }
 
 fn arguments() -> Result<Arguments, String> {
@@ -79,19 +109,16 @@ fn arguments() -> Result<Arguments, String> {
     Ok(arguments)
 }
 
-fn median(figures: &[Figures], of: impl Fn(&Figures) -> f64) -> f64 {
-    let mut values: Vec<f64> = figures.iter().map(of).collect();
+fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
-fn print_table(
-    arguments: &Arguments,
-    plan: Plan,
-    keys: &Keys,
-    valkey: &[Figures],
-    keydb: &[Figures],
-) {
+fn median_of(runs: &[Figures], of: impl Fn(&Figures) -> f64) -> f64 {
+    median(runs.iter().map(of).collect())
+}
+
+fn print_tables(arguments: &Arguments, plan: Plan, keys: &Keys, results: &Results) {
     println!(
         "Machine: {}, {} cores, {}",
         cpu_model(),
@@ -99,23 +126,49 @@ fn print_table(
         std::env::consts::OS
     );
     println!(
-        "Valkey: {}; no save, no AOF; pipelined 64 deep on 16 connections",
+        "Valkey: {}; pipelined 64 deep on 16 connections",
         version(&arguments.valkey)
     );
     println!(
-        "KeyDB: {}; one node, durability memory; batches of 1,000, 16 calls in flight",
+        "KeyDB: {}; one node; batches of 1,000, 16 calls in flight",
         version(&arguments.keydb)
     );
     println!(
-        "Keys: {} of 36 bytes, TTL 3600 s; every answer checked; medians of {} runs\n",
+        "Keys: {} of 36 bytes, TTL 3600 s; every answer checked; medians of {} runs",
         keys.len(),
         arguments.runs
     );
-    println!("| | Valkey | KeyDB | ratio |");
+    let heads = ["Valkey, no log", "KeyDB, `snapshot`"];
+    print_table(heads, arguments, plan, &results.unsynced);
+    let heads = ["Valkey, `appendfsync always`", "KeyDB, `journal`"];
+    print_table(heads, arguments, plan, &results.synced);
+
+    let claims = |runs| median_of(runs, |figures| figures.claims);
+    println!(
+        "\nClaims of new keys with `journal` beside `snapshot`: {:.0} %",
+        100.0 * claims(&results.synced.1) / claims(&results.unsynced.1)
+    );
+    for (index, size) in disk::SIZES.iter().enumerate() {
+        let a_second = median(results.disk.iter().map(|rates| rates[index]).collect());
+        println!(
+            "The disk by itself, append + fdatasync of {} KiB: {a_second:.0} a second, {:.0} MB/s",
+            size / 1024,
+            a_second * *size as f64 / 1e6
+        );
+    }
+}
+
+fn print_table(
+    [valkey_head, keydb_head]: [&str; 2],
+    arguments: &Arguments,
+    plan: Plan,
+    (valkey, keydb): &(Runs, Runs),
+) {
+    println!("\n| | {valkey_head} | {keydb_head} | ratio |");
     println!("| --- | ---: | ---: | ---: |");
     let millions = |count: usize| count as f64 / 1e6;
     let rate = |name: String, of: fn(&Figures) -> f64| {
-        let (peer, ours) = (median(valkey, of) / 1e6, median(keydb, of) / 1e6);
+        let (peer, ours) = (median_of(valkey, of) / 1e6, median_of(keydb, of) / 1e6);
         println!(
             "| {name} | {peer:.2} M/s | {ours:.2} M/s | {:.1} × |",
             ours / peer
@@ -135,8 +188,8 @@ fn print_table(
     );
     for (index, point) in MEMORY_POINTS.iter().enumerate() {
         let (peer, ours) = (
-            median(valkey, |figures| figures.bytes[index]),
-            median(keydb, |figures| figures.bytes[index]),
+            median_of(valkey, |figures| figures.bytes[index]),
+            median_of(keydb, |figures| figures.bytes[index]),
         );
         let keys = millions(point / arguments.scale);
         println!(

@@ -22,6 +22,16 @@ const PIPELINE: usize = 64;
 pub(crate) struct Valkey {
     server: Server,
     connections: Vec<TcpStream>,
+    _directory: tempfile::TempDir,
+}
+
+/// What a server keeps of its keys.
+#[derive(Clone, Copy)]
+pub(crate) enum Persistence {
+    /// Nothing: no snapshots, no log.
+    None,
+    /// A log, `appendfsync always`.
+    SyncedLog,
 }
 
 /// What the replies were.
@@ -34,19 +44,20 @@ struct Answers {
 }
 
 impl Valkey {
-    pub(crate) fn start(binary: &Path) -> io::Result<Self> {
+    /// Starts a server that keeps nothing, or one that has every write synced in its log before it answers.
+    pub(crate) fn start(binary: &Path, persistence: Persistence) -> io::Result<Self> {
         let port = free_port()?;
+        let directory = tempfile::tempdir()?;
+        let append_only = match persistence {
+            Persistence::None => "no",
+            Persistence::SyncedLog => "yes",
+        };
         let mut command = Command::new(binary);
-        command.args([
-            "--port",
-            &port.to_string(),
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-            "--bind",
-            "127.0.0.1",
-        ]);
+        command
+            .current_dir(directory.path())
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+            .args(["--save", "", "--appendfsync", "always"])
+            .args(["--appendonly", append_only]);
         let server = Server::start(&mut command, port)?;
         let connect = || {
             let stream = TcpStream::connect(("127.0.0.1", port))?;
@@ -59,6 +70,7 @@ impl Valkey {
         Ok(Self {
             server,
             connections,
+            _directory: directory,
         })
     }
 

@@ -85,7 +85,7 @@ async fn recover(
             })
         })
         .transpose()?;
-    let complete_to = manifest.map(|manifest| manifest.complete_to_ms);
+    let complete_to = manifest.and_then(|manifest| manifest.complete_to());
     let kept = kept_text(complete_to);
     if !args.accept_loss {
         return Err(Failure::usage(format!(

@@ -210,14 +210,15 @@ impl Nodes<'_> {
         if !self.loaded.contains_key(&owner) {
             let key = keydb_node::manifest_key(owner);
             let manifest = match self.store.manifest(&key).await {
-                Ok(manifest) => manifest,
-                Err(ObjectError::Missing) => {
-                    return Err(Failure::failed(format!(
-                        "object storage has nothing of node {owner}, which owns hash range {}; `keydb snapshot create` puts it there",
-                        range.id
-                    )));
-                }
+                Err(ObjectError::Missing) => None,
+                Ok(manifest) => Some(manifest).filter(|manifest| manifest.complete_to().is_some()),
                 Err(error) => return Ok(Err((key, error))),
+            };
+            let Some(manifest) = manifest else {
+                return Err(Failure::failed(format!(
+                    "object storage has no snapshot of node {owner}, which owns hash range {}; `keydb snapshot create` puts one there",
+                    range.id
+                )));
             };
             if manifest.cluster_id != self.map.cluster_id || manifest.node != owner {
                 let foreign = format!(

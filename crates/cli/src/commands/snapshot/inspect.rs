@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{
     args::InspectArgs,
     settings,
-    store::{ObjectError, Store, new_decoder},
+    store::{ObjectError, Store, complete_to_text, new_decoder},
 };
 use crate::{
     connect,
@@ -192,7 +192,7 @@ fn show_manifest(manifest: &Manifest, as_json: bool) -> Result<String, Failure> 
         manifest.cluster_id,
         manifest.lineage,
         manifest.disk_id,
-        manifest.complete_to_ms,
+        complete_to_text(manifest),
         manifest.lsn
     );
     for file in &manifest.files {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{
     args::ListArgs,
     settings,
-    store::{ObjectError, Store},
+    store::{ObjectError, Store, complete_to_text},
 };
 use crate::{
     connect,
@@ -60,7 +60,7 @@ fn as_text(map: &ClusterMap, manifests: &Manifests, storage: &str) -> String {
         .map(|manifest| {
             vec![
                 manifest.node.to_string(),
-                manifest.complete_to_ms.to_string(),
+                complete_to_text(manifest),
                 manifest.lsn.to_string(),
                 count(manifest, SnapshotKind::Full).to_string(),
                 count(manifest, SnapshotKind::Delta).to_string(),
@@ -89,8 +89,8 @@ fn as_json(map: &ClusterMap, manifests: &Manifests, storage: &str) -> Value {
             "manifest": key,
             "node": manifest.node,
             "disk_id": manifest.disk_id,
-            "complete_to_unix_ms": manifest.complete_to_ms,
-            "complete_to": manifest.complete_to_ms.to_string(),
+            "complete_to_unix_ms": manifest.complete_to(),
+            "complete_to": manifest.complete_to().map(|time| time.to_string()),
             "lsn": manifest.lsn,
             "ranges": manifest.ranges.len(),
             "files": manifest.files,

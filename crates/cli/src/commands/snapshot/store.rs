@@ -17,6 +17,14 @@ use crate::{
 /// The folder of all manifests.
 const MANIFESTS: &str = "manifests/";
 
+/// Up to when a manifest's files have everything, for people.
+pub(super) fn complete_to_text(manifest: &Manifest) -> String {
+    manifest.complete_to().map_or_else(
+        || "nothing: there has been no snapshot".to_owned(),
+        |time| time.to_string(),
+    )
+}
+
 /// The object storage of one cluster.
 #[derive(Debug)]
 pub(super) struct Store {

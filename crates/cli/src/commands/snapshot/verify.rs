@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::{
     args::VerifyArgs,
     settings,
-    store::{ObjectError, Store, check_header, check_totals},
+    store::{ObjectError, Store, check_header, check_totals, complete_to_text},
 };
 use crate::{
     connect,
@@ -175,7 +175,7 @@ fn as_text(found: &Found) -> String {
             } else {
                 "NOT WHOLE"
             },
-            manifest.complete_to_ms
+            complete_to_text(manifest)
         ),
         None => format!("node {}  NOTHING that can be used\n", found.node),
     };
@@ -189,7 +189,7 @@ fn as_json(found: &Found) -> Value {
     let problems = found.problems.iter();
     json!({
         "node": found.node,
-        "complete_to_unix_ms": found.manifest.as_ref().map(|manifest| manifest.complete_to_ms),
+        "complete_to_unix_ms": found.manifest.as_ref().and_then(Manifest::complete_to),
         "objects": found.objects,
         "entries": found.entries,
         "bytes": found.bytes,
