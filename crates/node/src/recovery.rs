@@ -73,8 +73,11 @@ impl Recovery {
         let local = blocking(&this, |this| snapshot::open(&this.data_dir)).await??;
         let was_here = local.is_some();
         let manifest = match local {
-            Some(manifest) => {
+            Some(mut manifest) => {
                 this.check_manifest(&manifest, map)?;
+                if map.durability == Durability::Snapshot {
+                    snapshot::skip_lost(&mut manifest);
+                }
                 manifest
             }
             None => this.adopt(map).await?,

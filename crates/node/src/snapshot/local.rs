@@ -52,6 +52,15 @@ pub(crate) fn open(data_dir: &DataDir) -> Result<Option<Manifest>, DataDirError>
     Ok(Some(manifest))
 }
 
+/// Where there is no journal, what came behind the manifest's LSN is lost, though full files may have been begun behind it. New
+/// records get LSNs that none of the files covers, or they would be taken for what a base has.
+pub(crate) fn skip_lost(manifest: &mut Manifest) {
+    let own = manifest.files.iter();
+    let own = own.filter(|file| file.disk_id == manifest.disk_id);
+    let last = own.map(|file| file.lsn_to).max();
+    manifest.lsn = manifest.lsn.max(last.unwrap_or(Lsn::ZERO));
+}
+
 /// Makes `manifest` the local one. The files that it names must be there for good before.
 pub(crate) fn save(data_dir: &DataDir, manifest: &Manifest) -> Result<(), DataDirError> {
     data_dir::replace(&manifest_path(data_dir), &manifest.to_json())

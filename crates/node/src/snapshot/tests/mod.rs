@@ -113,8 +113,13 @@ impl Rig {
         let node = Arc::new(Node::new(config, self.clock.clone()));
         node.trust_clock(true);
         let table = Table::new(MapInForce::new(self.map.clone()), NODE, &node.arena, None);
+        let synced = self.map.durability == Durability::Journal;
         let manifest = match open(&data_dir).map_err(|error| text(&error))? {
-            Some(manifest) => manifest,
+            Some(manifest) if synced => manifest,
+            Some(mut manifest) => {
+                skip_lost(&mut manifest);
+                manifest
+            }
             None => {
                 let manifest = Manifest::new(self.map.cluster_id, 1, NODE, disk_id);
                 save(&data_dir, &manifest).map_err(|error| text(&error))?;
@@ -122,12 +127,16 @@ impl Rig {
             }
         };
         let times = Times::at(self.clock.now());
-        for file in &manifest.files {
+        let ranges = manifest.ranges.iter();
+        let needed = ranges.flat_map(|range| {
+            let (base, deltas) = manifest.parts(range);
+            base.into_iter().chain(deltas)
+        });
+        for file in needed {
             let path = file_path(&data_dir, &file.name);
             load_file(&path, file, self.origin(), table.ranges(), times)
                 .map_err(|error| format!("{}: {error}", file.name))?;
         }
-        let synced = self.map.durability == Durability::Journal;
         let identity = Identity {
             cluster_id: self.map.cluster_id,
             node: NODE,
