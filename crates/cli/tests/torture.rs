@@ -115,6 +115,8 @@ struct History {
     clock: AtomicU64,
     newest_key: AtomicU64,
     events: Mutex<Vec<Event>>,
+    /// See [`doubt_since`](Self::doubt_since).
+    doubts: Mutex<Vec<(u64, u64)>>,
     stop: AtomicBool,
 }
 
@@ -143,13 +145,25 @@ impl History {
         keys.into_iter().collect()
     }
 
-    /// Forgets what was acknowledged since `began`: it may be lost.
-    fn doubt_since(&self, began: u64) {
-        for event in self.events.lock().unwrap().iter_mut() {
-            if event.ended >= began && matches!(event.told, Told::Stored | Told::First) {
+    /// The node is dead. What it acknowledged since `safe_until` may be lost, also what a caller has yet to read of it.
+    fn doubt_since(&self, safe_until: u64) {
+        let killed = self.tick();
+        self.doubts.lock().unwrap().push((safe_until, killed));
+    }
+
+    /// Everything that was noted, doubts taken into account.
+    fn events(&self) -> Vec<Event> {
+        let doubts = self.doubts.lock().unwrap();
+        let mut events = self.events.lock().unwrap().clone();
+        for event in &mut events {
+            let in_doubt = |(safe_until, killed): &(u64, u64)| {
+                event.ended >= *safe_until && event.began <= *killed
+            };
+            if matches!(event.told, Told::Stored | Told::First) && doubts.iter().any(in_doubt) {
                 event.told = Told::MaybeApplied;
             }
         }
+        events
     }
 }
 
@@ -271,7 +285,7 @@ async fn torture(durability: &'static str) {
     ask_for_all(&client, &history).await;
     client.close().await;
 
-    let events = history.events.lock().unwrap();
+    let events = history.events();
     let count = |told| events.iter().filter(|event| event.told == told).count();
     println!(
         "{durability}: {} kills, {} answers, {} first, {} stored, {} unknown, {} of calls that may have been applied",
