@@ -19,6 +19,7 @@ use super::{
     files::{self, SegmentFile},
     segment::SegmentReader,
 };
+use crate::failpoint;
 
 /// How often the progress is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(3);
@@ -34,7 +35,8 @@ pub(crate) struct Replayed {
     pub(crate) records: u64,
 }
 
-/// Hands the journal's records behind `after` to `each`, in order, and cuts off a torn end.
+/// Hands the journal's records behind `after` to `each`, in order, and ends its last segment behind the last one: what was read is
+/// synced then.
 ///
 /// # Errors
 /// When the journal is damaged or not complete: what was acknowledged is not all there.
@@ -99,21 +101,25 @@ pub(crate) fn replay(
         })?;
         last = end.last;
         progress.bytes_done += segment.bytes;
-        let Some(reason) = end.torn else { continue };
-        if index + 1 < segments.len() {
-            return Err(JournalError::Damaged {
-                path: segment.path.clone(),
-                offset: end.offset,
-                reason: format!("{reason}, and there are later segments"),
-            });
+        let is_last = index + 1 == segments.len();
+        if let Some(reason) = end.torn {
+            if !is_last {
+                return Err(JournalError::Damaged {
+                    path: segment.path.clone(),
+                    offset: end.offset,
+                    reason: format!("{reason}, and there are later segments"),
+                });
+            }
+            warn!(
+                path = %segment.path.display(),
+                offset = end.offset,
+                last = %end.last,
+                "the journal's last write was cut short; nobody was told of it, and it is cut off: {reason}"
+            );
         }
-        warn!(
-            path = %segment.path.display(),
-            offset = end.offset,
-            last = %end.last,
-            "the journal's last write was cut short; nobody was told of it, and it is cut off: {reason}"
-        );
-        cut(&segment.path, end.offset)?;
+        if is_last {
+            cut(&segment.path, end.offset)?;
+        }
     }
     if last < after {
         return Err(incomplete(
@@ -125,10 +131,11 @@ pub(crate) fn replay(
     Ok(replayed)
 }
 
+/// Ends a segment here, room that was prepared behind it included. What was read may not have been synced before the crash, and
+/// from here on others are told of it, so it is synced now.
 fn cut(path: &Path, offset: u64) -> Result<(), JournalError> {
-    OpenOptions::new()
-        .write(true)
-        .open(path)
+    failpoint::hit("journal.end", path)
+        .and_then(|()| OpenOptions::new().write(true).open(path))
         .and_then(|file| {
             file.set_len(offset)?;
             file.sync_all()
