@@ -1,3 +1,4 @@
+mod credentials;
 mod reads;
 mod uploads;
 mod writes;
