@@ -152,8 +152,8 @@ async fn a_disk_is_not_called_full_any_longer_than_it_is_so() {
 #[tokio::test]
 async fn what_was_promised_room_in_a_segment_is_not_robbed_of_it_by_a_cut() {
     let rig = Rig::new(8 << 20);
-    let journal = rig.open();
     let armed = failpoint::arm("journal.prepare", &rig.path(), Action::Fail(ENOSPC), 1);
+    let journal = rig.open();
     let mut model = Vec::new();
     for number in 0..5 {
         model.push(commit(&journal, &keys(number, 87_000)).await);
