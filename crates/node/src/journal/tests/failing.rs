@@ -61,8 +61,12 @@ async fn what_was_committed_before_a_failure_stays_so() {
     let model = fill(&journal, 3).await;
     let kept = append(&journal, &keys(9, 1)).await;
     soon(journal.wait_committed(Lsn(kept.0))).await.unwrap_err();
-    assert_eq!(journal.committed(), Lsn(3));
+    assert_eq!((journal.appended(), journal.committed()), (Lsn(4), Lsn(3)));
     soon(journal.wait_committed(Lsn(3))).await.unwrap();
+    assert!(matches!(
+        journal.take_recent(Lsn(4)),
+        Recent::Records { from: Lsn(0), to: Lsn(3), records } if records.len() == 3
+    ));
     journal.close().unwrap_err();
     // The last record was written. Whether it is on the disk, nobody knows, and nobody was told.
     let found = rig.replay().unwrap();

@@ -14,6 +14,18 @@ async fn use_up(journal: &Journal, space: Space, bytes: usize) -> Vec<Kept> {
     kept
 }
 
+/// Asks for room until there is none, and says why.
+async fn take_all_room(journal: &Journal, bytes: usize) -> (Vec<Space>, Full) {
+    let mut spaces = Vec::new();
+    loop {
+        match soon(journal.admit(bytes)).await {
+            Ok(space) => spaces.push(space),
+            Err(refused) => return (spaces, refused),
+        }
+        assert!(spaces.len() < 1000, "it ends");
+    }
+}
+
 #[tokio::test]
 async fn a_disk_that_is_full_from_the_start_admits_nothing_until_there_is_room() {
     let rig = Rig::new(64 << 10);
@@ -48,14 +60,8 @@ async fn what_was_promised_room_is_written_on_a_full_disk_and_nothing_else_is_ad
     let promised = 100_000;
     let space = soon(journal.admit(promised)).await.unwrap();
     let _armed = failpoint::arm("journal.prepare", &rig.path(), Action::Fail(ENOSPC), 0);
-    let mut others = Vec::new();
     // Whatever was prepared in the meantime is used up first.
-    let refused = loop {
-        match soon(journal.admit(5000)).await {
-            Ok(space) => others.push(space),
-            Err(refused) => break refused,
-        }
-    };
+    let (others, refused) = take_all_room(&journal, 5000).await;
     assert!(refused.to_string().contains("No space left"), "{refused}");
     assert_eq!(journal.taken(), Lsn(0));
     let mut model = use_up(&journal, space, promised).await;
@@ -74,10 +80,7 @@ async fn room_that_was_promised_and_not_used_serves_others() {
     let journal = rig.open();
     let space = soon(journal.admit(40_000)).await.unwrap();
     let armed = failpoint::arm("journal.prepare", &rig.path(), Action::Fail(ENOSPC), 0);
-    let mut others = Vec::new();
-    while let Ok(space) = soon(journal.admit(1000)).await {
-        others.push(space);
-    }
+    let (others, _) = take_all_room(&journal, 1000).await;
     let mut model = vec![put(space.begin(), &keys(1, 100))];
     soon(journal.admit(30_000)).await.unwrap_err();
     drop(space);
@@ -137,10 +140,7 @@ async fn a_disk_is_not_called_full_any_longer_than_it_is_so() {
     let rig = Rig::new(64 << 10);
     let journal = rig.open();
     let armed = failpoint::arm("journal.prepare", &rig.path(), Action::Fail(ENOSPC), 0);
-    let mut spaces = Vec::new();
-    while let Ok(space) = soon(journal.admit(1000)).await {
-        spaces.push(space);
-    }
+    let (spaces, _) = take_all_room(&journal, 1000).await;
     // All of it comes back, so that there is no need to prepare more.
     drop(spaces);
     assert!(journal.is_full().is_some());
@@ -167,6 +167,48 @@ async fn what_was_promised_room_in_a_segment_is_not_robbed_of_it_by_a_cut() {
     assert!(rig.replay().unwrap() == model);
 }
 
+/// The same with another segment at hand, which has not as much room as was promised.
+#[tokio::test]
+async fn a_cut_does_not_exchange_promised_room_for_less() {
+    let rig = Rig::new(8 << 20);
+    let journal = rig.open();
+    let mut model = Vec::new();
+    for number in 0..5 {
+        model.push(commit(&journal, &keys(number, 87_000)).await);
+    }
+    let space = soon(journal.admit(8_900_000)).await.unwrap();
+    let _armed = failpoint::arm("journal.prepare", &rig.path(), Action::Fail(ENOSPC), 0);
+    let (others, _) = take_all_room(&journal, 100_000).await;
+    journal.cut(journal.committed());
+    model.extend(use_up(&journal, space, 8_900_000).await);
+    for space in others {
+        model.extend(use_up(&journal, space, 100_000).await);
+    }
+    journal.close().unwrap();
+    assert!(rig.replay().unwrap() == model);
+}
+
+#[tokio::test]
+async fn a_cut_on_a_full_disk_leaves_the_room_that_there_is() {
+    let rig = Rig::new(8 << 20);
+    let _armed = failpoint::arm("journal.prepare", &rig.path(), Action::Fail(ENOSPC), 1);
+    let journal = rig.open();
+    let mut model = Vec::new();
+    for number in 0..5 {
+        model.push(commit(&journal, &keys(number, 87_000)).await);
+    }
+    eventually(async || journal.is_full().is_some()).await;
+    for number in 0..10 {
+        journal.cut(journal.committed());
+        // So that the cut is likely to come first.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        model.push(soon(commit(&journal, &keys(number, 10))).await);
+    }
+    assert!(journal.is_full().is_some());
+    journal.close().unwrap();
+    assert!(rig.replay().unwrap() == model);
+}
+
 #[tokio::test]
 async fn what_a_cut_leaves_of_a_segment_is_not_promised_again() {
     let rig = Rig::new(8 << 20);
@@ -182,10 +224,7 @@ async fn what_a_cut_leaves_of_a_segment_is_not_promised_again() {
     })
     .await;
     let _armed = failpoint::arm("journal.prepare", &rig.path(), Action::Fail(ENOSPC), 0);
-    let mut spaces = Vec::new();
-    while let Ok(space) = soon(journal.admit(100_000)).await {
-        spaces.push(space);
-    }
+    let (spaces, _) = take_all_room(&journal, 100_000).await;
     model.clear();
     for space in spaces {
         model.extend(use_up(&journal, space, 100_000).await);
