@@ -4,10 +4,12 @@
 //! Nearly all inputs end at a checksum. So each decoder gets every input twice: as it is, and with checksums made right, which is
 //! what bytes look like that somebody wrote on purpose or a faulty writer left.
 
+use std::collections::BTreeMap;
+
 use keydb_core::{
-    AnswersFile, ClusterMap, Event, Fingerprint, Footer, Incarnation, Manifest, SegmentHeader,
-    SnapshotDecoder, SnapshotError, TRAILER_BYTES, Totals, decode_record, encode_record,
-    find_record,
+    AnswersDraft, AnswersFile, Bitmap, ClusterMap, Event, Expiry, Fingerprint, Footer, Incarnation,
+    Manifest, OperationAnswers, RangeAnswers, RangeId, SegmentHeader, SnapshotDecoder,
+    SnapshotError, TRAILER_BYTES, Totals, decode_record, encode_record, find_record,
 };
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -15,12 +17,13 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 pub type Target = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("record", record),
     ("segment_header", segment_header),
     ("snapshot", snapshot),
     ("footer", footer),
     ("answers", answers),
+    ("operation_answers", operation_answers),
     ("manifest", manifest),
     ("cluster_map", cluster_map),
 ];
@@ -188,6 +191,36 @@ fn try_answers(bytes: &[u8]) {
     if let Ok(file) = AnswersFile::decode(bytes) {
         assert_eq!(file.encode(), bytes);
     }
+}
+
+/// What one operation was told: in a record, and in a file of remembered answers.
+pub fn operation_answers(data: &[u8]) {
+    let Some(answers) = OperationAnswers::decode(data) else {
+        return;
+    };
+    assert_eq!(answers.as_bytes(), data);
+    let mut expected = told(&answers);
+    let mut draft = AnswersDraft::new(Expiry::from_unix_seconds(1).expect("it is not 0"));
+    draft.group_in_part(RangeId(0));
+    let newer = draft.encode();
+    expected.extend(told(&newer));
+    let merged = answers.followed_by(&newer);
+    assert_eq!(told(&merged), expected);
+    let decoded = OperationAnswers::decode(merged.as_bytes());
+    assert_eq!(decoded.as_ref(), Some(&merged));
+}
+
+/// Of each range everything that the answers say.
+fn told(answers: &OperationAnswers) -> BTreeMap<RangeId, (u64, Expiry, Bitmap, Bitmap)> {
+    let bits = |range: RangeAnswers| {
+        let mut first = Bitmap::new(range.count());
+        let mut unknown = None;
+        range.answer(&mut first, &mut unknown, 0);
+        let unknown = unknown.unwrap_or_else(|| Bitmap::new(range.count()));
+        (range.digest(), range.expiry(), first, unknown)
+    };
+    let ranges = answers.ranges().into_iter();
+    ranges.map(|(id, range)| (id, bits(range))).collect()
 }
 
 /// A manifest.

@@ -34,7 +34,7 @@ pub struct AnswerEntry {
     pub recorded: UnixMillis,
     /// The LSN of its newest record.
     pub lsn: Lsn,
-    /// Its answers, as the node's answer memory encodes them.
+    /// Its answers: the bytes of [`OperationAnswers`](crate::OperationAnswers), not looked at yet.
     pub answers: Vec<u8>,
 }
 

@@ -24,6 +24,7 @@ mod journal;
 mod keyset;
 mod lsn;
 mod manifest;
+mod operation_answers;
 mod placement;
 pub mod random;
 mod snapshot;
@@ -51,6 +52,7 @@ pub use journal::{
 pub use keyset::{Arena, Entry, InsertError, KeySet, Provisioner, Sweep, Times};
 pub use lsn::Lsn;
 pub use manifest::{Manifest, ManifestError, ManifestFile, ManifestRange, SnapshotKind};
+pub use operation_answers::{AnswersDraft, OperationAnswers, RangeAnswers};
 pub use placement::{PlacementError, place};
 pub use snapshot::{
     BLOCK_ENTRIES, BlockEntry, Event, FileKind, Footer, FooterError, SectionEntry, SectionHeader,

@@ -33,21 +33,21 @@
 //! answered *and* forgotten. The requests' `not_after` sees to that as long as it is not later than the moment at which the caller
 //! sends again.
 
-mod record;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
-use keydb_core::{Bitmap, Expiry, Lsn, OperationId, PackedFingerprints, RangeId, UnixMillis};
+use keydb_core::{
+    AnswersDraft, Bitmap, Expiry, Lsn, OperationAnswers, OperationId, PackedFingerprints,
+    RangeAnswers, RangeId, UnixMillis,
+};
 use tokio::sync::watch;
 use xxhash_rust::xxh3::xxh3_64;
-
-use self::record::{Draft, Remembered, remembered_groups};
 
 /// What one operation takes besides its encoded answers: its places in the two indexes, and the allocation.
 const ENTRY_OVERHEAD_BYTES: usize = 160;
@@ -73,8 +73,7 @@ struct State {
 
 #[derive(Debug)]
 struct Entry {
-    /// The answers, as [`record`] encodes them.
-    answers: Arc<[u8]>,
+    answers: OperationAnswers,
     place: u64,
     recorded: UnixMillis,
     /// The last journal record that they came with.
@@ -106,9 +105,9 @@ pub(crate) struct Operation<'a> {
     id: OperationId,
     begun: UnixMillis,
     expiry: Expiry,
-    remembered: HashMap<RangeId, Remembered>,
+    remembered: HashMap<RangeId, RangeAnswers>,
     remembered_lsn: Lsn,
-    draft: Draft,
+    draft: AnswersDraft,
     /// The range that is being applied.
     in_work: Option<RangeId>,
 }
@@ -117,7 +116,7 @@ pub(crate) struct Operation<'a> {
 #[derive(Debug)]
 pub(crate) enum Recall<'a> {
     /// The answers to these very keys.
-    Same(&'a Remembered),
+    Same(&'a RangeAnswers),
     /// Something was applied, but what these keys were told is not known (any more).
     Doubt,
     /// Nothing.
@@ -166,7 +165,7 @@ impl AnswerMemory {
         let found = state
             .remembered
             .get(&id)
-            .map(|entry| (Arc::clone(&entry.answers), entry.lsn));
+            .map(|entry| (entry.answers.clone(), entry.lsn));
         drop(state);
         let remembered_lsn = found.as_ref().map_or(Lsn::ZERO, |(_, lsn)| *lsn);
         Begin::Registered(Operation {
@@ -174,14 +173,14 @@ impl AnswerMemory {
             id,
             begun: now,
             expiry,
-            remembered: found.map_or_else(HashMap::new, |(answers, _)| remembered_groups(answers)),
+            remembered: found.map_or_else(HashMap::new, |(answers, _)| answers.ranges()),
             remembered_lsn,
-            draft: Draft::new(expiry),
+            draft: AnswersDraft::new(expiry),
             in_work: None,
         })
     }
 
-    /// Takes over answers from a journal or a file: `answers` as [`Operation::part`] made them. False when they are not that.
+    /// Takes over answers from a journal or a file. False when these bytes are not answers.
     pub(crate) fn restore(
         &self,
         id: OperationId,
@@ -189,11 +188,10 @@ impl AnswerMemory {
         lsn: Lsn,
         answers: &[u8],
     ) -> bool {
-        let valid = record::is_valid(answers);
-        if valid {
-            self.add(id, recorded, lsn, answers.to_vec());
-        }
-        valid
+        let answers = OperationAnswers::decode(answers);
+        let is_valid = answers.is_some();
+        self.add(id, recorded, lsn, answers.unwrap_or_default());
+        is_valid
     }
 
     /// All that is remembered, the oldest first.
@@ -208,7 +206,7 @@ impl AnswerMemory {
                     operation: *id,
                     recorded: entry.recorded,
                     lsn: entry.lsn,
-                    answers: entry.answers.to_vec(),
+                    answers: entry.answers.as_bytes().to_vec(),
                 }
             })
             .collect()
@@ -242,24 +240,21 @@ impl AnswerMemory {
             .expect("nothing panics while the memory of answers is locked")
     }
 
-    fn add(&self, id: OperationId, recorded: UnixMillis, lsn: Lsn, mut part: Vec<u8>) {
+    fn add(&self, id: OperationId, recorded: UnixMillis, lsn: Lsn, part: OperationAnswers) {
         if part.is_empty() {
             return;
         }
         let mut state = self.state();
-        let mut newest_lsn = lsn;
-        if let Some(earlier) = state.take(id) {
-            let mut merged = record::without_ranges_of(&earlier.answers, &part);
-            merged.append(&mut part);
-            part = merged;
-            newest_lsn = newest_lsn.max(earlier.lsn);
-        }
-        let cost_bytes = part.len() + ENTRY_OVERHEAD_BYTES;
+        let (answers, newest_lsn) = match state.take(id) {
+            None => (part, lsn),
+            Some(earlier) => (earlier.answers.followed_by(&part), lsn.max(earlier.lsn)),
+        };
+        let cost_bytes = cost_bytes(&answers);
         let Some(rest_bytes) = self.bytes_max.checked_sub(cost_bytes) else {
             return;
         };
         state.forget(rest_bytes, None);
-        state.insert(id, recorded, newest_lsn, part.into());
+        state.insert(id, recorded, newest_lsn, answers);
     }
 
     fn end(&self, id: OperationId) {
@@ -268,11 +263,22 @@ impl AnswerMemory {
     }
 }
 
+/// What an operation with these answers takes.
+fn cost_bytes(answers: &OperationAnswers) -> usize {
+    answers.as_bytes().len() + ENTRY_OVERHEAD_BYTES
+}
+
 impl State {
-    fn insert(&mut self, id: OperationId, recorded: UnixMillis, lsn: Lsn, answers: Arc<[u8]>) {
+    fn insert(
+        &mut self,
+        id: OperationId,
+        recorded: UnixMillis,
+        lsn: Lsn,
+        answers: OperationAnswers,
+    ) {
         let place = self.next_place;
         self.next_place += 1;
-        self.bytes += answers.len() + ENTRY_OVERHEAD_BYTES;
+        self.bytes += cost_bytes(&answers);
         self.oldest_first.insert(place, id);
         let entry = Entry {
             answers,
@@ -286,7 +292,7 @@ impl State {
     fn take(&mut self, id: OperationId) -> Option<Entry> {
         let entry = self.remembered.remove(&id)?;
         self.oldest_first.remove(&entry.place);
-        self.bytes -= entry.answers.len() + ENTRY_OVERHEAD_BYTES;
+        self.bytes -= cost_bytes(&entry.answers);
         Some(entry)
     }
 
@@ -308,9 +314,9 @@ impl Operation<'_> {
         match self.remembered.get(&keys.range) {
             None => Recall::Nothing,
             Some(answers)
-                if answers.count == keys.count
-                    && answers.digest == keys.digest
-                    && answers.expiry.is_live(self.begun.seconds()) =>
+                if answers.count() == keys.count
+                    && answers.digest() == keys.digest
+                    && answers.expiry().is_live(self.begun.seconds()) =>
             {
                 Recall::Same(answers)
             }
@@ -331,9 +337,9 @@ impl Operation<'_> {
         }
     }
 
-    /// The answers since the last part, encoded; a range that is in work is in it as applied in part.
-    pub(crate) fn part(&mut self) -> Vec<u8> {
-        let mut draft = std::mem::replace(&mut self.draft, Draft::new(self.expiry));
+    /// The answers since the last part; a range that is in work is in it as applied in part.
+    pub(crate) fn part(&mut self) -> OperationAnswers {
+        let mut draft = std::mem::replace(&mut self.draft, AnswersDraft::new(self.expiry));
         if let Some(range) = self.in_work {
             draft.group_in_part(range);
         }
@@ -341,7 +347,7 @@ impl Operation<'_> {
     }
 
     /// Remembers a [`part`](Self::part), which went into the journal record `lsn`.
-    pub(crate) fn remember(&self, part: Vec<u8>, lsn: Lsn) {
+    pub(crate) fn remember(&self, part: OperationAnswers, lsn: Lsn) {
         self.memory.add(self.id, self.begun, lsn, part);
     }
 

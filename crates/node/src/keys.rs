@@ -264,7 +264,7 @@ impl<'a> Claiming<'a> {
         let part = self.operation.part();
         let lsn = self
             .commit
-            .append(self.expiry, Some(self.id), &part, self.now);
+            .append(self.expiry, Some(self.id), part.as_bytes(), self.now);
         self.operation.remember(part, lsn);
     }
 
