@@ -3,7 +3,9 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::{ClusterId, Incarnation, Lsn, OperationId, UnixMillis, bytes::Reader};
+use crate::{
+    ClusterId, Incarnation, Lsn, OperationAnswers, OperationId, UnixMillis, bytes::Reader,
+};
 
 const MAGIC: [u8; 8] = *b"KEYDBANS";
 const FORMAT: u32 = 1;
@@ -34,8 +36,8 @@ pub struct AnswerEntry {
     pub recorded: UnixMillis,
     /// The LSN of its newest record.
     pub lsn: Lsn,
-    /// Its answers: the bytes of [`OperationAnswers`](crate::OperationAnswers), not looked at yet.
-    pub answers: Vec<u8>,
+    /// Its answers.
+    pub answers: OperationAnswers,
 }
 
 /// Why a file of answers cannot be used.
@@ -58,7 +60,11 @@ impl AnswersFile {
     /// The file's bytes.
     pub fn encode(&self) -> Vec<u8> {
         let no_features = 0_u32;
-        let answers_bytes: usize = self.entries.iter().map(|entry| entry.answers.len()).sum();
+        let lengths = self
+            .entries
+            .iter()
+            .map(|entry| entry.answers.as_bytes().len());
+        let answers_bytes: usize = lengths.sum();
         let mut out = Vec::with_capacity(80 + self.entries.len() * ENTRY_BYTES + answers_bytes);
         out.extend_from_slice(&MAGIC);
         out.extend_from_slice(&FORMAT.to_le_bytes());
@@ -71,8 +77,9 @@ impl AnswersFile {
             out.extend_from_slice(&entry.operation.to_bytes());
             out.extend_from_slice(&entry.recorded.0.to_le_bytes());
             out.extend_from_slice(&entry.lsn.0.to_le_bytes());
-            out.extend_from_slice(&(entry.answers.len() as u32).to_le_bytes());
-            out.extend_from_slice(&entry.answers);
+            let answers = entry.answers.as_bytes();
+            out.extend_from_slice(&(answers.len() as u32).to_le_bytes());
+            out.extend_from_slice(answers);
         }
         let checksum = xxh3_64(&out);
         out.extend_from_slice(&checksum.to_le_bytes());
@@ -127,7 +134,7 @@ impl AnswersFile {
                 operation,
                 recorded,
                 lsn,
-                answers: reader.take(length)?.to_vec(),
+                answers: OperationAnswers::decode(reader.take(length)?)?,
             });
         }
         Some(Self {
@@ -144,6 +151,7 @@ mod tests {
     use proptest::{collection, prelude::*};
 
     use super::*;
+    use crate::{AnswersDraft, Expiry, RangeId};
 
     fn file(entries: Vec<AnswerEntry>) -> AnswersFile {
         AnswersFile {
@@ -154,7 +162,14 @@ mod tests {
         }
     }
 
-    fn entry(operation: u8, answers: Vec<u8>) -> AnswerEntry {
+    /// So many ranges that were applied in part.
+    fn answers(ranges: u32) -> OperationAnswers {
+        let mut draft = AnswersDraft::new(Expiry::from_unix_seconds(9).unwrap());
+        (0..ranges).for_each(|range| draft.group_in_part(RangeId(range)));
+        draft.encode()
+    }
+
+    fn entry(operation: u8, answers: OperationAnswers) -> AnswerEntry {
         AnswerEntry {
             operation: OperationId::from_bytes([operation; 16]),
             recorded: UnixMillis(u64::from(operation) << 40),
@@ -174,9 +189,9 @@ mod tests {
     proptest! {
         #[test]
         fn a_file_reads_back_as_it_was_written(
-            entries in collection::vec((any::<u8>(), collection::vec(any::<u8>(), 0..100)), 0..20),
+            entries in collection::vec((any::<u8>(), 0_u32..100), 0..20),
         ) {
-            let file = file(entries.into_iter().map(|(operation, answers)| entry(operation, answers)).collect());
+            let file = file(entries.into_iter().map(|(operation, ranges)| entry(operation, answers(ranges))).collect());
             prop_assert_eq!(AnswersFile::decode(&file.encode()), Ok(file));
         }
 
@@ -190,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_cut_or_flipped_anywhere_is_refused() {
-        let bytes = file(vec![entry(1, b"answers".to_vec()), entry(2, vec![])]).encode();
+        let bytes = file(vec![entry(1, answers(1)), entry(2, answers(0))]).encode();
         for at in 0..bytes.len() {
             assert!(AnswersFile::decode(&bytes[..at]).is_err(), "cut at {at}");
             let mut flipped = bytes.clone();
@@ -201,7 +216,8 @@ mod tests {
 
     #[test]
     fn counts_that_do_not_fit_the_file_are_refused() {
-        let bytes = file(vec![entry(1, b"answers".to_vec())]).encode();
+        // Expiry, number of groups, range, count: 7 bytes.
+        let bytes = file(vec![entry(1, answers(1))]).encode();
         let refusal = |at, value| {
             AnswersFile::decode(&sealed(bytes.clone(), at, value))
                 .unwrap_err()

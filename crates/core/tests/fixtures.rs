@@ -11,10 +11,11 @@ mod support;
 use std::{borrow::Cow, fs};
 
 use keydb_core::{
-    AnswerEntry, AnswersFile, ClusterId, ClusterMap, Durability, Entry, FileKind, Footer,
-    HashRange, HashSeed, Incarnation, Lsn, Manifest, NodeId, OperationId, PackedFingerprints,
-    RangeId, Record, RecordBody, RecordGroup, SEGMENT_HEADER_BYTES, SectionHeader, SegmentHeader,
-    SnapshotHeader, SnapshotKind, UnixMillis, UnixSeconds, Write, decode_record, encode_record,
+    AnswerEntry, AnswersDraft, AnswersFile, Bitmap, ClusterId, ClusterMap, Durability, Entry,
+    Expiry, FileKind, Footer, HashRange, HashSeed, Incarnation, Lsn, Manifest, NodeId,
+    OperationAnswers, OperationId, PackedFingerprints, RangeId, Record, RecordBody, RecordGroup,
+    SEGMENT_HEADER_BYTES, SectionHeader, SegmentHeader, SnapshotHeader, SnapshotKind, UnixMillis,
+    UnixSeconds, Write, decode_record, encode_record,
 };
 use support::{Sections, entry, fixture, read_snapshot, seconds, write_snapshot};
 
@@ -151,19 +152,31 @@ fn record_fingerprints() -> Vec<u8> {
 }
 
 fn answers() -> AnswersFile {
-    let entry = |operation: &[u8; 16], lsn, answers: &[u8]| AnswerEntry {
+    let entry = |operation: &[u8; 16], lsn, answers| AnswerEntry {
         operation: OperationId::from_bytes(*operation),
         recorded: UnixMillis(1_700_000_000_000 + lsn),
         lsn: Lsn(lsn),
-        answers: answers.to_vec(),
+        answers,
     };
+    let mut draft = AnswersDraft::new(Expiry::from_unix_seconds(1_700_000_600).unwrap());
+    let first = Bitmap::from_bytes(vec![0b0000_0101, 0b1], 9).unwrap();
+    let unknown = Bitmap::from_bytes(vec![0b1000_0010, 0], 9).unwrap();
+    draft.group(
+        RangeId(300),
+        0x0123_4567_89ab_cdef,
+        9,
+        &first,
+        Some(&unknown),
+        0,
+    );
+    draft.group_in_part(RangeId(7));
     AnswersFile {
         cluster_id: CLUSTER,
         disk_id: DISK,
         lsn: Lsn(43),
         entries: vec![
-            entry(b"the older claim.", 41, b"opaque answers"),
-            entry(b"the newer claim.", 43, b""),
+            entry(b"the older claim.", 41, draft.encode()),
+            entry(b"the newer claim.", 43, OperationAnswers::default()),
         ],
     }
 }
@@ -270,8 +283,10 @@ fn written_segment(fingerprints: &[u8]) -> Vec<u8> {
 fn write_fixtures() {
     let write = |name: &str, bytes: &[u8]| {
         let path = support::fixture_path(name);
-        assert!(!path.exists(), "{name} is never written again");
-        fs::write(path, bytes).unwrap();
+        // What is there is never written again.
+        if !path.exists() {
+            fs::write(path, bytes).unwrap();
+        }
     };
     write("segment.journal", &written_segment(&record_fingerprints()));
     let full = write_snapshot(&snapshot_header(FileKind::Full), &vec![full_section()]);

@@ -37,20 +37,23 @@
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{Mutex, MutexGuard},
     time::Duration,
 };
 
 use keydb_core::{
-    AnswersDraft, Bitmap, Expiry, Lsn, OperationAnswers, OperationId, PackedFingerprints,
-    RangeAnswers, RangeId, UnixMillis,
+    AnswerEntry, AnswersDraft, Bitmap, Expiry, Lsn, OperationAnswers, OperationId,
+    PackedFingerprints, RangeAnswers, RangeId, UnixMillis,
 };
 use tokio::sync::watch;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// What one operation takes besides its encoded answers: its places in the two indexes, and the allocation.
 const ENTRY_OVERHEAD_BYTES: usize = 160;
+
+/// So many operations are looked at under one lock.
+const ENTRIES_AT_ONCE: usize = 1024;
 
 /// The node's memory of recent claims' answers.
 #[derive(Debug)]
@@ -78,15 +81,6 @@ struct Entry {
     recorded: UnixMillis,
     /// The last journal record that they came with.
     lsn: Lsn,
-}
-
-/// One remembered operation.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct AnswerEntry {
-    pub(crate) operation: OperationId,
-    pub(crate) recorded: UnixMillis,
-    pub(crate) lsn: Lsn,
-    pub(crate) answers: Vec<u8>,
 }
 
 /// What [`AnswerMemory::begin`] found.
@@ -180,36 +174,38 @@ impl AnswerMemory {
         })
     }
 
-    /// Takes over answers from a journal or a file. False when these bytes are not answers.
-    pub(crate) fn restore(
-        &self,
-        id: OperationId,
-        recorded: UnixMillis,
-        lsn: Lsn,
-        answers: &[u8],
-    ) -> bool {
-        let answers = OperationAnswers::decode(answers);
-        let is_valid = answers.is_some();
-        self.add(id, recorded, lsn, answers.unwrap_or_default());
-        is_valid
+    /// Takes over answers from a file or a journal, whose entries are given in the order in which they were recorded.
+    pub(crate) fn restore(&self, entry: AnswerEntry) {
+        self.add(entry.operation, entry.recorded, entry.lsn, entry.answers);
     }
 
-    /// All that is remembered, the oldest first.
+    /// All that is remembered, the oldest first. Claims go on meanwhile.
     pub(crate) fn entries(&self) -> Vec<AnswerEntry> {
-        let state = self.state();
-        state
-            .oldest_first
-            .values()
-            .map(|id| {
+        let mut entries = Vec::new();
+        let mut next = 0;
+        loop {
+            let before = entries.len();
+            let state = self.state();
+            for (place, id) in state.oldest_first.range(next..).take(ENTRIES_AT_ONCE) {
                 let entry = &state.remembered[id];
-                AnswerEntry {
+                entries.push(AnswerEntry {
                     operation: *id,
                     recorded: entry.recorded,
                     lsn: entry.lsn,
-                    answers: entry.answers.as_bytes().to_vec(),
-                }
-            })
-            .collect()
+                    answers: entry.answers.clone(),
+                });
+                next = place + 1;
+            }
+            if entries.len() - before < ENTRIES_AT_ONCE {
+                break;
+            }
+        }
+        // An operation that was recorded again meanwhile has got another place: the last one has all of it.
+        let mut seen = HashSet::new();
+        let mut last_first: Vec<AnswerEntry> = entries.into_iter().rev().collect();
+        last_first.retain(|entry| seen.insert(entry.operation));
+        last_first.reverse();
+        last_first
     }
 
     /// Forgets what has become too old.

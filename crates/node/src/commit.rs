@@ -9,8 +9,8 @@
 //! Without a journal (`memory` mode) there is nothing to wait for and nothing to mark.
 
 use keydb_core::{
-    Bitmap, Expiry, FINGERPRINT_BYTES, Fingerprint, Lsn, OperationId, PackedFingerprints,
-    RecordGroup, UnixMillis, Write,
+    Bitmap, Expiry, FINGERPRINT_BYTES, Fingerprint, InsertError, KeySet, Lsn, OperationId,
+    PackedFingerprints, RecordGroup, Times, UnixMillis, Write,
 };
 use keydb_proto::{refusal_status, shard::ErrorCode};
 use tonic::Status;
@@ -95,8 +95,26 @@ impl<'a> Commit<'a> {
         }
     }
 
-    /// The keys have been stored in `range`, whose write lock is held.
-    pub(crate) fn stored(&mut self, range: &OwnedRange, keys: PackedFingerprints<'_>) {
+    /// The keys have been put into `set`, which is that of `range` under its write lock, with this outcome.
+    pub(crate) fn put(
+        &mut self,
+        range: &OwnedRange,
+        set: &KeySet,
+        keys: PackedFingerprints<'_>,
+        times: Times,
+        outcome: &Result<(), InsertError>,
+    ) {
+        if outcome.is_ok() {
+            self.stored(range, keys);
+        } else {
+            // What the set has refused once, it would refuse when the journal is replayed.
+            let mut present = Bitmap::new(keys.len());
+            set.get(keys, times, &mut present, 0);
+            self.claimed(range, keys, &present, 0);
+        }
+    }
+
+    fn stored(&mut self, range: &OwnedRange, keys: PackedFingerprints<'_>) {
         let Some((chunk, marks)) = self.chunk_and_marks(range) else {
             return;
         };

@@ -8,6 +8,8 @@
 //! journal/        what was written since
 //! snapshots/      the snapshot files
 //! answers         the remembered answers to claims whose journal records are gone
+//! uploaded        what object storage has, as far as was known last
+//! clean           there when the node stopped cleanly
 //! ```
 
 use std::{
@@ -21,6 +23,9 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::failpoint;
+
+/// A large file is written in pieces of this size.
+const PIECE_BYTES: usize = 1 << 20;
 
 const FORMAT: u32 = 1;
 const IDENTITY: &str = "node.json";
@@ -184,14 +189,32 @@ pub(crate) fn saved_disk_id(root: &Path) -> Result<Option<Incarnation>, DataDirE
 
 /// Replaces a file as a whole: a crash leaves the old one or the new one.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), DataDirError> {
+    replace_in_pieces(path, bytes, || {})
+}
+
+/// [`replace`] for large files: each [`PIECE_BYTES`] are synced by themselves, so that the journal's syncs never wait for much more,
+/// and `rest` is called behind them.
+pub(crate) fn replace_in_pieces(
+    path: &Path,
+    bytes: &[u8],
+    mut rest: impl FnMut(),
+) -> Result<(), DataDirError> {
     let temporary = path.with_extension("tmp");
     let written = failpoint::hit("data_dir.write", &temporary)
         .and_then(|()| File::create(&temporary))
         .and_then(|mut file| {
-            file.write_all(bytes)?;
+            for piece in bytes.chunks(PIECE_BYTES) {
+                file.write_all(piece)?;
+                file.sync_data()?;
+                rest();
+            }
             file.sync_all()
         });
-    written.map_err(io_error("write", &temporary))?;
+    if let Err(error) = written {
+        // What it takes may be just what is missing elsewhere.
+        let _ = fs::remove_file(&temporary);
+        return Err(io_error("write", &temporary)(error));
+    }
     failpoint::hit("data_dir.rename", path)
         .and_then(|()| fs::rename(&temporary, path))
         .map_err(io_error("replace", path))?;

@@ -31,7 +31,7 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Disk {
     pub(crate) journal: Arc<Journal>,
-    /// Makes snapshots from the time on when the keys are loaded.
+    /// Makes snapshots from the time on when it is known which files there are.
     snapshots: Mutex<Option<Arc<Snapshotter>>>,
     id: Incarnation,
     /// Held as long as something may be written.
@@ -48,12 +48,12 @@ impl Disk {
         }
     }
 
-    /// The keys are loaded, so snapshots can be made of them.
+    /// It is known which files there are, so snapshots can be made.
     pub(crate) fn start_snapshots(&self, snapshots: Snapshotter) {
         *self.lock() = Some(Arc::new(snapshots));
     }
 
-    /// What makes snapshots, once the keys are loaded and until the disk is closed.
+    /// What makes snapshots, until the disk is closed.
     fn snapshots(&self) -> Option<Arc<Snapshotter>> {
         self.lock().clone()
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use keydb_core::{ClusterId, Incarnation, MapError, NodeId, UnixMillis};
+use keydb_core::{ClusterId, Incarnation, Lsn, MapError, NodeId, UnixMillis};
 
 use crate::{DataDirError, JournalError};
 
@@ -86,6 +86,37 @@ pub enum NodeError {
         clock: UnixMillis,
         /// When the node last wrote, by its own clock.
         written: UnixMillis,
+    },
+    /// The map has another disk under this node's id, or has had one since: this one's keys are older than those that object
+    /// storage has.
+    #[error(
+        "{} is an earlier disk of node {node}, {disk_id}: object storage has snapshots of a later one, {later}, up to {complete_to}. Start the node with that disk, or with an empty data directory",
+        path.display()
+    )]
+    EarlierDisk {
+        /// This node.
+        node: NodeId,
+        /// The disk that it was started with.
+        disk_id: Incarnation,
+        /// The disk that has made snapshots since.
+        later: Incarnation,
+        /// How far those reach.
+        complete_to: UnixMillis,
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// The data directory is a copy from an earlier time.
+    #[error(
+        "{} is a copy of the disk from an earlier time: its snapshots reach LSN {lsn}, and object storage has those of the same disk up to LSN {uploaded}. What was acknowledged in between is not here; see docs/operations.md, \"An older copy of a disk\"",
+        path.display()
+    )]
+    RolledBack {
+        /// The data directory.
+        path: PathBuf,
+        /// How far its snapshots reach.
+        lsn: Lsn,
+        /// How far those in object storage reach.
+        uploaded: Lsn,
     },
     /// The data directory cannot be used.
     #[error(transparent)]

@@ -1,7 +1,8 @@
 //! Requests for keys: checked as a whole, then worked on range by range.
 //!
-//! Nothing here waits, save for a repeat of a claim that is being worked on; large requests make room for others between steps.
-//! No lock is held then: each range's lock is held for one step at most.
+//! Before anything is applied, a request that writes may wait for memory, for room in the journal, and for the end of a claim that it
+//! repeats; at its end, for its commit. In between large requests make room for others between steps. No lock is held then: each
+//! range's lock is held for one step at most.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -87,6 +88,7 @@ pub(crate) async fn put(node: &Node, request: &PutRequest) -> Result<PutReply, S
     let times = node.times_at(now);
     limit::check(node, table, &plan, times).await?;
     let mut commit = commit_of(node, &plan).await?;
+    still_in_time(node, request.header.as_ref())?;
     let mut pace = Pace::default();
     for position in 0..plan.groups.len() {
         prefetch(table, &plan, position + PREFETCH_GROUPS);
@@ -101,9 +103,9 @@ pub(crate) async fn put(node: &Node, request: &PutRequest) -> Result<PutReply, S
             commit.begin();
             let mut set = range.write();
             let stored = set.put(keys, expiry, times);
-            // Where not all of them were stored, the caller hears that any may have been.
-            commit.stored(range, keys);
+            commit.put(range, &set, keys, times, &stored);
             drop(set);
+            // The caller hears that any may have been stored.
             if let Err(error) = stored {
                 plan.refused.push(full(range, error));
                 break;
@@ -132,6 +134,7 @@ pub(crate) async fn claim(node: &Node, request: &ClaimRequest) -> Result<ClaimRe
         let times = node.times_at(now);
         limit::check(node, table, &plan, times).await?;
         let commit = commit_of(node, &plan).await;
+        still_in_time(node, request.header.as_ref())?;
         match node.answers.begin(id, now, expiry) {
             Begin::Registered(operation) => {
                 let commit = match commit {
@@ -320,6 +323,12 @@ fn admit(
     let now = node.clock.now();
     validate::check_target_and_time(node.config.id, now, header)?;
     Ok((standing, now))
+}
+
+/// What a request that writes must be when it has waited for room: whoever sends it again later relies on it.
+pub(crate) fn still_in_time(node: &Node, header: Option<&RequestHeader>) -> Result<(), Status> {
+    let header = validate::header(header)?;
+    validate::check_target_and_time(node.config.id, node.clock.now(), header)
 }
 
 fn table<'a>(node: &Node, standing: &'a Standing) -> Result<&'a Table, Status> {

@@ -32,7 +32,8 @@ use crate::{
     clock_check::ClockWatch,
     data_dir::{self, DataDir},
     node::{Node, Standing},
-    recovery::{Recovered, Recovery},
+    recovery::{Recovered, Recovery, read_manifest},
+    snapshot,
     table::{MapInForce, Readiness, Table},
 };
 
@@ -333,6 +334,11 @@ impl Membership {
                 });
             }
         }
+        if let Some(data_dir) = self.data_dir.clone()
+            && !self.is_newest(&map, &data_dir).await?
+        {
+            return Ok(());
+        }
         self.predecessor = entry.disk_id;
         self.register(&map, entry.disk_id, disk_id).await
     }
@@ -389,6 +395,45 @@ impl Membership {
                 })
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Whether a disk that is about to take the place of another one has no older keys than object storage; false when that does
+    /// not answer, and is to be asked again.
+    ///
+    /// # Errors
+    /// When it has.
+    async fn is_newest(&mut self, map: &ClusterMap, data_dir: &DataDir) -> Result<bool, NodeError> {
+        let id = self.node.config.id;
+        let has_keys = tokio::fs::try_exists(snapshot::manifest_path(data_dir)).await;
+        if matches!(has_keys, Ok(false)) {
+            return Ok(true);
+        }
+        let look = read_manifest(&**self.store.storage(), map.cluster_id, id);
+        let remote = match timeout(LOAD_TIMEOUT, look).await {
+            Ok(Ok(remote)) => remote.map_err(NodeError::Storage)?,
+            Ok(Err(error)) => {
+                self.storage_fails(&error.to_string());
+                return Ok(false);
+            }
+            Err(_) => {
+                self.storage_fails(&format!(
+                    "reading the node's manifest took longer than {} s",
+                    LOAD_TIMEOUT.as_secs()
+                ));
+                return Ok(false);
+            }
+        };
+        let disk_id = data_dir.disk_id();
+        match remote.filter(|remote| remote.disk_id != disk_id) {
+            None => Ok(true),
+            Some(later) => Err(NodeError::EarlierDisk {
+                node: id,
+                disk_id,
+                later: later.disk_id,
+                complete_to: later.complete_to_ms,
+                path: data_dir.root().to_owned(),
+            }),
         }
     }
 

@@ -12,7 +12,7 @@ use tonic::Status;
 
 use crate::{
     commit::Commit,
-    keys::{Pace, STEP_KEYS, full, owned, plan},
+    keys::{Pace, STEP_KEYS, full, owned, plan, still_in_time},
     limit,
     node::{Node, Standing},
     table::Table,
@@ -56,6 +56,7 @@ pub(crate) async fn put_each(
     // A pause ends a chunk as well.
     let chunks = 1 + lives + 2 * order.len() / STEP_KEYS;
     let mut commit = Commit::of_write(node.journal(), order.len(), runs().count(), chunks).await?;
+    still_in_time(node, request.header.as_ref())?;
     let mut pace = Pace::default();
     let mut open: Option<Expiry> = None;
     let mut keys = Vec::new();
@@ -84,9 +85,9 @@ pub(crate) async fn put_each(
             commit.begin();
             let mut set = range.write();
             let stored = set.put(keys, expiry, times);
-            // Where not all of them were stored, the caller hears that any may have been.
-            commit.stored(range, keys);
+            commit.put(range, &set, keys, times, &stored);
             drop(set);
+            // The caller hears that any may have been stored.
             if let Err(error) = stored {
                 refused_groups[group] = true;
                 plan.refused.push(full(range, error));

@@ -2,8 +2,8 @@
 //!
 //! 1. The local manifest says which snapshot files make up the node's ranges. A disk that is new has none: then the manifest in
 //!    object storage counts, if there is one (the node's former disk was given up), and its files are fetched.
-//! 2. The journal's records behind the manifest are merged into the key sets, and their answers into the memory of answers. The
-//!    journal is open from here on.
+//! 2. The remembered answers are read, the journal's records behind the manifest are merged into the key sets, and their answers
+//!    into the memory of answers. The journal is open from here on, and snapshots are made.
 //! 3. The files are read, a few at a time, and merged. A range whose files are all read is ready. A file that is damaged or
 //!    missing here is fetched from object storage, while the others are read on; where that has no sound one either, the ranges
 //!    that need it are closed. A node that took over a manifest and does not find what it names reads it again: another process
@@ -21,15 +21,17 @@ use std::{
 };
 
 use keydb_core::{
-    AnswersFile, ClusterMap, Durability, Entry, Lsn, Manifest, RangeId, Record, RecordBody, Times,
-    UnixMillis,
+    AnswerEntry, AnswersFile, ClusterMap, Durability, Entry, Lsn, Manifest, OperationAnswers,
+    RangeId, Record, RecordBody, Times, UnixMillis,
 };
 use keydb_storage::ObjectStorage;
 use tokio::{
     task::{JoinError, spawn_blocking},
     time::Instant,
 };
-use tracing::info;
+use tracing::{error, info};
+
+pub(crate) use fetch::read_manifest;
 
 use crate::{
     DataDirError, NodeError,
@@ -38,7 +40,7 @@ use crate::{
     journal::{self, Identity, Journal, JournalConfig},
     node::{Node, Standing},
     snapshot::{self, Backlog, Snapshotter},
-    table::{OwnedRange, Table},
+    table::{OwnedRange, Readiness, Table},
 };
 
 /// What a node needs to find its keys again.
@@ -72,9 +74,10 @@ impl Recovery {
         let map = &table.in_force.map;
         let local = blocking(&this, |this| snapshot::open(&this.data_dir)).await??;
         let was_here = local.is_some();
-        let manifest = match local {
+        let mut manifest = match local {
             Some(mut manifest) => {
                 this.check_manifest(&manifest, map)?;
+                this.check_not_rolled_back(&manifest).await?;
                 if map.durability == Durability::Snapshot {
                     snapshot::skip_lost(&mut manifest);
                 }
@@ -85,17 +88,40 @@ impl Recovery {
         this.check_clock(map, manifest.complete_to_ms)?;
 
         let replaying = (Arc::clone(&standing), manifest.clone());
-        let (journal, backlog) =
-            blocking(&this, move |this| this.replay(&replaying.0, &replaying.1)).await??;
-        let journal = Arc::new(journal);
-        this.node
-            .set_disk(Disk::new(Arc::clone(&this.data_dir), Arc::clone(&journal)));
-
-        let manifest = this.load(&standing, manifest).await?;
-        this.node.warn_of("recovery", None);
-        let clean = snapshot::take_clean_flag(&this.data_dir)?;
+        let (journal, backlog, clean) = blocking(&this, move |this| {
+            let (journal, backlog) = this.replay(&replaying.0, &replaying.1)?;
+            // From here on writes may be acknowledged, of which that stop knew nothing.
+            let clean = snapshot::take_clean_flag(&this.data_dir)?;
+            Ok::<_, NodeError>((Arc::new(journal), backlog, clean))
+        })
+        .await??;
         let lost_after = (map.durability == Durability::Snapshot && was_here && !clean)
             .then(|| manifest.complete_to());
+        this.node
+            .set_disk(Disk::new(Arc::clone(&this.data_dir), Arc::clone(&journal)));
+        let start_snapshots = async |manifest: Manifest, backlog: Backlog| {
+            let snapshots = Snapshotter::start(
+                Arc::clone(&this.node),
+                Arc::clone(&this.storage),
+                Arc::clone(&journal),
+                Arc::clone(&this.data_dir),
+                manifest,
+                backlog,
+            )?;
+            this.node.open_disk().await.start_snapshots(snapshots);
+            Ok::<_, NodeError>(())
+        };
+        if this.is_taken_over(&manifest) {
+            // Which files there are is known only when they have all been fetched.
+            manifest = this.load(&standing, manifest).await?;
+            start_snapshots(manifest, backlog).await?;
+        } else {
+            // Ranges become ready one after the other, and what they acknowledge is to be in files soon, however long a storage that
+            // does not answer holds up the others.
+            start_snapshots(manifest.clone(), backlog).await?;
+            this.load(&standing, manifest).await?;
+        }
+        this.node.warn_of("recovery", None);
         info!(
             node = %this.node.config.id,
             lsn = %journal.appended(),
@@ -103,15 +129,6 @@ impl Recovery {
             ms = started.elapsed().as_millis() as u64,
             "the node's keys are loaded"
         );
-        let snapshots = Snapshotter::start(
-            Arc::clone(&this.node),
-            Arc::clone(&this.storage),
-            journal,
-            Arc::clone(&this.data_dir),
-            manifest,
-            backlog,
-        )?;
-        this.node.open_disk().await.start_snapshots(snapshots);
         Ok(Recovered { lost_after })
     }
 
@@ -160,84 +177,77 @@ impl Recovery {
             map.durability == Durability::Journal,
             Arc::clone(&self.node.clock),
         );
-        let answers = self.read_answers()?;
+        let answers = self.read_answers(map)?;
+        let answers_to = answers.as_ref().map_or(Lsn::ZERO, |file| file.lsn);
+        // Older ones first: newer ones replace them.
+        for entry in answers.into_iter().flat_map(|file| file.entries) {
+            // Where there is no journal, a crash has forgotten what came behind the files, and nobody may be told of it.
+            if config.synced || entry.lsn <= answers_to {
+                self.node.answers.restore(entry);
+            }
+        }
         let mut backlog = Backlog::new(manifest.lsn, config.recent_bytes_max);
         let mut last = manifest.lsn;
         if config.synced {
-            let after = answers
-                .as_ref()
-                .map_or(Lsn::ZERO, |file| file.lsn)
-                .min(manifest.lsn);
             let mut merger = Merger::new(table, self.node.times());
-            let replayed = journal::replay(&config.dir, &config.identity, after, |record| {
+            let after = answers_to.min(manifest.lsn);
+            let each = |record: &Record<'_>| {
                 backlog.replayed(record, config.identity.disk_id);
                 self.restore(record, &mut merger)
-            })?;
+            };
+            let replayed =
+                journal::replay(&config.dir, &config.identity, manifest.lsn, after, each)?;
             merger.flush().map_err(|reason| self.unreadable(reason))?;
-            if replayed.last < manifest.lsn {
-                return Err(NodeError::Journal(journal::JournalError::Incomplete {
-                    path: config.dir.clone(),
-                    reason: format!(
-                        "it ends at LSN {}, but the snapshots reach {}",
-                        replayed.last, manifest.lsn
-                    ),
-                }));
+            if merger.has_failed() {
+                backlog.not_all_merged();
             }
             self.check_clock(map, replayed.last_written)?;
             last = replayed.last;
             info!(node = %self.node.config.id, records = replayed.records, %last, "the journal is read");
         }
-        for entry in answers.into_iter().flat_map(|file| file.entries) {
-            // What a crash has forgotten must not be told again.
-            if entry.lsn <= last
-                && !self.node.answers.restore(
-                    entry.operation,
-                    entry.recorded,
-                    entry.lsn,
-                    &entry.answers,
-                )
-            {
-                return Err(NodeError::DataDir(DataDirError::Damaged {
-                    path: self.data_dir.answers(),
-                    reason: format!(
-                        "the answers of operation {} cannot be read",
-                        entry.operation
-                    ),
-                }));
-            }
-        }
         Ok((Journal::open(config, last)?, backlog))
     }
 
-    fn read_answers(&self) -> Result<Option<AnswersFile>, DataDirError> {
+    /// The file of remembered answers, if it is there and sound. Without it repeats of claims are answered `Unknown`, which is
+    /// no reason to give up the keys.
+    fn read_answers(&self, map: &ClusterMap) -> Result<Option<AnswersFile>, DataDirError> {
         let path = self.data_dir.answers();
         let Some(bytes) = data_dir::read(&path)? else {
             return Ok(None);
         };
-        let damaged = |reason: String| DataDirError::Damaged {
-            path: path.clone(),
-            reason,
+        let reason = match AnswersFile::decode(&bytes) {
+            Ok(file)
+                if file.disk_id == self.data_dir.disk_id() && file.cluster_id == map.cluster_id =>
+            {
+                return Ok(Some(file));
+            }
+            Ok(file) => format!(
+                "it belongs to disk {} of cluster {}",
+                file.disk_id, file.cluster_id
+            ),
+            Err(error) => error.to_string(),
         };
-        let file = AnswersFile::decode(&bytes).map_err(|error| damaged(error.to_string()))?;
-        if file.disk_id != self.data_dir.disk_id() {
-            return Err(damaged(format!("it belongs to disk {}", file.disk_id)));
-        }
-        Ok(Some(file))
+        error!(
+            node = %self.node.config.id,
+            path = %path.display(),
+            "what recent claims were told is forgotten, and repeats of them are answered Unknown: {reason}"
+        );
+        Ok(None)
     }
 
     fn restore(&self, record: &Record<'_>, merger: &mut Merger<'_>) -> Result<(), String> {
         let RecordBody::Write(write) = &record.body else {
             return Ok(());
         };
-        if let Some(operation) = write.operation
-            && !self
-                .node
-                .answers
-                .restore(operation, record.written, record.lsn, write.answers)
-        {
-            return Err(format!(
-                "the answers of operation {operation} cannot be read"
-            ));
+        if let Some(operation) = write.operation {
+            let answers = OperationAnswers::decode(write.answers)
+                .ok_or_else(|| format!("the answers of operation {operation} cannot be read"))?;
+            self.node.answers.restore(AnswerEntry {
+                operation,
+                recorded: record.written,
+                lsn: record.lsn,
+                answers,
+            });
         }
         let mut start = 0;
         for group in write.groups.iter() {
@@ -300,8 +310,19 @@ impl<'a> Merger<'a> {
             .values_mut()
             .try_for_each(|(range, waiting)| merge(range, waiting, self.times))
     }
+
+    /// Whether a range could not take all of its keys.
+    fn has_failed(&self) -> bool {
+        self.ranges
+            .values()
+            .any(|(range, _)| range.readiness().is_some())
+    }
 }
 
+/// Merges what waits for a range. One that cannot take it is closed: it has not all of its keys.
+///
+/// # Errors
+/// When it is not for this range at all.
 fn merge(range: &OwnedRange, waiting: &mut Vec<Entry>, times: Times) -> Result<(), String> {
     waiting.sort_unstable();
     if let Some(entry) = waiting
@@ -316,7 +337,12 @@ fn merge(range: &OwnedRange, waiting: &mut Vec<Entry>, times: Times) -> Result<(
     }
     let merged = range.write().merge(waiting, times);
     waiting.clear();
-    merged.map_err(|error| format!("range {}: {error}", range.id))
+    if let Err(error) = merged {
+        range.loaded(Readiness::Closed(format!(
+            "it cannot take what the journal has of it: {error}"
+        )));
+    }
+    Ok(())
 }
 
 async fn blocking<T: Send + 'static>(

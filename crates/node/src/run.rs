@@ -78,8 +78,8 @@ struct Running {
     stop_http: CancellationToken,
     /// Accept no more connections, and close each when its last request has ended.
     stop: CancellationToken,
-    /// Close all connections now.
-    cut: DropGuard,
+    /// Close all connections now: when this is dropped.
+    cut: Option<DropGuard>,
 }
 
 impl Running {
@@ -118,7 +118,7 @@ impl Running {
             http,
             stop_http,
             stop,
-            cut: cut.drop_guard(),
+            cut: Some(cut.drop_guard()),
         }
     }
 
@@ -157,12 +157,20 @@ impl Running {
         self.sweeper.shutdown().await;
         match timeout_at(deadline, node.in_flight.drained()).await {
             Ok(()) => info!(node = %id, "no request is in flight any more"),
-            Err(_) => warn!(
-                node = %id,
-                in_flight = node.in_flight.count(),
-                "the drain deadline of {} ms has passed; requests still in flight are cut off",
-                node.config.drain_deadline.as_millis()
-            ),
+            Err(_) => {
+                warn!(
+                    node = %id,
+                    in_flight = node.in_flight.count(),
+                    "the drain deadline of {} ms has passed; requests still in flight are cut off",
+                    node.config.drain_deadline.as_millis()
+                );
+                // Before the last snapshot, which is to have everything that was acknowledged.
+                self.cut = None;
+                let cut_off = timeout(CLOSE_TIMEOUT, node.in_flight.drained());
+                if cut_off.await.is_err() {
+                    error!(node = %id, "requests do not end");
+                }
+            }
         }
         if let Some(disk) = node.disk() {
             disk.close(node, deadline).await;
@@ -171,8 +179,7 @@ impl Running {
         let close_by = deadline.max(Instant::now() + CLOSE_TIMEOUT);
         if timeout_at(close_by, self.server.join_next()).await.is_err() {
             warn!(node = %id, "connections are still open; cutting them off");
-            // Dropping the guard cuts them.
-            drop(self.cut);
+            self.cut = None;
             if timeout(CLOSE_TIMEOUT, self.server.join_next())
                 .await
                 .is_err()

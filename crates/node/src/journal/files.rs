@@ -4,6 +4,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use keydb_core::Lsn;
@@ -14,7 +15,9 @@ use crate::failpoint;
 
 const EXTENSION: &str = "journal";
 const PREPARED_PREFIX: &str = "prepared-";
-static ZEROS: [u8; 1 << 18] = [0; 1 << 18];
+
+/// A segment is prepared in pieces of this size, each synced by itself, so that a sync of the journal never waits for much more.
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// A segment's file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +46,7 @@ impl Segments {
     pub(super) fn open(dir: &Path, last: Lsn) -> Result<Self, JournalError> {
         let io = |action| move |error| JournalError::io(action, dir, &error);
         fs::create_dir_all(dir).map_err(io("create directory"))?;
+        sync_dir(dir.parent().unwrap_or(dir))?;
         for entry in fs::read_dir(dir).map_err(io("read directory"))? {
             let path = entry.map_err(io("read directory"))?.path();
             let name = path.file_name().unwrap_or_default().as_encoded_bytes();
@@ -92,7 +96,8 @@ pub(super) fn list(dir: &Path) -> Result<Vec<SegmentFile>, JournalError> {
             .file_stem()
             .and_then(|stem| stem.to_str())
             .filter(|stem| stem.len() == 20)
-            .and_then(|stem| stem.parse().ok());
+            .and_then(|stem| stem.parse().ok())
+            .filter(|first| *first > 0);
         if let (Some(first), true) = (first, path.extension().is_some_and(|e| e == EXTENSION)) {
             let bytes = match entry.metadata() {
                 Ok(metadata) => metadata.len(),
@@ -111,8 +116,13 @@ pub(super) fn list(dir: &Path) -> Result<Vec<SegmentFile>, JournalError> {
     Ok(segments)
 }
 
-/// Makes a file of `bytes` zeros on the disk, to become a segment.
-pub(super) fn prepare(dir: &Path, number: u64, bytes: u64) -> io::Result<(PathBuf, File)> {
+/// Makes a file of `bytes` zeros on the disk, to become a segment; `rest` is called after each piece.
+pub(super) fn prepare(
+    dir: &Path,
+    number: u64,
+    bytes: u64,
+    mut rest: impl FnMut(Duration),
+) -> io::Result<(PathBuf, File)> {
     let path = dir.join(format!("{PREPARED_PREFIX}{number}"));
     let made = OpenOptions::new()
         .write(true)
@@ -123,9 +133,12 @@ pub(super) fn prepare(dir: &Path, number: u64, bytes: u64) -> io::Result<(PathBu
             failpoint::hit("journal.prepare", &path)?;
             let mut left = bytes;
             while left > 0 {
+                let started = Instant::now();
                 let size = left.min(ZEROS.len() as u64);
                 file.write_all(&ZEROS[..size as usize])?;
+                file.sync_data()?;
                 left -= size;
+                rest(started.elapsed());
             }
             file.sync_all()?;
             Ok(file)

@@ -163,7 +163,7 @@ impl Journal {
         let synced = config.synced;
         let shared = Arc::new(Shared {
             queue: Queue::new(last, synced, config.recent_bytes_max),
-            room: Room::new(),
+            room: Room::new(config.segment_bytes),
             config,
         });
         let mut threads = Vec::new();

@@ -13,6 +13,12 @@ use tracing::{info, warn};
 
 use super::{Full, Shared, files, queue::lock};
 
+/// As long as nobody waits for it, a preparation rests this many times as long as it works: the disk is for the writer.
+const REST_FACTOR: u32 = 2;
+
+/// It does not rest longer than that at once, so that a segment is there before the one that is written to is full.
+const REST_MAX: Duration = Duration::from_millis(10);
+
 /// How long after a failure it is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -22,6 +28,8 @@ const MARGIN_BYTES_MAX: u64 = 1 << 20;
 /// Room on the disk.
 #[derive(Debug)]
 pub(super) struct Room {
+    /// When less may be promised, another segment is prepared.
+    low_bytes: u64,
     state: Mutex<State>,
     /// Told when there is more of it, or none to be had: for those who wait to be promised some.
     changed: Notify,
@@ -58,8 +66,9 @@ pub(super) fn budget(segment_bytes: u64) -> u64 {
 }
 
 impl Room {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(segment_bytes: u64) -> Self {
         Self {
+            low_bytes: segment_bytes / 2,
             state: Mutex::default(),
             changed: Notify::new(),
             prepared: Condvar::new(),
@@ -75,8 +84,15 @@ impl Room {
                 let mut state = lock(&self.state);
                 if state.available >= bytes {
                     state.available -= bytes;
-                    self.needed.notify_one();
+                    if state.available < self.low_bytes {
+                        self.needed.notify_one();
+                    }
                     return Ok(bytes);
+                }
+                if state.stopping {
+                    return Err(Full {
+                        reason: "the journal is being closed".to_owned(),
+                    });
                 }
                 if let Some(reason) = &state.full {
                     return Err(Full {
@@ -111,10 +127,22 @@ impl Room {
         lock(&self.state).full.clone()
     }
 
+    /// Waits as long as nobody needs more room at once, at most `time`.
+    fn rest(&self, time: Duration) {
+        let is_unhurried =
+            |state: &mut State| !state.stopping && !state.writer_waits && state.wanted == 0;
+        drop(
+            self.needed
+                .wait_timeout_while(lock(&self.state), time, is_unhurried)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+
     pub(super) fn stop(&self) {
         lock(&self.state).stopping = true;
         self.needed.notify_all();
         self.prepared.notify_all();
+        self.changed.notify_waiters();
     }
 
     /// The next prepared file, for the writer; `None` when the journal ends before there is one. What was promised has its
@@ -177,7 +205,7 @@ pub(super) fn run(shared: &Shared) {
         // A disk that was full is asked again until it is not.
         let enough = state.full.is_none()
             && !state.writer_waits
-            && state.available >= state.wanted.max(segment_bytes / 2);
+            && state.available >= state.wanted.max(room.low_bytes);
         if enough {
             state = room
                 .needed
@@ -187,7 +215,9 @@ pub(super) fn run(shared: &Shared) {
         }
         drop(state);
         number += 1;
-        let made = files::prepare(&shared.config.dir, number, segment_bytes);
+        let made = files::prepare(&shared.config.dir, number, segment_bytes, |worked| {
+            room.rest((worked * REST_FACTOR).min(REST_MAX));
+        });
         state = lock(&room.state);
         match made {
             Ok((path, file)) => {

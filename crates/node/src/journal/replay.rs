@@ -36,13 +36,14 @@ pub(crate) struct Replayed {
 }
 
 /// Hands the journal's records behind `after` to `each`, in order, and ends its last segment behind the last one: what was read is
-/// synced then.
+/// synced then. Snapshots have everything up to `covered`; of records up to there, those that are gone are not missed.
 ///
 /// # Errors
 /// When the journal is damaged or not complete: what was acknowledged is not all there.
 pub(crate) fn replay(
     dir: &Path,
     identity: &Identity,
+    covered: Lsn,
     after: Lsn,
     mut each: impl FnMut(&Record<'_>) -> Result<(), String>,
 ) -> Result<Replayed, JournalError> {
@@ -50,29 +51,32 @@ pub(crate) fn replay(
         path: path.to_owned(),
         reason,
     };
-    let segments = if dir.is_dir() {
+    let is_there = dir
+        .try_exists()
+        .map_err(|error| JournalError::io("read directory", dir, &error))?;
+    let segments = if is_there {
         files::list(dir)?
     } else {
         Vec::new()
     };
     let mut replayed = Replayed {
-        last: after,
+        last: covered,
         ..Replayed::default()
     };
     let Some(first) = segments.first() else {
-        if after > Lsn::ZERO {
+        if covered > Lsn::ZERO {
             return Err(incomplete(
                 dir,
-                format!("it has no segment, but snapshots go up to LSN {after}"),
+                format!("it has no segment, but snapshots go up to LSN {covered}"),
             ));
         }
         return Ok(replayed);
     };
-    if first.first > after.next() {
+    if first.first > covered.next() {
         return Err(incomplete(
             dir,
             format!(
-                "snapshots go up to LSN {after}, and the oldest segment begins at LSN {}: those in between are missing",
+                "snapshots go up to LSN {covered}, and the oldest segment begins at LSN {}: those in between are missing",
                 first.first
             ),
         ));
@@ -121,10 +125,10 @@ pub(crate) fn replay(
             cut(&segment.path, end.offset)?;
         }
     }
-    if last < after {
+    if last < covered {
         return Err(incomplete(
             dir,
-            format!("it ends at LSN {last}, but snapshots go up to LSN {after}"),
+            format!("it ends at LSN {last}, but snapshots go up to LSN {covered}"),
         ));
     }
     replayed.last = last;

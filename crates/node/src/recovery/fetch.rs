@@ -1,9 +1,15 @@
 //! What a new disk takes from object storage.
 
+use std::time::Duration;
+
 use futures_util::StreamExt;
-use keydb_core::{ClusterMap, Lsn, Manifest, ManifestFile};
-use keydb_storage::StorageErrorKind;
-use tokio::{fs::File, io::AsyncWriteExt, time::sleep};
+use keydb_core::{ClusterId, ClusterMap, Lsn, Manifest, ManifestFile, NodeId};
+use keydb_storage::{ObjectStorage, StorageError, StorageErrorKind};
+use tokio::{
+    fs::File,
+    io::AsyncWriteExt,
+    time::{sleep, timeout},
+};
 use tracing::{info, warn};
 
 use super::{Recovery, STORAGE_PAUSE};
@@ -12,6 +18,9 @@ use crate::{
     snapshot::{self, manifest_key, object_key},
     table::Table,
 };
+
+/// How long a start with an intact disk may be held up by object storage, which it does not need.
+const GLANCE_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Recovery {
     /// The manifest of a disk that is new: an empty one, or what the node's former disk had put into object storage.
@@ -23,6 +32,15 @@ impl Recovery {
                 let manifest = Manifest::new(map.cluster_id, map.lineage, node, disk_id);
                 snapshot::save(&self.data_dir, &manifest)?;
                 Ok(manifest)
+            }
+            Some(manifest) if manifest.disk_id == disk_id => {
+                Err(NodeError::DataDir(DataDirError::Damaged {
+                    path: snapshot::manifest_path(&self.data_dir),
+                    reason: format!(
+                        "it is missing, though this disk has made snapshots (object storage has them up to {})",
+                        manifest.complete_to_ms
+                    ),
+                }))
             }
             Some(manifest) => {
                 warn!(
@@ -36,8 +54,8 @@ impl Recovery {
         }
     }
 
-    /// Object storage does not have the file `gone` of `manifest`: another manifest that it has now, if that was taken over, and
-    /// nothing has come from this disk to it yet. This one's objects may have been removed as garbage since it was read.
+    /// Object storage does not have the file `gone` of `manifest`: another manifest that it has now, if that was taken over. This
+    /// one's objects may have been removed as garbage since it was read.
     pub(super) async fn adopt_again(
         &self,
         table: &Table,
@@ -46,9 +64,7 @@ impl Recovery {
     ) -> Result<Option<Manifest>, NodeError> {
         let node = self.node.config.id;
         let disk_id = self.data_dir.disk_id();
-        let is_taken_over =
-            manifest.lsn == Lsn::ZERO && manifest.files.iter().all(|file| file.disk_id != disk_id);
-        if !is_taken_over {
+        if !self.is_taken_over(manifest) {
             return Ok(None);
         }
         let map = &table.in_force.map;
@@ -67,6 +83,13 @@ impl Recovery {
         self.take_over(newer).map(Some)
     }
 
+    /// Whether this is another disk's manifest as it was taken over: nothing has come from this disk to it yet.
+    pub(super) fn is_taken_over(&self, manifest: &Manifest) -> bool {
+        let own = self.data_dir.disk_id();
+        let mut files = manifest.files.iter();
+        manifest.lsn == Lsn::ZERO && files.all(|file| file.disk_id != own)
+    }
+
     /// Makes the manifest of the node's former disk this one's.
     fn take_over(&self, mut manifest: Manifest) -> Result<Manifest, NodeError> {
         manifest.disk_id = self.data_dir.disk_id();
@@ -76,26 +99,31 @@ impl Recovery {
         Ok(manifest)
     }
 
+    /// A copy of the disk from an earlier time, as a volume that was restored is, lacks what the disk has acknowledged since. It
+    /// gives itself away where object storage has more; when that does not answer at once, the start goes on without it.
+    pub(super) async fn check_not_rolled_back(&self, own: &Manifest) -> Result<(), NodeError> {
+        let look = read_manifest(&*self.storage, own.cluster_id, own.node);
+        let Ok(Ok(Ok(Some(remote)))) = timeout(GLANCE_TIMEOUT, look).await else {
+            return Ok(());
+        };
+        if remote.disk_id == own.disk_id && remote.lsn > own.lsn {
+            return Err(NodeError::RolledBack {
+                path: self.data_dir.root().to_owned(),
+                lsn: own.lsn,
+                uploaded: remote.lsn,
+            });
+        }
+        Ok(())
+    }
+
     /// Waits as long as the storage does not answer: that there is nothing is not to be guessed.
     async fn remote_manifest(&self, map: &ClusterMap) -> Result<Option<Manifest>, NodeError> {
         let node = self.node.config.id;
-        let key = manifest_key(node);
         loop {
-            match self.storage.get(&key).await {
+            match read_manifest(&*self.storage, map.cluster_id, node).await {
                 Ok(found) => {
                     self.node.warn_of("recovery", None);
-                    let Some(object) = found else {
-                        return Ok(None);
-                    };
-                    let manifest = Manifest::from_json(&object.bytes)
-                        .map_err(|error| NodeError::Storage(format!("object {key:?}: {error}")))?;
-                    if manifest.cluster_id != map.cluster_id || manifest.node != node {
-                        return Err(NodeError::Storage(format!(
-                            "object {key:?} belongs to node {} of cluster {}",
-                            manifest.node, manifest.cluster_id
-                        )));
-                    }
-                    return Ok(Some(manifest));
+                    return found.map_err(NodeError::Storage);
                 }
                 Err(error) if error.kind() == StorageErrorKind::Refused => {
                     return Err(NodeError::Storage(error.to_string()));
@@ -158,13 +186,36 @@ impl Recovery {
     }
 }
 
+/// The manifest of a node in object storage; inside, what makes one that is there unusable.
+pub(crate) async fn read_manifest(
+    storage: &dyn ObjectStorage,
+    cluster: ClusterId,
+    node: NodeId,
+) -> Result<Result<Option<Manifest>, String>, StorageError> {
+    let key = manifest_key(node);
+    let Some(object) = storage.get(&key).await? else {
+        return Ok(Ok(None));
+    };
+    let manifest = match Manifest::from_json(&object.bytes) {
+        Ok(manifest) => manifest,
+        Err(error) => return Ok(Err(format!("object {key:?}: {error}"))),
+    };
+    if manifest.cluster_id != cluster || manifest.node != node {
+        return Ok(Err(format!(
+            "object {key:?} belongs to node {} of cluster {}",
+            manifest.node, manifest.cluster_id
+        )));
+    }
+    Ok(Ok(Some(manifest)))
+}
+
 /// Why a file was not fetched.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FetchError {
     #[error("there is no object {0:?}")]
     Missing(String),
     #[error(transparent)]
-    Storage(#[from] keydb_storage::StorageError),
+    Storage(#[from] StorageError),
     #[error(transparent)]
     DataDir(#[from] DataDirError),
     #[error("{0}")]

@@ -207,7 +207,13 @@ impl Plan {
         };
         for range in table.ranges() {
             let Some(entry) = manifest.range(range.id) else {
-                range.loaded(Readiness::Ready);
+                range.loaded(if manifest.ranges.is_empty() {
+                    Readiness::Ready
+                } else {
+                    Readiness::Closed(
+                        "the node's snapshots do not have it: it came from another node".to_owned(),
+                    )
+                });
                 continue;
             };
             if entry.generation != range.generation || entry.bounds() != Some(range.bounds) {

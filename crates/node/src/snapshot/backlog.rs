@@ -19,6 +19,8 @@ pub(crate) struct Backlog {
     bytes_max: usize,
     /// Records up to here are lost.
     lost: Option<Lsn>,
+    /// The key sets have what was read from the journal at the start.
+    all_merged: bool,
 }
 
 impl Backlog {
@@ -31,7 +33,18 @@ impl Backlog {
             bytes: 0,
             bytes_max,
             lost: None,
+            all_merged: true,
         }
+    }
+
+    /// A range could not take all that the journal has of it.
+    pub(crate) fn not_all_merged(&mut self) {
+        self.all_merged = false;
+    }
+
+    /// Whether the key sets have what was read from the journal at the start, be it lost to deltas or not.
+    pub(super) const fn all_merged(&self) -> bool {
+        self.all_merged
     }
 
     /// Adds what was read from the journal at the start, one record after the other. Those that files have are left out.

@@ -68,6 +68,23 @@ pub(super) fn full(
     making.end(written)
 }
 
+/// Writes all keys that `ranges`, which are not ready, have so far as a delta behind `from` up to `to`.
+pub(super) fn unready(
+    shared: &Shared,
+    table: &Table,
+    ranges: &[&OwnedRange],
+    (from, to): (Lsn, Lsn),
+    pace: &mut Pace<'_>,
+) -> Result<Unpublished, String> {
+    let mut making = Making::start(shared, table, SnapshotKind::Delta, None, (from, to))?;
+    let mut ranges = ranges.to_vec();
+    ranges.sort_unstable_by_key(|range| range.bounds.start());
+    let written = ranges
+        .iter()
+        .try_for_each(|range| making.all_keys(range, pace));
+    making.end(written)
+}
+
 /// A file in the making.
 struct Making {
     writer: SnapshotWriter<BufWriter<Target>>,

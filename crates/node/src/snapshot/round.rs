@@ -6,9 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use keydb_core::{
-    AnswerEntry, AnswersFile, Lsn, Manifest, ManifestFile, ManifestRange, OperationId, RangeId,
-};
+use keydb_core::{AnswersFile, Lsn, Manifest, ManifestFile, ManifestRange, OperationId, RangeId};
 use tokio::runtime::Handle;
 use tracing::{info, warn};
 
@@ -32,6 +30,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A journal of this size is cut before its time, unless the files are larger still.
 const JOURNAL_BYTES_MIN: u64 = 256 << 20;
+
+/// An early round cuts a journal from this size on. To do so costs a file of all remembered answers.
+const EARLY_CUT_BYTES_MIN: u64 = 128 << 20;
 
 /// So few entries always go to a delta, whatever there is besides.
 const DELTA_ENTRIES_MIN: u64 = 200_000;
@@ -77,6 +78,8 @@ struct Due {
     ticket: u64,
     full: bool,
     closing: bool,
+    /// Nobody asks for it, and the interval is not over: records that are kept in memory, or the journal, have become many.
+    early: bool,
 }
 
 struct Maker<'a> {
@@ -91,6 +94,8 @@ struct Maker<'a> {
     backlog: Backlog,
     /// How many entries the deltas on top of a range's base have.
     delta_entries: BTreeMap<RangeId, u64>,
+    /// What was read from the journal at the start goes up to here. Only in that are there records of ranges that are not ready.
+    replayed_to: Lsn,
     /// The last request that a round was made for, be it in vain.
     tried: u64,
     retry_after: Duration,
@@ -108,6 +113,7 @@ impl<'a> Maker<'a> {
                 .iter()
                 .map(|file| file.name.clone())
                 .collect(),
+            replayed_to: backlog.to(),
             backlog,
             delta_entries: estimate_delta_entries(&manifest),
             tried: 0,
@@ -131,6 +137,7 @@ impl<'a> Maker<'a> {
             let is_asked = state.requested > self.tried;
             if is_asked || is_early || state.closing || elapsed >= wait_max {
                 return Some(Due {
+                    early: !(is_asked || state.closing || elapsed >= wait_max),
                     ticket: state.requested,
                     full: std::mem::take(&mut state.full),
                     closing: state.closing,
@@ -193,8 +200,10 @@ impl<'a> Maker<'a> {
             self.manifest.complete_to_ms = complete_to_ms;
         }
         self.put_to_use()?;
-        self.keep_answers(self.manifest.lsn)?;
-        self.shared.journal.cut(self.manifest.lsn);
+        if !due.early || self.shared.journal.bytes() >= EARLY_CUT_BYTES_MIN {
+            self.keep_answers(self.manifest.lsn, &mut pace)?;
+            self.shared.journal.cut(self.manifest.lsn);
+        }
         if due.closing {
             local::set_clean_flag(&self.shared.data_dir, self.manifest.lsn)
                 .map_err(|error| error.to_string())?;
@@ -209,11 +218,12 @@ impl<'a> Maker<'a> {
         Ok(())
     }
 
-    /// Has the manifest name the ranges that the node owns. Those that are closed stay as they are named.
+    /// Has the manifest name the ranges that the node owns and has. Those that are closed stay as they are named, or not named.
     fn take_over_ranges(&mut self, table: &Table) {
         let manifest = &mut self.manifest;
         manifest.lineage = table.in_force.map.lineage;
-        for range in table.ranges() {
+        // One that came from another node, and whose keys are not here, is not to be taken for an empty one later.
+        for range in table.ranges().iter().filter(|range| range.is_ready()) {
             if manifest.range(range.id).is_none() {
                 manifest.ranges.push(ManifestRange {
                     id: range.id,
@@ -263,11 +273,13 @@ impl<'a> Maker<'a> {
     /// Makes full files of the ranges that need them.
     fn fulls(&mut self, table: &Table, pace: &mut Pace<'_>) -> Result<(), String> {
         // A range that is loading or closed is not changed, and must not be taken for what its files are.
-        let ready: Vec<&Arc<OwnedRange>> = table
-            .ranges()
-            .iter()
-            .filter(|range| range.is_ready())
-            .collect();
+        let (ready, unready): (Vec<_>, Vec<_>) =
+            table.ranges().iter().partition(|range| range.is_ready());
+        if let Some(lost) = self.backlog.lost()
+            && self.manifest.lsn < self.replayed_to
+        {
+            self.rescue(table, &unready, lost, pace)?;
+        }
         let candidates: Vec<Candidate> = ready
             .iter()
             .map(|range| Candidate {
@@ -290,6 +302,42 @@ impl<'a> Maker<'a> {
             info!(node = %self.shared.node.config.id, ranges = chosen.len(), bytes, ms = started.elapsed().as_millis() as u64, "made full snapshots");
         }
         self.backlog.recovered();
+        Ok(())
+    }
+
+    /// What the journal had of ranges that are not ready was merged into their key sets at the start, and can be had from there
+    /// when its records were not kept: it becomes a delta, together with what was loaded of those ranges so far.
+    fn rescue(
+        &mut self,
+        table: &Table,
+        unready: &[&Arc<OwnedRange>],
+        to: Lsn,
+        pace: &mut Pace<'_>,
+    ) -> Result<(), String> {
+        let with_keys: Vec<&OwnedRange> = unready
+            .iter()
+            .map(|range| &***range)
+            .filter(|range| range.read().len() > 0)
+            .collect();
+        if !self.backlog.all_merged() {
+            return Err(
+                "the journal has writes of a closed range that did not fit into memory, and is not cut before they do"
+                    .to_owned(),
+            );
+        }
+        if with_keys.is_empty() {
+            return Ok(());
+        }
+        let made = make::unready(
+            self.shared,
+            table,
+            &with_keys,
+            (self.manifest.lsn, to),
+            pace,
+        )?;
+        let file = self.publish(made)?;
+        info!(node = %self.shared.node.config.id, name = file.name, ranges = with_keys.len(), entries = file.entries, "made a snapshot of ranges that are not ready");
+        self.manifest.files.push(file);
         Ok(())
     }
 
@@ -366,7 +414,7 @@ impl<'a> Maker<'a> {
     }
 
     /// Writes the remembered answers, whose journal records are cut next.
-    fn keep_answers(&self, to: Lsn) -> Result<(), String> {
+    fn keep_answers(&self, to: Lsn, pace: &mut Pace<'_>) -> Result<(), String> {
         let node = &self.shared.node;
         let entries = node.answers.entries();
         let newest = entries.iter().map(|entry| entry.lsn).max();
@@ -376,18 +424,14 @@ impl<'a> Maker<'a> {
             cluster_id: self.manifest.cluster_id,
             disk_id: self.shared.data_dir.disk_id(),
             lsn: to,
-            entries: entries
-                .into_iter()
-                .map(|entry| AnswerEntry {
-                    operation: entry.operation,
-                    recorded: entry.recorded,
-                    lsn: entry.lsn,
-                    answers: entry.answers,
-                })
-                .collect(),
+            entries,
         };
-        data_dir::replace(&self.shared.data_dir.answers(), &file.encode())
-            .map_err(|error| error.to_string())
+        let path = self.shared.data_dir.answers();
+        data_dir::replace_in_pieces(&path, &file.encode(), || {
+            // A node that ends at once has no use for the rest either, but it is as well to finish.
+            let _ = pace.rest();
+        })
+        .map_err(|error| error.to_string())
     }
 
     fn committed(&self, lsn: Lsn) -> Result<(), String> {

@@ -76,7 +76,7 @@ struct Uploader {
     maps: MapStore,
     /// When the files that no remote manifest named yet were uploaded; `None`: they were found there.
     uploaded: HashMap<String, Option<Instant>>,
-    /// Files that were named long after they were uploaded, and when.
+    /// Files that were, or may have been, named long after they were uploaded, and when.
     named_late: Vec<(ManifestFile, Instant)>,
 }
 
@@ -106,11 +106,14 @@ impl Drop for Pinned<'_> {
 
 impl Uploader {
     fn new(shared: Arc<Shared>) -> Self {
+        // An earlier process may have named some late, and not have lived to look at them again.
+        let named = Arc::clone(&shared.state().manifest);
+        let now = Instant::now();
         Self {
             maps: MapStore::new(Arc::clone(&shared.storage)),
             shared,
             uploaded: HashMap::new(),
-            named_late: Vec::new(),
+            named_late: named.files.iter().map(|file| (file.clone(), now)).collect(),
         }
     }
 

@@ -106,9 +106,11 @@ async fn a_journal_of_another_disk_cluster_or_node_is_refused_by_name() {
         ),
     ];
     for (what, other) in others {
-        let error = replay(&rig.path(), &other, Lsn(0), |_| panic!("nothing is read"))
-            .unwrap_err()
-            .to_string();
+        let error = replay(&rig.path(), &other, Lsn(0), Lsn(0), |_| {
+            panic!("nothing is read")
+        })
+        .unwrap_err()
+        .to_string();
         for name in [
             rig.segments()[0].path.display().to_string(),
             format!(

@@ -94,7 +94,7 @@ impl Rig {
 
     fn replay_after(&self, after: u64) -> Result<(Replayed, Vec<Kept>), JournalError> {
         let mut kept = Vec::new();
-        let replayed = replay(&self.path(), &IDENTITY, Lsn(after), |record| {
+        let replayed = replay(&self.path(), &IDENTITY, Lsn(after), Lsn(after), |record| {
             kept.push(keep(record));
             Ok(())
         })?;

@@ -141,7 +141,7 @@ async fn what_a_record_cannot_be_used_for_is_an_error_that_names_file_and_offset
     let journal = rig.open();
     fill(&journal, 3).await;
     journal.close().unwrap();
-    let error = replay(&rig.path(), &IDENTITY, Lsn(1), |record| {
+    let error = replay(&rig.path(), &IDENTITY, Lsn(1), Lsn(1), |record| {
         if record.lsn == Lsn(3) {
             Err("nobody knows its range".to_owned())
         } else {

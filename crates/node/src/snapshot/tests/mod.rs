@@ -149,21 +149,27 @@ impl Rig {
         let mut backlog = Backlog::new(manifest.lsn, config.recent_bytes_max);
         let mut last = manifest.lsn;
         if synced {
-            let replayed = journal::replay(&config.dir, &identity, manifest.lsn, |record| {
-                backlog.replayed(record, disk_id);
-                if let RecordBody::Write(write) = &record.body {
-                    let entries = write.fingerprints.iter();
-                    for entry in entries.map(|key| Entry::new(key, write.expiry)) {
-                        let top = entry.fingerprint().top();
-                        let range = table
-                            .ranges()
-                            .iter()
-                            .find(|range| range.bounds.contains(top));
-                        range.unwrap().write().merge(&[entry], times).unwrap();
+            let replayed = journal::replay(
+                &config.dir,
+                &identity,
+                manifest.lsn,
+                manifest.lsn,
+                |record| {
+                    backlog.replayed(record, disk_id);
+                    if let RecordBody::Write(write) = &record.body {
+                        let entries = write.fingerprints.iter();
+                        for entry in entries.map(|key| Entry::new(key, write.expiry)) {
+                            let top = entry.fingerprint().top();
+                            let range = table
+                                .ranges()
+                                .iter()
+                                .find(|range| range.bounds.contains(top));
+                            range.unwrap().write().merge(&[entry], times).unwrap();
+                        }
                     }
-                }
-                Ok(())
-            })
+                    Ok(())
+                },
+            )
             .map_err(|error| text(&error))?;
             if replayed.last < manifest.lsn {
                 return Err(format!(
