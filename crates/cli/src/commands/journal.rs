@@ -85,7 +85,8 @@ struct Counts {
 
 fn verify(args: &JournalDirArgs) -> Result<ExitCode, Failure> {
     let mut counts = Counts::default();
-    inspect(&dir(args)?, |found| match found {
+    let dir = dir(args)?;
+    inspect(&dir, |found| match found {
         Found::Segment { bytes, header, .. } => {
             counts.segments += 1;
             counts.bytes += bytes;
@@ -105,6 +106,12 @@ fn verify(args: &JournalDirArgs) -> Result<ExitCode, Failure> {
         Failure::failed(error.to_string())
             .with_line("docs/operations.md says what to do about a damaged journal")
     })?;
+    if counts.segments == 0 {
+        return Err(Failure::failed(format!(
+            "there is no journal in {}",
+            dir.display()
+        )));
+    }
     let mut out = Stdout::open()?;
     if args.json {
         out.json(&json!({

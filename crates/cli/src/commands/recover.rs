@@ -3,8 +3,8 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use keydb_client::{Client, ClientConfig};
-use keydb_core::{Clock, ClusterMap, Incarnation, Manifest, NodeEntry, NodeId, UnixMillis};
-use keydb_node::{SystemClock, manifest_key};
+use keydb_core::{ClusterMap, Incarnation, Manifest, NodeEntry, NodeId, UnixMillis};
+use keydb_node::manifest_key;
 use keydb_storage::{MapStore, ObjectStorage, UpdateError};
 use serde_json::json;
 
@@ -167,8 +167,13 @@ async fn give_up(
     node: NodeId,
     disk: Incarnation,
 ) -> Result<ClusterMap, Failure> {
-    let now = SystemClock::new().now();
-    let loss_count = seen.node(node).map_or(0, |entry| entry.loss_count) + 1;
+    let now = maps.storage().now().await.map_err(|error| {
+        Failure::new(
+            Code::Unreachable,
+            format!("the cluster map was not changed: {error}"),
+        )
+    })?;
+    let loss_count = seen.node(node).map_or(0, |entry| entry.loss_count);
     let change = |current: &ClusterMap| {
         let mut next = current.successor();
         let entry = next.node_mut(node).ok_or(Outdated)?;
@@ -176,7 +181,7 @@ async fn give_up(
             return Err(Outdated);
         }
         entry.disk_id = None;
-        entry.loss_count = entry.loss_count.max(loss_count - 1).saturating_add(1);
+        entry.loss_count = entry.loss_count.max(loss_count).saturating_add(1);
         entry.last_loss_ms = Some(now);
         Ok(Some(next))
     };

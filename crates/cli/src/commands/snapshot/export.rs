@@ -14,11 +14,11 @@ use std::{
 
 use futures_util::StreamExt;
 use keydb_core::{
-    Arena, Clock, ClusterMap, Entry, Event, FileKind, Fingerprint, Footer, FooterError,
-    Incarnation, KeySet, Lsn, Manifest, ManifestFile, NodeId, RangeEntry, RangeId, SectionHeader,
+    Arena, ClusterMap, Entry, Event, FileKind, Fingerprint, Footer, FooterError, Incarnation,
+    KeySet, Lsn, Manifest, ManifestFile, NodeId, RangeEntry, RangeId, SectionHeader,
     SnapshotDecoder, SnapshotHeader, SnapshotKind, SnapshotWriter, Times, UnixMillis,
 };
-use keydb_node::{SystemClock, object_key};
+use keydb_node::object_key;
 use serde_json::json;
 
 use super::{
@@ -89,7 +89,12 @@ async fn export(store: &Store, only: &[u32], target: Target) -> Result<Done, Fai
             "the cluster has no hash range {unknown}"
         )));
     }
-    let now = SystemClock::new().now();
+    // This machine's clock may be wrong, and must not decide which keys are over.
+    let now = store
+        .storage
+        .now()
+        .await
+        .map_err(|error| store.failure(&error))?;
     let times = Times::at(now);
     let nowhere = Incarnation::from_bytes([0; 16]);
     let header = SnapshotHeader {

@@ -9,15 +9,14 @@ use std::{
 };
 
 use keydb_client::{AdminClient, WriteError};
-use keydb_core::{Clock, Entry, Event, FileKind, HashSeed, SnapshotHeader};
-use keydb_node::SystemClock;
+use keydb_core::{Entry, Event, FileKind, HashSeed, SnapshotHeader, UnixMillis};
 use serde_json::json;
 use tokio::task::{JoinError, JoinSet};
 
 use super::{args::ImportArgs, store::new_decoder};
 use crate::{
     connect,
-    exit::Failure,
+    exit::{Code, Failure},
     output::{Stdout, say, thousands},
     progress::Progress,
 };
@@ -73,7 +72,7 @@ async fn import(
     let seed = admin.cluster_map().hash.seed;
     let mut decoder = new_decoder().map_err(|error| unusable(&error))?;
     let mut sending = Sending::new(admin);
-    let now = SystemClock::new().now().0 / 1000;
+    let now = cluster_time(admin).await?.0 / 1000;
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         let read = match input.read(&mut chunk) {
@@ -101,6 +100,18 @@ async fn import(
     })?;
     sending.send(1).await?;
     sending.finish().await
+}
+
+/// What the clock of the cluster shows that is furthest behind: no key that is alive for a node is over by it. This machine's clock
+/// may be wrong.
+async fn cluster_time(admin: &AdminClient) -> Result<UnixMillis, Failure> {
+    let statuses = admin.node_info().await;
+    let times = statuses
+        .into_iter()
+        .filter_map(|(_, status)| Some(status.ok()?.time));
+    times
+        .min()
+        .ok_or_else(|| Failure::new(Code::Unreachable, "no node of the cluster answers"))
 }
 
 /// An export is taken into a cluster whose fingerprints mean the same.

@@ -106,23 +106,32 @@ async fn verify_node(store: &Store, map: &ClusterMap, node: NodeId) -> Result<Fo
             // The node may have replaced it in the meantime: then its newer manifest counts.
             Err(ObjectError::Missing) if read_again => {
                 read_again = false;
-                if let Ok(newer) = own_manifest(store, map, &key, node).await {
-                    let known: BTreeSet<String> = manifest
-                        .files
-                        .iter()
-                        .map(|file| file.name.clone())
-                        .collect();
-                    files.retain(|file| newer.file(&file.name).is_some());
-                    let new = newer
-                        .files
-                        .iter()
-                        .filter(|file| !known.contains(&file.name));
-                    files.extend(new.cloned());
-                    if newer.file(&file.name).is_some() {
-                        files.push(file);
+                let newer = match own_manifest(store, map, &key, node).await {
+                    Ok(newer) => newer,
+                    Err(ObjectError::Storage(error)) => return Err(store.failure(&error)),
+                    Err(error) => {
+                        found
+                            .problems
+                            .push((object, ObjectError::Missing.to_string()));
+                        found.problems.push((key, error.to_string()));
+                        return Ok(found);
                     }
-                    manifest = newer;
+                };
+                let known: BTreeSet<String> = manifest
+                    .files
+                    .iter()
+                    .map(|file| file.name.clone())
+                    .collect();
+                files.retain(|file| newer.file(&file.name).is_some());
+                let new = newer
+                    .files
+                    .iter()
+                    .filter(|file| !known.contains(&file.name));
+                files.extend(new.cloned());
+                if newer.file(&file.name).is_some() {
+                    files.push(file);
                 }
+                manifest = newer;
             }
             Err(error) => found.problems.push((object, error.to_string())),
         }
