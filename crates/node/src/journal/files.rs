@@ -8,7 +8,6 @@ use std::{
 };
 
 use keydb_core::Lsn;
-use tracing::warn;
 
 use super::JournalError;
 use crate::failpoint;
@@ -64,20 +63,12 @@ impl Segments {
         self.0.push(segment);
     }
 
-    /// Removes those whose records are all up to `covered`; `end` is the first LSN that lies behind them all. One that cannot be
-    /// removed stays, and all behind it, until the next time.
-    pub(super) fn cut(&mut self, covered: Lsn, end: Lsn) {
-        while let Some(segment) = self.0.first() {
-            let end = self.0.get(1).map_or(end, |next| next.first);
-            if end > covered.next() {
-                return;
-            }
-            if let Err(error) = remove(&segment.path) {
-                warn!("{error}; it is not needed any more, and the next snapshot tries again");
-                return;
-            }
-            self.0.remove(0);
-        }
+    /// Takes out those whose records are all up to `covered`, the oldest first; `end` is the first LSN that lies behind them all.
+    pub(super) fn cut(&mut self, covered: Lsn, end: Lsn) -> Vec<SegmentFile> {
+        let next_firsts = self.0.iter().skip(1).map(|next| next.first);
+        let ends = next_firsts.chain([end]);
+        let count = ends.take_while(|end| *end <= covered.next()).count();
+        self.0.drain(..count.min(self.0.len())).collect()
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -159,7 +150,8 @@ pub(super) fn sync_dir(dir: &Path) -> Result<(), JournalError> {
         .map_err(|error| JournalError::io("sync directory", dir, &error))
 }
 
-fn remove(path: &Path) -> Result<(), JournalError> {
+/// Removes a file; harmless when it is not there.
+pub(super) fn remove(path: &Path) -> Result<(), JournalError> {
     failpoint::hit("journal.remove", path)
         .and_then(|()| fs::remove_file(path))
         .or_else(|error| match error.kind() {

@@ -11,7 +11,11 @@ use std::{
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use super::{Full, Shared, files, queue::lock};
+use super::{
+    Full, Shared,
+    files::{self, SegmentFile},
+    queue::lock,
+};
 
 /// As long as nobody waits for it, a preparation rests this many times as long as it works: the disk is for the writer.
 const REST_FACTOR: u32 = 2;
@@ -57,6 +61,9 @@ struct State {
     full: Option<String>,
     /// The writer has no segment to go on with.
     writer_waits: bool,
+    /// Segments that are not needed any more, the oldest first, and whether they are to be removed now.
+    superseded: VecDeque<SegmentFile>,
+    removes: bool,
     stopping: bool,
 }
 
@@ -127,6 +134,46 @@ impl Room {
         lock(&self.state).full.clone()
     }
 
+    /// Has segments removed that are not needed any more, the oldest first. It may take a while, for which the writer has no time.
+    /// One that cannot be removed stays, and all behind it, until the next time.
+    pub(super) fn remove(&self, segments: Vec<SegmentFile>) {
+        let mut state = lock(&self.state);
+        state.superseded.extend(segments);
+        state.removes = !state.superseded.is_empty();
+        self.needed.notify_one();
+    }
+
+    /// The size of those that are still there.
+    pub(super) fn superseded_bytes(&self) -> u64 {
+        let state = lock(&self.state);
+        state.superseded.iter().map(|segment| segment.bytes).sum()
+    }
+
+    /// Whether everything that was to be removed is, or could not be.
+    #[cfg(test)]
+    pub(super) fn has_removed(&self) -> bool {
+        !lock(&self.state).removes
+    }
+
+    fn remove_superseded(&self) {
+        loop {
+            let oldest = {
+                let mut state = lock(&self.state);
+                let Some(oldest) = state.superseded.front().cloned() else {
+                    state.removes = false;
+                    return;
+                };
+                oldest
+            };
+            if let Err(error) = files::remove(&oldest.path) {
+                warn!("{error}; it is not needed any more, and the next snapshot tries again");
+                lock(&self.state).removes = false;
+                return;
+            }
+            lock(&self.state).superseded.pop_front();
+        }
+    }
+
     /// Waits as long as nobody needs more room at once, at most `time`.
     fn rest(&self, time: Duration) {
         let is_unhurried =
@@ -195,13 +242,20 @@ impl Room {
     }
 }
 
-/// Prepares segments until told to stop.
+/// Prepares segments, and removes them, until told to stop.
 pub(super) fn run(shared: &Shared) {
     let room = &shared.room;
     let segment_bytes = shared.config.segment_bytes;
     let mut number = 0;
     let mut state = lock(&room.state);
     while !state.stopping {
+        // What is removed makes room.
+        if state.removes && !state.writer_waits {
+            drop(state);
+            room.remove_superseded();
+            state = lock(&room.state);
+            continue;
+        }
         // A disk that was full is asked again until it is not.
         let enough = state.full.is_none()
             && !state.writer_waits
@@ -253,4 +307,6 @@ pub(super) fn run(shared: &Shared) {
             }
         }
     }
+    drop(state);
+    room.remove_superseded();
 }

@@ -261,7 +261,8 @@ impl Writer<'_> {
         } else {
             Lsn(covered.0.min(self.last.0.saturating_sub(1)))
         };
-        self.closed.cut(covered, end);
+        let superseded = self.closed.cut(covered, end);
+        self.shared.room.remove(superseded);
         Ok(())
     }
 

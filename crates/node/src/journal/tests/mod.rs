@@ -236,10 +236,12 @@ async fn fill(journal: &Journal, records: u64) -> Vec<Kept> {
     kept
 }
 
-/// When this returns, the writer has done everything that it was told to before.
+/// When this returns, the writer has done everything that it was told to before, and the preparer what the writer has told it.
 async fn writer_is_done(journal: &Journal) -> Vec<Kept> {
     // It commits a record before it cuts. With the second one it has begun anew.
-    fill(journal, 2).await
+    let kept = fill(journal, 2).await;
+    eventually(async || journal.shared.room.has_removed()).await;
+    kept
 }
 
 /// Waits for what another thread does.
