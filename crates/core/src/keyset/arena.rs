@@ -68,18 +68,19 @@ impl Arena {
 
     /// An extent with arbitrary old content.
     pub(super) fn take(&self) -> Result<Extent, InsertError> {
-        let mut pool = lock(&self.pool);
-        if pool.free.is_empty() {
+        loop {
+            let mut pool = lock(&self.pool);
+            if let Some(extent) = pool.free.pop() {
+                if pool.free.len() < FREE_EXTENTS_MIN {
+                    self.low.notify_one();
+                }
+                return Ok(extent);
+            }
             drop(pool);
             self.inline_chunks.fetch_add(1, Ordering::Relaxed);
+            // Others may have taken all of it before this one looks again.
             self.add_chunk()?;
-            pool = lock(&self.pool);
         }
-        let extent = pool.free.pop().ok_or(InsertError::OutOfMemory)?;
-        if pool.free.len() < FREE_EXTENTS_MIN {
-            self.low.notify_one();
-        }
-        Ok(extent)
     }
 
     pub(super) fn give_back(&self, extents: impl IntoIterator<Item = Extent>) {
