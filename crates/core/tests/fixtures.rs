@@ -107,6 +107,7 @@ fn segment_header() -> SegmentHeader {
         node: NodeId(3),
         first_lsn: Lsn(41),
         previous_last_lsn: Lsn(40),
+        prepared_bytes: 64 << 20,
         created: UnixMillis(1_700_000_000_456),
         required_features: 0,
     }

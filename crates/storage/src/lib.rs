@@ -14,7 +14,7 @@
 //! # let dir = tempfile::tempdir()?;
 //! # let dir = dir.path();
 //! # runtime.block_on(async {
-//! let storage = LocalStorage::open(dir)?;
+//! let storage = LocalStorage::create(dir)?;
 //! let Put::Done(version) = storage.put_if_absent("greeting", Bytes::from("hello")).await? else {
 //!     panic!("somebody else wrote it first");
 //! };

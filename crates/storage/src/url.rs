@@ -116,7 +116,7 @@ impl StorageUrl {
         matches!(self.0, Kind::S3 { .. })
     }
 
-    /// Opens the storage; creates the directory when it is not there. A bucket is looked for only when it is used.
+    /// Opens the storage. Whether it is there shows only when it is used.
     ///
     /// # Errors
     /// As [`LocalStorage::open`]; of a bucket, when the options make no sense.
@@ -125,6 +125,17 @@ impl StorageUrl {
             Kind::Local { dir } => Arc::new(LocalStorage::open(Path::new(dir))?),
             Kind::S3 { bucket, prefix } => Arc::new(S3Storage::open(bucket, prefix, s3)?),
         })
+    }
+
+    /// Opens the storage for whoever creates a cluster in it: a directory is made when it is not there, a bucket is not.
+    ///
+    /// # Errors
+    /// As [`LocalStorage::create`]; of a bucket, when the options make no sense.
+    pub fn create(&self, s3: &S3Options) -> Result<Arc<dyn ObjectStorage>, StorageError> {
+        match &self.0 {
+            Kind::Local { dir } => Ok(Arc::new(LocalStorage::create(Path::new(dir))?)),
+            Kind::S3 { .. } => self.open(s3),
+        }
     }
 
     fn from_path(path: &str) -> Option<Self> {

@@ -46,7 +46,7 @@ impl Home {
             }
             Err(fs::TryLockError::Error(error)) => return Err(cannot(&error)),
         }
-        let storage = LocalStorage::open(&dir.join("storage")).map_err(|error| cannot(&error))?;
+        let storage = LocalStorage::create(&dir.join("storage")).map_err(|error| cannot(&error))?;
         Ok(Self {
             dir: Some(dir),
             storage: Arc::new(storage),

@@ -61,7 +61,7 @@ pub(super) async fn create(settings: &Settings) -> Result<Init, Failure> {
         range_count: settings.range_count.value,
         durability: settings.durability.value,
     };
-    let storage = settings.open_storage()?;
+    let storage = settings.create_storage()?;
     MapStore::new(storage).init(&new).await.map_err(|error| {
         let message = format!(
             "cannot create the cluster in {}: {error}",

@@ -20,7 +20,7 @@ use std::{
 
 use keydb_core::{ClusterMap, Durability, HASH_RANGES_MAX, NodeId};
 use keydb_node::{Limits, MemoryPolicy};
-use keydb_storage::ObjectStorage;
+use keydb_storage::{ObjectStorage, StorageError};
 use serde::Deserialize;
 
 use crate::exit::Failure;
@@ -277,9 +277,18 @@ impl Settings {
 
     /// Opens the object storage.
     pub(crate) fn open_storage(&self) -> Result<Arc<dyn ObjectStorage>, Failure> {
-        self.storage.open().map_err(|error| {
+        self.opened(self.storage.open(), "open")
+    }
+
+    /// Opens the object storage for whoever creates a cluster in it.
+    pub(crate) fn create_storage(&self) -> Result<Arc<dyn ObjectStorage>, Failure> {
+        self.opened(self.storage.create(), "create")
+    }
+
+    fn opened<T>(&self, opened: Result<T, StorageError>, action: &str) -> Result<T, Failure> {
+        opened.map_err(|error| {
             Failure::failed(format!(
-                "cannot open the storage {}: {error}",
+                "cannot {action} the storage {}: {error}",
                 self.storage_text()
             ))
         })

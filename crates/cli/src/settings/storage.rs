@@ -127,6 +127,11 @@ impl StorageSettings {
         self.url.value.open(&self.s3)
     }
 
+    /// Opens the storage for whoever creates a cluster in it.
+    pub(super) fn create(&self) -> Result<Arc<dyn ObjectStorage>, StorageError> {
+        self.url.value.create(&self.s3)
+    }
+
     /// The storage, as it can be shown.
     pub(super) fn text(&self) -> String {
         shown(&self.url.value)

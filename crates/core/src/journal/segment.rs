@@ -5,7 +5,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::{ClusterId, Incarnation, Lsn, NodeId, UnixMillis, bytes::Reader};
 
 /// The size of an encoded [`SegmentHeader`]; the first record follows right behind it.
-pub const SEGMENT_HEADER_BYTES: usize = 88;
+pub const SEGMENT_HEADER_BYTES: usize = 96;
 
 const MAGIC: [u8; 8] = *b"KEYDBJNL";
 const FORMAT: u32 = 1;
@@ -23,6 +23,8 @@ pub struct SegmentHeader {
     pub first_lsn: Lsn,
     /// The last LSN of the segment before it; [`Lsn::ZERO`] for a disk's first one.
     pub previous_last_lsn: Lsn,
+    /// The size that its file was prepared with, and has as long as no other segment follows it.
+    pub prepared_bytes: u64,
     /// When it was made.
     pub created: UnixMillis,
     /// Bits of features that a reader must know, or refuse the segment. This version has none: 0.
@@ -55,6 +57,7 @@ impl SegmentHeader {
         out.extend_from_slice(&u64::from(self.node.0).to_le_bytes());
         out.extend_from_slice(&self.first_lsn.0.to_le_bytes());
         out.extend_from_slice(&self.previous_last_lsn.0.to_le_bytes());
+        out.extend_from_slice(&self.prepared_bytes.to_le_bytes());
         out.extend_from_slice(&self.created.0.to_le_bytes());
         out.extend_from_slice(&xxh3_64(&out).to_le_bytes());
         debug_assert_eq!(out.len(), SEGMENT_HEADER_BYTES);
@@ -108,6 +111,7 @@ impl Fields {
             node: NodeId(node as u32),
             first_lsn: Lsn(reader.u64()?),
             previous_last_lsn: Lsn(reader.u64()?),
+            prepared_bytes: reader.u64()?,
             created: UnixMillis(reader.u64()?),
             required_features,
         };

@@ -20,6 +20,7 @@ fn header() -> SegmentHeader {
         node: NodeId(3),
         first_lsn: Lsn(101),
         previous_last_lsn: Lsn(100),
+        prepared_bytes: 64 << 20,
         created: UnixMillis(1_700_000_000_123),
         required_features: 0,
     }

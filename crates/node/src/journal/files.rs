@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -56,11 +56,16 @@ impl Segments {
         let mut segments = list(dir)?;
         // One that was begun and has no record is replaced by the next one that is written, which has its name.
         segments.retain(|segment| segment.first <= last);
+        if let Some(last) = segments.last_mut() {
+            last.bytes = File::open(&last.path)
+                .and_then(|mut file| used_bytes(&mut file))
+                .map_err(|error| JournalError::io("read", &last.path, &error))?;
+        }
         Ok(Self(segments))
     }
 
-    pub(super) fn push(&mut self, segment: SegmentFile) {
-        self.0.push(segment);
+    pub(super) fn extend(&mut self, segments: impl IntoIterator<Item = SegmentFile>) {
+        self.0.extend(segments);
     }
 
     /// Takes out those whose records are all up to `covered`, the oldest first; `end` is the first LSN that lies behind them all.
@@ -69,6 +74,24 @@ impl Segments {
         let ends = next_firsts.chain([end]);
         let count = ends.take_while(|end| *end <= covered.next()).count();
         self.0.drain(..count.min(self.0.len())).collect()
+    }
+
+    /// Gives back what the last one had prepared and not used, now that another segment follows it.
+    pub(super) fn end_last(&mut self) -> Result<(), JournalError> {
+        let Some(last) = self.0.last_mut() else {
+            return Ok(());
+        };
+        let ended = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&last.path)
+            .and_then(|mut file| {
+                let used_bytes = used_bytes(&mut file)?;
+                file.set_len(used_bytes)?;
+                Ok(used_bytes)
+            });
+        last.bytes = ended.map_err(|error| JournalError::io("end", &last.path, &error))?;
+        Ok(())
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -142,6 +165,23 @@ pub(super) fn prepare(
             Err(error)
         }
     }
+}
+
+/// How long a file is without the zeros at its end. A record ends with a checksum, at a multiple of eight bytes.
+fn used_bytes(file: &mut File) -> io::Result<u64> {
+    let mut end = file.metadata()?.len();
+    let mut chunk = Vec::new();
+    while end > 0 {
+        let start = (end - 1) / ZEROS.len() as u64 * ZEROS.len() as u64;
+        file.seek(SeekFrom::Start(start))?;
+        chunk.clear();
+        file.take(end - start).read_to_end(&mut chunk)?;
+        if let Some(last) = chunk.iter().rposition(|byte| *byte != 0) {
+            return Ok((start + last as u64 + 1).next_multiple_of(8));
+        }
+        end = start;
+    }
+    Ok(0)
 }
 
 pub(super) fn sync_dir(dir: &Path) -> Result<(), JournalError> {

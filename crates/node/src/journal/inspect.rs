@@ -81,6 +81,15 @@ pub fn inspect(dir: &Path, mut each: impl FnMut(Found)) -> Result<(), JournalErr
                 });
             }
         }
+        let is_last = index + 1 == segments.len();
+        // A node that writes meanwhile may have gone on in another one.
+        let still_last = || {
+            let now = files::list(dir)?;
+            Ok::<_, JournalError>(now.last().is_none_or(|last| last.first == segment.first))
+        };
+        if is_last && still_last()? {
+            reader.check_last(segment.bytes)?;
+        }
         let End { last, offset, torn } = reader.read(|offset, record| {
             let (kind, keys, operation) = match &record.body {
                 RecordBody::Empty => ("empty", 0, None),
@@ -98,7 +107,7 @@ pub fn inspect(dir: &Path, mut each: impl FnMut(Found)) -> Result<(), JournalErr
             });
             Ok(())
         })?;
-        if let (Some(reason), true) = (&torn, index + 1 < segments.len()) {
+        if let (Some(reason), false) = (&torn, is_last) {
             return Err(JournalError::Damaged {
                 path: segment.path.clone(),
                 offset,

@@ -3,10 +3,14 @@
 //! LSNs have no gaps, within a segment and from one to the next, whose header says where the one before it ended. So what is
 //! missing is noticed, except at the very end. There, a record that does not decode is either a write that a crash cut short,
 //! which nobody was told of, or damage. It is damage if any record behind it, a mark included, says that it had been synced.
-//! Otherwise the journal ends before it, and what is behind it is cut off.
+//! Otherwise the journal ends before it, and what is behind it is overwritten.
+//!
+//! The last segment's file has the size that it was prepared with. One that is shorter was cut by somebody, or followed by a segment
+//! that is not there any more.
 
 use std::{
     fs::OpenOptions,
+    io::{self, Read, Seek, SeekFrom},
     path::Path,
     time::{Duration, Instant},
 };
@@ -17,7 +21,7 @@ use tracing::{info, warn};
 use super::{
     Identity, JournalError,
     files::{self, SegmentFile},
-    segment::SegmentReader,
+    segment::{End, SegmentReader},
 };
 use crate::failpoint;
 
@@ -35,8 +39,8 @@ pub(crate) struct Replayed {
     pub(crate) records: u64,
 }
 
-/// Hands the journal's records behind `after` to `each`, in order, and ends its last segment behind the last one: what was read is
-/// synced then. Snapshots have everything up to `covered`; of records up to there, those that are gone are not missed.
+/// Hands the journal's records behind `after` to `each`, in order, and has its last segment end behind the last one: what was read
+/// is synced then. Snapshots have everything up to `covered`; of records up to there, those that are gone are not missed.
 ///
 /// # Errors
 /// When the journal is damaged or not complete: what was acknowledged is not all there.
@@ -94,6 +98,10 @@ pub(crate) fn replay(
                 ),
             ));
         }
+        let is_last = index + 1 == segments.len();
+        if is_last {
+            reader.check_last(segment.bytes)?;
+        }
         let end = reader.read(|_, record| {
             if record.lsn <= after || matches!(record.body, RecordBody::Mark) {
                 return Ok(());
@@ -105,8 +113,7 @@ pub(crate) fn replay(
         })?;
         last = end.last;
         progress.bytes_done += segment.bytes;
-        let is_last = index + 1 == segments.len();
-        if let Some(reason) = end.torn {
+        if let Some(reason) = &end.torn {
             if !is_last {
                 return Err(JournalError::Damaged {
                     path: segment.path.clone(),
@@ -118,11 +125,11 @@ pub(crate) fn replay(
                 path = %segment.path.display(),
                 offset = end.offset,
                 last = %end.last,
-                "the journal's last write was cut short; nobody was told of it, and it is cut off: {reason}"
+                "the journal's last write was cut short; nobody was told of it, and it is overwritten: {reason}"
             );
         }
         if is_last {
-            cut(&segment.path, end.offset)?;
+            end_here(&segment.path, &end)?;
         }
     }
     if last < covered {
@@ -135,16 +142,23 @@ pub(crate) fn replay(
     Ok(replayed)
 }
 
-/// Ends a segment here, room that was prepared behind it included. What was read may not have been synced before the crash, and
-/// from here on others are told of it, so it is synced now.
-fn cut(path: &Path, offset: u64) -> Result<(), JournalError> {
+/// Has a segment end behind its last record: what a write that was cut short has left there is overwritten with zeros. What was read
+/// may not have been synced before the crash, and from here on others are told of it, so it is synced now.
+fn end_here(path: &Path, end: &End) -> Result<(), JournalError> {
     failpoint::hit("journal.end", path)
         .and_then(|()| OpenOptions::new().write(true).open(path))
-        .and_then(|file| {
-            file.set_len(offset)?;
+        .and_then(|mut file| {
+            if end.torn.is_some() {
+                let bytes = file.metadata()?.len();
+                file.seek(SeekFrom::Start(end.offset))?;
+                io::copy(
+                    &mut io::repeat(0).take(bytes.saturating_sub(end.offset)),
+                    &mut file,
+                )?;
+            }
             file.sync_all()
         })
-        .map_err(|error| JournalError::io("cut", path, &error))
+        .map_err(|error| JournalError::io("end", path, &error))
 }
 
 /// Says now and then how far the reading has come.

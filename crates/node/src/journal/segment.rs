@@ -67,6 +67,20 @@ impl SegmentReader {
         Ok(reader)
     }
 
+    /// Checks a segment that no other follows, and whose file has `bytes`: as long as that is so, nothing is cut off it.
+    pub(super) fn check_last(&self, bytes: u64) -> Result<(), JournalError> {
+        let prepared_bytes = self.header.prepared_bytes;
+        if bytes >= prepared_bytes {
+            return Ok(());
+        }
+        Err(self.damaged(
+            bytes,
+            format!(
+                "its file ends there, and was made with {prepared_bytes} bytes: its end is missing, or the segment that followed it"
+            ),
+        ))
+    }
+
     /// Opens a segment of any journal.
     pub(super) fn open_any(path: &Path) -> Result<Self, JournalError> {
         let io = |error| JournalError::io("read", path, &error);
@@ -229,6 +243,7 @@ mod tests {
             node: NodeId(3),
             first_lsn: Lsn(1),
             previous_last_lsn: Lsn::ZERO,
+            prepared_bytes: 64 << 20,
             created: UnixMillis(0),
             required_features: 0,
         };

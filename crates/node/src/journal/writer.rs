@@ -22,6 +22,9 @@ const MARK_AFTER: Duration = Duration::from_millis(50);
 /// A segment with fewer bytes than this is not closed only because a snapshot has what is in it.
 const CUT_BYTES_MIN: u64 = 4 << 20;
 
+/// The end of a segment that no record takes.
+const ZEROS_BYTES_MIN: u64 = 8;
+
 /// How many pieces one call of the system writes at most.
 const SLICES_MAX: usize = 1024;
 
@@ -91,7 +94,10 @@ impl Writer<'_> {
             }
             self.tell_size();
             if work.closing {
-                return self.end_segment();
+                self.sync()?;
+                self.closed
+                    .extend(self.current.take().map(Current::into_segment));
+                return Ok(());
             }
         }
     }
@@ -100,9 +106,10 @@ impl Writer<'_> {
     fn write(&mut self, records: &[Vec<u8>]) -> Result<(), JournalError> {
         let mut rest = records;
         while !rest.is_empty() {
-            let room = self.current.as_ref().map_or(0, |current| {
-                self.shared.config.segment_bytes - current.used_bytes
-            });
+            let room = self
+                .current
+                .as_ref()
+                .map_or(0, |current| self.capacity() - current.used_bytes);
             let mut bytes = 0;
             let fitting = rest
                 .iter()
@@ -147,8 +154,9 @@ impl Writer<'_> {
         };
         encode_record(&mut bytes, self.shared.config.identity.disk_id, &mark);
         let size = bytes.len() as u64;
+        let capacity = self.capacity();
         if let Some(current) = &mut self.current
-            && current.used_bytes + size <= self.shared.config.segment_bytes
+            && current.used_bytes + size <= capacity
             && self.shared.room.take(size)
         {
             current.write(&[bytes])?;
@@ -156,34 +164,14 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Closes the segment that is written to: what is in it is synced, and what was prepared and not used is given back.
-    fn end_segment(&mut self) -> Result<(), JournalError> {
-        self.sync()?;
-        let Some(current) = self.current.take() else {
-            return Ok(());
-        };
-        let path = &current.segment.path;
-        current
-            .file
-            .set_len(current.used_bytes)
-            .and_then(|()| current.file.sync_all())
-            .map_err(|error| JournalError::io("cut", path, &error))?;
-        self.closed.push(SegmentFile {
-            bytes: current.used_bytes,
-            ..current.segment
-        });
-        Ok(())
-    }
-
     /// Goes on in a new segment, which must take a record of `record_bytes`.
     fn next_segment(&mut self, record_bytes: u64) -> Result<(), JournalError> {
-        self.end_segment()?;
         let config = &self.shared.config;
         let failed = |action, reason| {
             let segment = SegmentFile::new(&config.dir, self.last.next());
             JournalError::io(action, &segment.path, &io::Error::other(reason))
         };
-        if record_bytes + SEGMENT_HEADER_BYTES as u64 > config.segment_bytes {
+        if record_bytes + SEGMENT_HEADER_BYTES as u64 > self.capacity() {
             return Err(failed("write", "a record is larger than a segment"));
         }
         let prepared = self
@@ -203,12 +191,14 @@ impl Writer<'_> {
         let Some(prepared) = self.shared.room.exchange(unused_bytes) else {
             return Ok(());
         };
-        self.end_segment()?;
-        // Its header says where this one ended.
         self.begin_segment(prepared)
     }
 
+    /// Begins another segment, and then gives back what the last one did not use: one that is shorter than it was made always has a
+    /// successor, so that it is noticed when that is missing.
     fn begin_segment(&mut self, prepared: Prepared) -> Result<(), JournalError> {
+        // The new one's header says where this one ended.
+        self.sync()?;
         let config = &self.shared.config;
         let segment = SegmentFile::new(&config.dir, self.last.next());
         let failed = |action: &'static str| {
@@ -221,6 +211,7 @@ impl Writer<'_> {
             node: config.identity.node,
             first_lsn: segment.first,
             previous_last_lsn: self.last,
+            prepared_bytes: config.segment_bytes,
             created: config.clock.now(),
             required_features: 0,
         };
@@ -233,12 +224,27 @@ impl Writer<'_> {
             .and_then(|()| fs::rename(&prepared.path, &segment.path))
             .map_err(failed("create"))?;
         files::sync_dir(&config.dir)?;
-        self.current = Some(Current {
+        let begun = Current {
             segment,
             file,
             used_bytes: SEGMENT_HEADER_BYTES as u64,
-        });
+        };
+        let Some(previous) = self.current.replace(begun) else {
+            // It was written by an earlier process.
+            return self.closed.end_last();
+        };
+        let path = previous.segment.path.clone();
+        previous
+            .file
+            .set_len(previous.used_bytes)
+            .map_err(|error| JournalError::io("end", &path, &error))?;
+        self.closed.extend([previous.into_segment()]);
         Ok(())
+    }
+
+    /// How much of a segment is used at most: there are always zeros behind the last record, which can be given back.
+    fn capacity(&self) -> u64 {
+        self.shared.config.segment_bytes - ZEROS_BYTES_MIN
     }
 
     /// Removes the segments whose records are all up to `covered`.
@@ -278,6 +284,14 @@ impl Writer<'_> {
 }
 
 impl Current {
+    /// Its file, to which nothing is written any more.
+    fn into_segment(self) -> SegmentFile {
+        SegmentFile {
+            bytes: self.used_bytes,
+            ..self.segment
+        }
+    }
+
     fn write(&mut self, records: &[Vec<u8>]) -> Result<(), JournalError> {
         let written = failpoint::hit("journal.write", &self.segment.path).and_then(|()| {
             records

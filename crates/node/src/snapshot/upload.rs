@@ -175,12 +175,20 @@ impl Uploader {
         Ok(Some((current, object.version)))
     }
 
-    /// Whether `current` is this disk's to replace.
+    /// Whether what is there is this disk's to write: its cluster's storage, and `current` its own manifest or its predecessor's.
     async fn check_owner(
         &self,
         current: Option<&Manifest>,
         manifest: &Manifest,
     ) -> Result<(), String> {
+        let map = self.maps.load().await.map_err(|error| error.to_string())?;
+        let map = map.filter(|map| map.cluster_id == manifest.cluster_id);
+        let Some(map) = map else {
+            return Err(format!(
+                "it does not have the map of cluster {}: it is not this cluster's storage",
+                manifest.cluster_id
+            ));
+        };
         let Some(current) = current else {
             return Ok(());
         };
@@ -194,8 +202,7 @@ impl Uploader {
             }
             return Ok(());
         }
-        let map = self.maps.load().await.map_err(|error| error.to_string())?;
-        let named = map.and_then(|map| map.node(manifest.node).and_then(|node| node.disk_id));
+        let named = map.node(manifest.node).and_then(|node| node.disk_id);
         if named == Some(manifest.disk_id) {
             return Ok(());
         }

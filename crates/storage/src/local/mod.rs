@@ -5,14 +5,14 @@
 //!
 //! **Writing.** A writer takes the lock, checks the condition, writes a temporary file, syncs it, renames it over the object's
 //! file, syncs the directory. So an object's file is at each moment a whole one, either the old or the new; a crash leaves at
-//! worst a temporary file, which nobody reads and the next `open` removes.
+//! worst a temporary file, which nobody reads and the next process that opens the storage removes.
 //!
 //! **Large files** are copied under a name of their own (`~put-…`) and without the lock, which is taken only to check the condition
-//! and to rename. Their writer holds a `flock` on the copy; the next `open` removes copies that nobody holds.
+//! and to rename. Their writer holds a `flock` on the copy; the next process that opens the storage removes copies that nobody holds.
 //!
 //! **The lock** is an exclusive `flock` on `~lock`. It belongs to the open file description, and each operation opens its own,
 //! so it excludes other processes, other `LocalStorage`s and other tasks in the same way; the kernel drops it when a process
-//! dies. `~lock` is made by `open` only and never removed: when it is missing, the directory is not the one that was opened
+//! dies. `~lock` is made by `create` only and never removed: when it is missing, the directory is not the one that was opened
 //! (removed, or its file system no longer mounted), and nothing in it may be taken as absent.
 //!
 //! **Reading** takes no lock, so a stopped writer cannot hold up readers. A reader may see a renamed file before its writer has
@@ -72,31 +72,58 @@ enum Condition {
 }
 
 impl LocalStorage {
-    /// Opens the storage in `dir`; creates the directory when it is not there.
+    /// Opens the storage in `dir`; makes the directory a storage when it is none yet, or not there.
     ///
     /// # Errors
     /// When the directory cannot be created or written.
-    pub fn open(dir: &Path) -> Result<Self, StorageError> {
-        let dir = path::absolute(dir).map_err(|error| not_done("use directory", dir, &error))?;
-        create_dir_durably(&dir)
-            .map_err(|error| not_done("create storage directory", &dir, &error))?;
-        let storage = Self {
-            dir: dir.into(),
-            lock_wait_max: LOCK_WAIT_MAX,
-        };
+    pub fn create(dir: &Path) -> Result<Self, StorageError> {
+        let storage = Self::at(dir)?;
+        let dir = &storage.dir;
+        create_dir_durably(dir)
+            .map_err(|error| not_done("create storage directory", dir, &error))?;
         let lock_path = storage.path_of(LOCK_NAME);
-        let lock = OpenOptions::new()
+        OpenOptions::new()
             .append(true)
             .create(true)
             .open(&lock_path)
             .map_err(|error| not_done("create", &lock_path, &error))?;
+        storage.clean_up();
+        Ok(storage)
+    }
+
+    /// Opens the storage in `dir`, which may come to be there later: until then every call says that it is not. Nothing is written
+    /// but what calls write.
+    ///
+    /// # Errors
+    /// When there is no working directory that a relative path could start from.
+    pub fn open(dir: &Path) -> Result<Self, StorageError> {
+        let storage = Self::at(dir)?;
+        storage.clean_up();
+        Ok(storage)
+    }
+
+    fn at(dir: &Path) -> Result<Self, StorageError> {
+        let dir = path::absolute(dir).map_err(|error| not_done("use directory", dir, &error))?;
+        Ok(Self {
+            dir: dir.into(),
+            lock_wait_max: LOCK_WAIT_MAX,
+        })
+    }
+
+    /// Removes what writers that crashed have left, where that is possible.
+    fn clean_up(&self) {
+        let lock = OpenOptions::new()
+            .append(true)
+            .open(self.path_of(LOCK_NAME));
+        let Ok(lock) = lock else {
+            return;
+        };
         // Temporary files exist under the lock only. Whoever gets it finds those of crashed writers; if somebody is writing
         // just now, a later start will clean up.
         if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok() {
-            storage.remove_temporary_files();
+            self.remove_temporary_files();
         }
-        storage.remove_abandoned_uploads();
-        Ok(storage)
+        self.remove_abandoned_uploads();
     }
 
     fn path_of(&self, file_name: &str) -> PathBuf {
@@ -131,7 +158,7 @@ impl LocalStorage {
             Ok(false) => Err(StorageError::new(
                 StorageErrorKind::Unavailable,
                 format!(
-                    "storage directory {} was removed or is no longer mounted: it has no file {LOCK_NAME}",
+                    "storage directory {} has no file {LOCK_NAME}: it was removed, is not mounted, or was never made (`keydb init` makes it)",
                     self.dir.display()
                 ),
             )),

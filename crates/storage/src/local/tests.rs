@@ -6,7 +6,7 @@ use crate::conformance::{self, Handles, WRITERS, conformance_tests};
 /// Separate storages on one directory, as separate processes would have.
 fn open_many() -> Handles {
     let dir = tempfile::tempdir().unwrap();
-    let open = || Arc::new(LocalStorage::open(dir.path()).unwrap()) as Arc<dyn ObjectStorage>;
+    let open = || Arc::new(LocalStorage::create(dir.path()).unwrap()) as Arc<dyn ObjectStorage>;
     Handles {
         handles: (0..WRITERS).map(|_| open()).collect(),
         _dir: Some(dir),
@@ -21,7 +21,7 @@ mod one_instance {
 
     fn open_one() -> Handles {
         let dir = tempfile::tempdir().unwrap();
-        let storage: Arc<dyn ObjectStorage> = Arc::new(LocalStorage::open(dir.path()).unwrap());
+        let storage: Arc<dyn ObjectStorage> = Arc::new(LocalStorage::create(dir.path()).unwrap());
         Handles {
             handles: vec![storage; WRITERS],
             _dir: Some(dir),
@@ -52,8 +52,8 @@ fn file_names(dir: &Path) -> Vec<String> {
 async fn objects_outlive_the_storage_that_wrote_them() {
     let dir = tempfile::tempdir().unwrap();
     let deep = dir.path().join("made/by/open");
-    let version = put(&LocalStorage::open(&deep).unwrap(), "key", "kept").await;
-    let object = LocalStorage::open(&deep)
+    let version = put(&LocalStorage::create(&deep).unwrap(), "key", "kept").await;
+    let object = LocalStorage::create(&deep)
         .unwrap()
         .get("key")
         .await
@@ -65,7 +65,7 @@ async fn objects_outlive_the_storage_that_wrote_them() {
 #[tokio::test]
 async fn an_object_is_a_readable_file_named_after_its_key() {
     let dir = tempfile::tempdir().unwrap();
-    let storage = LocalStorage::open(dir.path()).unwrap();
+    let storage = LocalStorage::create(dir.path()).unwrap();
     put(&storage, "a/b.json", "{\"x\": 1}\n").await;
     storage.now().await.unwrap();
     assert_eq!(file_names(dir.path()), ["a+b.json", CLOCK_NAME, LOCK_NAME]);
@@ -78,7 +78,7 @@ async fn an_object_is_a_readable_file_named_after_its_key() {
 #[tokio::test]
 async fn a_damaged_file_is_an_error_and_is_not_overwritten() {
     let dir = tempfile::tempdir().unwrap();
-    let storage = LocalStorage::open(dir.path()).unwrap();
+    let storage = LocalStorage::create(dir.path()).unwrap();
     let version = put(&storage, "key", "content").await;
     let path = dir.path().join("key");
     let intact = fs::read(&path).unwrap();
@@ -110,30 +110,30 @@ async fn a_damaged_file_is_an_error_and_is_not_overwritten() {
 #[tokio::test]
 async fn temporary_files_of_a_crashed_writer_are_harmless_and_removed_by_the_next_open() {
     let dir = tempfile::tempdir().unwrap();
-    let storage = LocalStorage::open(dir.path()).unwrap();
+    let storage = LocalStorage::create(dir.path()).unwrap();
     put(&storage, "key", "content").await;
     fs::write(dir.path().join("~tmp-0123456789abcdef"), "half a he").unwrap();
     assert_eq!(storage.get("key").await.unwrap().unwrap().bytes, "content");
     put(&storage, "other", "content").await;
 
     let held = storage.lock().unwrap();
-    LocalStorage::open(dir.path()).unwrap();
+    LocalStorage::create(dir.path()).unwrap();
     assert!(
         file_names(dir.path()).contains(&"~tmp-0123456789abcdef".to_owned()),
         "it may be a live writer's"
     );
     drop(held);
-    LocalStorage::open(dir.path()).unwrap();
+    LocalStorage::create(dir.path()).unwrap();
     assert_eq!(file_names(dir.path()), ["key", "other", LOCK_NAME]);
 }
 
 #[tokio::test]
 async fn a_write_gives_up_when_the_lock_is_held_for_too_long_and_reads_go_on() {
     let dir = tempfile::tempdir().unwrap();
-    let mut storage = LocalStorage::open(dir.path()).unwrap();
+    let mut storage = LocalStorage::create(dir.path()).unwrap();
     storage.lock_wait_max = Duration::from_millis(20);
     let version = put(&storage, "key", "content").await;
-    let held = LocalStorage::open(dir.path()).unwrap().lock().unwrap();
+    let held = LocalStorage::create(dir.path()).unwrap().lock().unwrap();
 
     let error = storage
         .put_if_match("key", "new".into(), &version)
@@ -153,7 +153,7 @@ async fn a_write_gives_up_when_the_lock_is_held_for_too_long_and_reads_go_on() {
 async fn a_directory_that_is_gone_is_an_error_and_not_empty() {
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("storage");
-    let storage = LocalStorage::open(&dir).unwrap();
+    let storage = LocalStorage::create(&dir).unwrap();
     let version = put(&storage, "key", "content").await;
     // Gone, then replaced by an empty one, as by the mount point of a file system that is not mounted.
     for leave in [fs::remove_dir_all, fs::create_dir] as [fn(PathBuf) -> io::Result<()>; 2] {
@@ -180,7 +180,7 @@ async fn a_directory_that_is_gone_is_an_error_and_not_empty() {
 #[tokio::test]
 async fn the_time_is_the_file_systems() {
     let dir = tempfile::tempdir().unwrap();
-    let storage = LocalStorage::open(dir.path()).unwrap();
+    let storage = LocalStorage::create(dir.path()).unwrap();
     let modified = |path: &Path| {
         let modified = fs::metadata(path).unwrap().modified().unwrap();
         let since_epoch = modified.duration_since(std::time::UNIX_EPOCH).unwrap();
@@ -199,7 +199,7 @@ fn a_directory_that_cannot_be_used_is_refused_with_its_path() {
     let file = parent.path().join("file");
     fs::write(&file, "").unwrap();
     for dir in [file.clone(), file.join("below")] {
-        let error = LocalStorage::open(&dir).unwrap_err();
+        let error = LocalStorage::create(&dir).unwrap_err();
         assert_eq!(error.kind(), StorageErrorKind::Refused, "{error}");
         assert!(error.to_string().contains(dir.to_str().unwrap()), "{error}");
     }
@@ -214,7 +214,7 @@ async fn a_directory_without_permission_is_refused_with_its_path() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    let storage = LocalStorage::open(dir.path()).unwrap();
+    let storage = LocalStorage::create(dir.path()).unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o500)).unwrap();
     let error = storage.put_if_absent("key", "x".into()).await.unwrap_err();
     assert_eq!(error.kind(), StorageErrorKind::Refused, "{error}");
@@ -246,11 +246,11 @@ fn child_dir() -> Option<PathBuf> {
 async fn no_increment_of_several_processes_is_lost() {
     const PROCESSES: usize = 4;
     if let Some(dir) = child_dir() {
-        let storage = LocalStorage::open(&dir).unwrap();
+        let storage = LocalStorage::create(&dir).unwrap();
         return conformance::increment(&storage, "count", CHILD_INCREMENTS).await;
     }
     let dir = tempfile::tempdir().unwrap();
-    let storage = LocalStorage::open(dir.path()).unwrap();
+    let storage = LocalStorage::create(dir.path()).unwrap();
     put(&storage, "count", "0").await;
     let test = "no_increment_of_several_processes_is_lost";
     let children: Vec<_> = (0..PROCESSES)
@@ -266,11 +266,11 @@ async fn no_increment_of_several_processes_is_lost() {
 #[tokio::test]
 async fn a_process_killed_while_it_writes_leaves_a_whole_object_and_no_lock() {
     if let Some(dir) = child_dir() {
-        let storage = LocalStorage::open(&dir).unwrap();
+        let storage = LocalStorage::create(&dir).unwrap();
         conformance::increment(&storage, "count", usize::MAX).await;
     }
     let dir = tempfile::tempdir().unwrap();
-    let storage = LocalStorage::open(dir.path()).unwrap();
+    let storage = LocalStorage::create(dir.path()).unwrap();
     put(&storage, "count", "0").await;
     let count = async || -> u64 {
         let bytes = storage.get("count").await.unwrap().unwrap().bytes;

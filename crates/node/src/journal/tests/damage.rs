@@ -142,6 +142,6 @@ async fn records_in_another_order_than_their_lsns_are_damage() {
     bytes.extend(&image.bytes[second.end..]);
     fs::write(&image.path, bytes).unwrap();
     let error = rig.replay().unwrap_err().to_string();
-    let reason = "at byte 88: the record has LSN 2, where LSN 1 belongs";
+    let reason = "at byte 96: the record has LSN 2, where LSN 1 belongs";
     assert!(error.contains(reason), "{error}");
 }

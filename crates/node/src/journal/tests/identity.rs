@@ -61,6 +61,11 @@ async fn last_segments_that_are_missing_are_noticed_where_a_snapshot_reaches_fur
     let rig = Rig::new(4096);
     segments(&rig, 3).await;
     fs::remove_file(&rig.segments()[2].path).unwrap();
+    // As if a crash had left what it had prepared, which else tells of the missing one.
+    let second = fs::File::options()
+        .write(true)
+        .open(&rig.segments()[1].path);
+    second.unwrap().set_len(4096).unwrap();
     rig.replay_after(4).unwrap();
     let (path, reason) = incomplete(rig.replay_after(5));
     assert_eq!(path, rig.path());

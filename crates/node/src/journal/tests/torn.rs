@@ -45,16 +45,54 @@ fn reset(rig: &Rig, images: &[Image]) {
 }
 
 #[tokio::test]
-async fn a_last_segment_that_ends_anywhere_gives_the_records_before_and_the_journal_goes_on() {
+async fn a_last_segment_that_is_cut_anywhere_is_an_error_that_names_it() {
+    let (rig, _) = killed_journal().await;
+    let images = rig.images();
+    let last = &images[1];
+    for cut in 0..last.bytes.len() {
+        fs::write(&last.path, &last.bytes[..cut]).unwrap();
+        for found in [rig.replay().map(|_| ()), inspect(&rig.path(), |_| {})] {
+            let error = found.unwrap_err().to_string();
+            let words = if cut < SEGMENT_HEADER_BYTES {
+                "header is damaged"
+            } else {
+                "its file ends there, and was made with 4096 bytes"
+            };
+            assert!(error.contains(words), "cut at {cut}: {error}");
+            assert!(error.contains(&*last.path.to_string_lossy()), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_last_segment_that_is_missing_is_an_error() {
+    let (rig, model) = killed_journal().await;
+    let images = rig.images();
+    fs::remove_file(&images[1].path).unwrap();
+    let error = rig.replay().unwrap_err().to_string();
+    let words = "its end is missing, or the segment that followed it";
+    assert!(error.contains(words), "{error}");
+    assert!(
+        error.contains(&*images[0].path.to_string_lossy()),
+        "{error}"
+    );
+    images[1].restore();
+    assert_eq!(rig.replay().unwrap(), model);
+}
+
+#[tokio::test]
+async fn the_journal_goes_on_behind_a_last_record_that_ends_in_zeros() {
     let (rig, model) = killed_journal().await;
     let images = rig.images();
     let last = &images[1];
-    for cut in last.places[1].start..=last.end() {
+    for cut in (last.places[1].start..=last.end()).step_by(5) {
         reset(&rig, &images);
-        fs::write(&last.path, &last.bytes[..cut]).unwrap();
-        let whole = last.places.iter().filter(|place| place.end <= cut).count();
-        let expected = &model[..3 + whole];
-        goes_on_behind(&rig, expected, &format!("cut at {cut}")).await;
+        let mut bytes = last.bytes.clone();
+        bytes[cut..].fill(0);
+        let is_same = |place: &&Place| bytes[..place.end] == last.bytes[..place.end];
+        let whole = last.places.iter().filter(is_same).count();
+        fs::write(&last.path, &bytes).unwrap();
+        goes_on_behind(&rig, &model[..3 + whole], &format!("zeros from {cut} on")).await;
     }
 }
 
@@ -76,20 +114,25 @@ async fn a_last_record_that_ends_in_zeros_anywhere_gives_the_records_before() {
 }
 
 #[tokio::test]
-async fn a_torn_end_is_cut_off_and_so_is_the_room_behind_a_clean_one() {
+async fn a_torn_end_is_overwritten_with_zeros() {
     let (rig, model) = killed_journal().await;
     let images = rig.images();
     let last = &images[1];
     assert!(last.bytes.len() > last.end());
     rig.replay().unwrap();
-    assert!(fs::read(&last.path).unwrap() == last.bytes[..last.end()]);
+    assert_eq!(fs::read(&last.path).unwrap(), last.bytes);
+    let ends_at = |end: usize| {
+        let bytes = fs::read(&last.path).unwrap();
+        assert_eq!(bytes.len(), last.bytes.len());
+        assert_eq!(bytes[..end], last.bytes[..end]);
+        assert!(bytes[end..].iter().all(|byte| *byte == 0));
+    };
 
     let mut torn = last.bytes.clone();
     torn[last.places[3].start + 20] ^= 1;
     fs::write(&last.path, &torn).unwrap();
     assert_eq!(rig.replay().unwrap(), model[..6]);
-    let end = last.places[3].start;
-    assert_eq!(fs::read(&last.path).unwrap(), last.bytes[..end]);
+    ends_at(last.places[3].start);
     // Even if nothing is written this time, the second time is as the first.
     assert_eq!(rig.replay().unwrap(), model[..6]);
 
@@ -98,8 +141,7 @@ async fn a_torn_end_is_cut_off_and_so_is_the_room_behind_a_clean_one() {
         stray[at] = 1;
         fs::write(&last.path, &stray).unwrap();
         assert_eq!(rig.replay().unwrap(), model, "something at {at}");
-        let cut = fs::read(&last.path).unwrap();
-        assert_eq!(cut, last.bytes[..last.end()], "something at {at}");
+        ends_at(last.end());
     }
 }
 

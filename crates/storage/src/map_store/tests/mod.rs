@@ -76,7 +76,7 @@ async fn of_concurrent_inits_one_creates_and_the_others_find_the_same_map() {
     let dir = tempfile::tempdir().unwrap();
     let mut inits = JoinSet::new();
     for _ in 0..6 {
-        let store = MapStore::new(Arc::new(LocalStorage::open(dir.path()).unwrap()));
+        let store = MapStore::new(Arc::new(LocalStorage::create(dir.path()).unwrap()));
         inits.spawn(async move { store.init(&three_nodes()).await.unwrap() });
     }
     let inits = inits.join_all().await;
@@ -223,7 +223,7 @@ async fn concurrent_updates_are_all_applied() {
     const WRITERS: u32 = 8;
     const TIMES: u32 = 3;
     let dir = tempfile::tempdir().unwrap();
-    let open = || MapStore::new(Arc::new(LocalStorage::open(dir.path()).unwrap()));
+    let open = || MapStore::new(Arc::new(LocalStorage::create(dir.path()).unwrap()));
     open().init(&three_nodes()).await.unwrap();
     let mut writers = JoinSet::new();
     for store in (0..WRITERS).map(|_| open()) {
