@@ -103,8 +103,12 @@ impl From<WriteError> for Failure {
             WriteError::MaybeApplied(what) => Self::new(
                 Code::Uncertain,
                 format!(
-                    "may have been applied in part: {} of {} keys are stored or were there, the others are uncertain; {}",
-                    what.keys_answered, what.keys, what.cause
+                    "may have been applied in part: of {} keys, {} are stored or were there, {} may be, and {} are not; {}",
+                    what.keys,
+                    what.keys_answered,
+                    what.keys_uncertain,
+                    what.keys - what.keys_answered - what.keys_uncertain,
+                    what.cause
                 ),
             ),
         }

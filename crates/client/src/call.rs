@@ -130,6 +130,7 @@ impl Failure {
         WriteError::MaybeApplied(MaybeApplied {
             keys: self.keys,
             keys_answered: self.answered,
+            keys_uncertain: self.uncertain,
             operation,
             cause: GetError::from(self.reason).to_string().into(),
         })

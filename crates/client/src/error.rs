@@ -153,15 +153,18 @@ impl From<NotApplied> for GetError {
 /// ```
 #[derive(Debug, Clone, thiserror::Error)]
 #[error(
-    "may have been applied in part: {keys_answered} of {keys} keys are stored or were there, the others are uncertain; {cause}{}",
+    "may have been applied in part: of {keys} keys, {keys_answered} are stored or were there, {keys_uncertain} may be, and {} are not; {cause}{}",
+    .keys - .keys_answered - .keys_uncertain,
     .operation.map_or_else(String::new, |id| format!("; repeat the claim as operation {id}"))
 )]
 #[non_exhaustive]
 pub struct MaybeApplied {
     /// How many keys the call had.
     pub keys: usize,
-    /// How many of them nodes have answered for. Nobody knows of the others.
+    /// How many of them nodes have answered for.
     pub keys_answered: usize,
+    /// Of how many others nobody knows. Those that are neither were not applied.
+    pub keys_uncertain: usize,
     /// Of a claim, the operation to repeat with [`Operation::with_id`](crate::Operation::with_id) and
     /// [`again`](crate::Operation::again). `None` for a put, and for a coalesced claim, whose operation belonged to many callers.
     pub operation: Option<OperationId>,

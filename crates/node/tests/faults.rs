@@ -315,3 +315,29 @@ async fn full_storage_is_named_in_the_status_and_costs_nothing_else() {
         500
     );
 }
+
+#[tokio::test]
+async fn nothing_is_uploaded_to_a_storage_that_is_not_the_clusters() {
+    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
+    cluster.put(&mut client, &map, 0..100).await;
+    let key = "cluster-map.json";
+    let kept = cluster.storage.inner_get(key).await;
+    cluster.world.storage.delete(key).await.unwrap();
+    let before = cluster.world.storage.list("", None).await.unwrap();
+    let error = cluster.try_snapshot(&mut client, true).await.unwrap_err();
+    let words = "it is not this cluster's storage";
+    assert!(error.message().contains(words), "{error}");
+    let after = cluster.world.storage.list("", None).await.unwrap();
+    assert_eq!(after.objects.len(), before.objects.len());
+    // Gets go on, and so do uploads when the map is back.
+    cluster.storage.inner_put(key, kept).await;
+    eventually(async || {
+        cluster
+            .try_snapshot(&mut client.clone(), true)
+            .await
+            .is_ok()
+    })
+    .await;
+    assert_eq!(cluster.present(&mut client, &map, 0..200).await, 100);
+    node.stop().await;
+}

@@ -246,8 +246,36 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("file://{}/a%20b", dir.path().display());
         let url: StorageUrl = url.parse().unwrap();
-        url.open(&S3Options::default()).unwrap();
+        url.create(&S3Options::default()).unwrap();
         assert!(dir.path().join("a%20b").is_dir());
+    }
+
+    #[tokio::test]
+    async fn only_who_creates_a_cluster_makes_its_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("storage");
+        let url: StorageUrl = format!("file://{}", path.display()).parse().unwrap();
+        let options = S3Options::default();
+        let reader = url.open(&options).unwrap();
+        assert!(!path.exists());
+        // An empty directory may be a mount point that nothing is mounted at.
+        std::fs::create_dir(&path).unwrap();
+        for opened in [reader.clone(), url.open(&options).unwrap()] {
+            let errors = [
+                opened.get("key").await.map(|_| ()).unwrap_err(),
+                opened
+                    .put_if_absent("key", "value".into())
+                    .await
+                    .map(|_| ())
+                    .unwrap_err(),
+            ];
+            for error in errors {
+                assert!(error.to_string().contains("was never made"), "{error}");
+            }
+        }
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+        url.create(&options).unwrap();
+        assert!(reader.get("key").await.unwrap().is_none());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use keydb_core::Durability;
 /// What a durability mode means to somebody who reads it for the first time.
 fn durability_meaning(durability: Durability) -> &'static str {
     match durability {
-        Durability::Journal => "nothing that was acknowledged is ever lost",
+        Durability::Journal => "nothing that was acknowledged is lost, unless a disk is given up",
         Durability::Snapshot => "a crash loses at most what came since the last snapshot",
         Durability::Memory => "nothing is kept: a node that stops forgets its keys",
         _ => "unknown to this build",

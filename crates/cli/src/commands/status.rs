@@ -229,7 +229,7 @@ fn some_of(ranges: &[RangeId]) -> String {
 fn disk_text(disk: &DiskStatus, now: UnixMillis) -> String {
     let ago = |time: Option<UnixMillis>, what: &str| match time {
         Some(time) => format!("{what} complete to {} ago", age_text(now, time)),
-        None => format!("{what} has nothing yet"),
+        None => format!("nothing in {what} yet"),
     };
     format!(
         "{}, {}; journal {}, snapshots {}{}",
@@ -268,7 +268,7 @@ fn loss_text(node: &NodeEntry, durability: Durability) -> Option<String> {
         .map_or_else(String::new, |at| format!(", last at {}", time_text(at.0)));
     let what = match durability {
         Durability::Memory => "lost its keys",
-        _ => "lost what it had acknowledged and no snapshot had,",
+        _ => "was given up, with what it had acknowledged and no snapshot had,",
     };
     Some(format!("{what} {times}{last}"))
 }

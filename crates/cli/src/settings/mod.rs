@@ -525,11 +525,25 @@ fn snapshot_interval(text: &str) -> Result<Duration, String> {
 }
 
 fn log_filter(text: &str) -> Result<String, String> {
-    tracing_subscriber::EnvFilter::try_new(text)
-        .map(|_| text.to_owned())
-        .map_err(|error| {
-            format!("is not a log filter ({error}); give a level such as debug, or keydb_node=debug,info")
-        })
+    // A word alone would be the name of a part of the program, of which everything is logged, and of others nothing.
+    let is_level = |part: &str| {
+        part.parse::<tracing_subscriber::filter::LevelFilter>()
+            .is_ok()
+    };
+    let no_level = text
+        .split(',')
+        .map(str::trim)
+        .find(|part| !part.contains(['=', '[']) && !is_level(part));
+    let error = match no_level {
+        Some(part) => format!("{part:?} is no level"),
+        None => match tracing_subscriber::EnvFilter::try_new(text) {
+            Ok(_) => return Ok(text.to_owned()),
+            Err(error) => error.to_string(),
+        },
+    };
+    Err(format!(
+        "is not a log filter ({error}); give a level such as debug, or keydb_node=debug,info"
+    ))
 }
 
 /// A duration as settings write it, for messages.

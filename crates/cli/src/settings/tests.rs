@@ -77,6 +77,7 @@ fn a_wrong_value_names_the_variable_the_value_and_what_would_be_right() {
         ("KEYDB_REQUEST_KEYS_MAX", "0", "1 to 262144"),
         ("KEYDB_REQUESTS_IN_FLIGHT_MAX", "-1", "1 to 65536"),
         ("KEYDB_LOG", "keydb=loud", "debug"),
+        ("KEYDB_LOG", "chatty", "\"chatty\" is no level"),
     ] {
         let error = read(&[(name, value)]).unwrap_err();
         assert!(error.starts_with(&format!("{name}={value}: ")), "{error}");

@@ -317,7 +317,7 @@ impl<'a> Maker<'a> {
         let with_keys: Vec<&OwnedRange> = unready
             .iter()
             .map(|range| &***range)
-            .filter(|range| range.read().len() > 0)
+            .filter(|range| !range.read().is_empty())
             .collect();
         if !self.backlog.all_merged() {
             return Err(

@@ -1,8 +1,9 @@
 //! `keydb snapshot create`: every node, now.
 
-use std::{fmt::Write, process::ExitCode};
+use std::{collections::HashMap, fmt::Write, process::ExitCode};
 
-use keydb_client::{AdminClient, AdminError, NodeEntry, SnapshotsCreated};
+use keydb_client::{AdminClient, AdminError, NodeEntry, RangeState, SnapshotsCreated};
+use keydb_core::{NodeId, RangeId};
 use serde_json::{Value, json};
 
 use super::args::CreateArgs;
@@ -12,7 +13,13 @@ use crate::{
     output::{Stdout, bytes_text},
 };
 
-type Made = Vec<(NodeEntry, Result<SnapshotsCreated, AdminError>)>;
+type Made = Vec<(NodeEntry, Result<Created, AdminError>)>;
+
+struct Created {
+    snapshots: SnapshotsCreated,
+    /// Ranges of the node that are closed: no snapshot has more of them than before.
+    closed: Vec<RangeId>,
+}
 
 pub(super) fn run(args: &CreateArgs) -> Result<ExitCode, Failure> {
     let config = connect::config(&args.connect())?;
@@ -20,8 +27,14 @@ pub(super) fn run(args: &CreateArgs) -> Result<ExitCode, Failure> {
         let client = connect::connect(config).await?;
         let admin = AdminClient::from(client);
         let made = admin.create_snapshots(args.full).await;
+        let mut closed = closed_ranges(&admin).await;
         admin.close().await;
-        Ok::<Made, Failure>(made)
+        let with_closed = |(node, made): (NodeEntry, Result<SnapshotsCreated, AdminError>)| {
+            let closed = closed.remove(&node.id).unwrap_or_default();
+            let created = made.map(|snapshots| Created { snapshots, closed });
+            (node, created)
+        };
+        Ok::<Made, Failure>(made.into_iter().map(with_closed).collect())
     })?;
     let mut out = Stdout::open()?;
     if args.json {
@@ -36,17 +49,29 @@ pub(super) fn run(args: &CreateArgs) -> Result<ExitCode, Failure> {
     }
 }
 
+async fn closed_ranges(admin: &AdminClient) -> HashMap<NodeId, Vec<RangeId>> {
+    let infos = admin.node_info().await.into_iter();
+    infos
+        .filter_map(|(node, info)| {
+            let ranges = info.ok()?.ranges.into_iter();
+            let closed = ranges.filter(|range| matches!(range.state, RangeState::Closed { .. }));
+            Some((node.id, closed.map(|range| range.id).collect()))
+        })
+        .collect()
+}
+
 fn as_text(made: &Made) -> String {
     let mut text = String::new();
     for (node, made) in made {
         let _ = match made {
-            Ok(made) => writeln!(
+            Ok(Created { snapshots, closed }) => writeln!(
                 text,
-                "node {}  object storage is complete to {}  ({} objects, {} written)",
+                "node {}  object storage is complete to {}  ({} objects, {} written){}",
                 node.id,
-                made.complete_to,
-                made.objects,
-                bytes_text(made.object_bytes)
+                snapshots.complete_to,
+                snapshots.objects,
+                bytes_text(snapshots.object_bytes),
+                closed_text(closed)
             ),
             Err(error) => writeln!(text, "node {}  no snapshot: {error}", node.id),
         };
@@ -54,15 +79,27 @@ fn as_text(made: &Made) -> String {
     text
 }
 
-fn node_json((node, made): &(NodeEntry, Result<SnapshotsCreated, AdminError>)) -> Value {
+fn closed_text(closed: &[RangeId]) -> String {
+    if closed.is_empty() {
+        return String::new();
+    }
+    let ids: Vec<String> = closed.iter().map(RangeId::to_string).collect();
+    format!(
+        ", but of hash ranges that are closed: {}; `keydb status` says why",
+        ids.join(", ")
+    )
+}
+
+fn node_json((node, made): &(NodeEntry, Result<Created, AdminError>)) -> Value {
     match made {
-        Ok(made) => json!({
+        Ok(Created { snapshots, closed }) => json!({
             "node": node.id,
-            "complete_to_unix_ms": made.complete_to,
-            "complete_to": made.complete_to.to_string(),
-            "lsn": made.lsn,
-            "objects": made.objects,
-            "object_bytes": made.object_bytes,
+            "complete_to_unix_ms": snapshots.complete_to,
+            "complete_to": snapshots.complete_to.to_string(),
+            "lsn": snapshots.lsn,
+            "objects": snapshots.objects,
+            "object_bytes": snapshots.object_bytes,
+            "closed_ranges": closed,
         }),
         Err(error) => json!({"node": node.id, "error": error.to_string()}),
     }
