@@ -265,6 +265,8 @@ async fn what_a_reply_answers_beside_a_closed_range_is_accounted_for_before_the_
         (1..1000 - closed).contains(&maybe.keys_answered),
         "{closed} keys were refused: {error}"
     );
+    // What is refused is not stored, for certain.
+    assert_eq!(maybe.keys_uncertain, 0, "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
