@@ -145,6 +145,7 @@ pub(super) fn prepare(
         .open(&path)
         .and_then(|mut file| {
             failpoint::hit("journal.prepare", &path)?;
+            check_room(&file, bytes)?;
             let mut left = bytes;
             while left > 0 {
                 let started = Instant::now();
@@ -165,6 +166,17 @@ pub(super) fn prepare(
             Err(error)
         }
     }
+}
+
+/// Where there is too little room anyway, nothing is tried: to fill the disk, again and again, would take what others need there.
+fn check_room(file: &File, bytes: u64) -> io::Result<()> {
+    let system = rustix::fs::fstatvfs(file)?;
+    // Not every file system tells.
+    let is_known = system.f_blocks > 0;
+    if is_known && system.f_bavail.saturating_mul(system.f_frsize) < bytes {
+        return Err(rustix::io::Errno::NOSPC.into());
+    }
+    Ok(())
 }
 
 /// How long a file is without the zeros at its end. A record ends with a checksum, at a multiple of eight bytes.

@@ -1,6 +1,6 @@
 //! What a new disk takes from object storage.
 
-use std::time::Duration;
+use std::{io::ErrorKind, time::Duration};
 
 use futures_util::StreamExt;
 use keydb_core::{ClusterId, ClusterMap, Lsn, Manifest, ManifestFile, NodeId};
@@ -139,7 +139,7 @@ impl Recovery {
         }
     }
 
-    /// Fetches a snapshot file from object storage. While that does not answer it is asked again.
+    /// Fetches a snapshot file from object storage. While that does not answer, or the disk is full, it is tried again.
     pub(super) async fn fetch(&self, file: &ManifestFile) -> Result<(), FetchError> {
         let key = object_key(self.node.config.id, &file.name);
         loop {
@@ -147,10 +147,13 @@ impl Recovery {
                 Err(FetchError::Storage(error))
                     if error.kind() == StorageErrorKind::Unavailable =>
                 {
-                    self.node.warn_of(
-                        "recovery",
-                        Some(format!("waiting for object storage: {error}")),
-                    );
+                    let text = format!("waiting for object storage: {error}");
+                    self.node.warn_of("recovery", Some(text));
+                    sleep(STORAGE_PAUSE).await;
+                }
+                Err(FetchError::NoRoom(error)) => {
+                    let text = format!("waiting for room on the disk: {error}");
+                    self.node.warn_of("recovery", Some(text));
                     sleep(STORAGE_PAUSE).await;
                 }
                 Err(error) => return Err(error),
@@ -167,7 +170,15 @@ impl Recovery {
         let path = snapshot::file_path(&self.data_dir, &file.name);
         let dir = path.parent().unwrap_or(&path).to_owned();
         let temporary = path.with_extension("tmp");
-        let io = |error: std::io::Error| FetchError::Io(format!("{}: {error}", path.display()));
+        let io = |error: std::io::Error| {
+            let text = format!("{}: {error}", path.display());
+            // What it takes may be just what is missing elsewhere.
+            let _ = std::fs::remove_file(&temporary);
+            match error.kind() {
+                ErrorKind::StorageFull => FetchError::NoRoom(text),
+                _ => FetchError::Io(text),
+            }
+        };
         tokio::fs::create_dir_all(&dir).await.map_err(io)?;
         let mut object = self
             .storage
@@ -218,6 +229,8 @@ pub(super) enum FetchError {
     Storage(#[from] StorageError),
     #[error(transparent)]
     DataDir(#[from] DataDirError),
+    #[error("{0}")]
+    NoRoom(String),
     #[error("{0}")]
     Io(String),
 }

@@ -232,3 +232,16 @@ async fn what_a_cut_leaves_of_a_segment_is_not_promised_again() {
     journal.close().unwrap();
     assert!(rig.replay_after(5).unwrap().1 == model);
 }
+
+#[tokio::test]
+async fn a_disk_that_has_no_room_for_a_segment_is_not_filled_to_find_out() {
+    let rig = Rig::new(1 << 50);
+    let journal = rig.open();
+    for _ in 0..2 {
+        let full = soon(journal.admit(100)).await.unwrap_err().to_string();
+        assert!(full.contains("No space left on device"), "{full}");
+    }
+    let left = || fs::read_dir(rig.path()).unwrap().count();
+    eventually(async || left() == 0).await;
+    journal.close().unwrap();
+}
