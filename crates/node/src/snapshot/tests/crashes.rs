@@ -5,8 +5,9 @@ use crate::failpoint::{self, Action};
 
 const EIO: i32 = 5;
 
-/// Writes and rounds of every kind. What was acknowledged goes to `acknowledged`.
-async fn life(rig: &Rig, acknowledged: &mut Keys) -> Result<(), String> {
+/// Writes and rounds of every kind. What must be there ever after goes to `safe`: with a journal what was acknowledged, without
+/// one what a snapshot has that was asked for.
+async fn life(rig: &Rig, durability: Durability, safe: &mut Keys) -> Result<(), String> {
     let run = rig.try_start().await?;
     let mut lived = Ok(());
     for step in 0..5 {
@@ -15,11 +16,14 @@ async fn life(rig: &Rig, acknowledged: &mut Keys) -> Result<(), String> {
             lived = Err(error);
             break;
         }
-        acknowledged.extend(keys);
+        if durability == Durability::Journal {
+            safe.extend(keys.clone());
+        }
         if let Err(error) = run.snapshots.request(step % 2 == 1, far()).await {
             lived = Err(error);
             break;
         }
+        safe.extend(keys);
     }
     if lived.is_ok() {
         let closed = run.snapshots.close(Instant::now()).await;
@@ -32,21 +36,33 @@ async fn life(rig: &Rig, acknowledged: &mut Keys) -> Result<(), String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wherever_the_disk_stops_everything_acknowledged_is_found_at_the_next_start() {
+    let steps = stop_everywhere(Durability::Journal).await;
+    assert!(steps > 60, "{steps}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_journal_wherever_the_disk_stops_what_snapshots_have_is_found_at_the_next_start()
+{
+    let steps = stop_everywhere(Durability::Snapshot).await;
+    assert!(steps > 40, "{steps}");
+}
+
+/// Has the disk stop after each of the steps of a life, and starts again. Returns how many steps there are.
+async fn stop_everywhere(durability: Durability) -> u64 {
     let steps = {
-        let rig = Rig::with(Durability::Journal, 2).await;
+        let rig = Rig::with(durability, 2).await;
         let counted = failpoint::arm("*", rig.dir.path(), Action::Count, 0);
-        life(&rig, &mut Keys::new()).await.unwrap();
+        life(&rig, durability, &mut Keys::new()).await.unwrap();
         failpoint::count(&counted)
     };
-    assert!(steps > 60, "{steps}");
     let (mut whole, mut cut) = (0, 0);
     for passes in 0..steps {
-        let rig = Rig::with(Durability::Journal, 2).await;
-        let mut acknowledged = Keys::new();
+        let rig = Rig::with(durability, 2).await;
+        let mut safe = Keys::new();
         {
             // From here on nothing reaches the disk any more.
             let _stopped = failpoint::arm("*", rig.dir.path(), Action::Fail(EIO), passes);
-            match life(&rig, &mut acknowledged).await {
+            match life(&rig, durability, &mut safe).await {
                 Ok(()) => whole += 1,
                 Err(_) => cut += 1,
             }
@@ -56,7 +72,7 @@ async fn wherever_the_disk_stops_everything_acknowledged_is_found_at_the_next_st
             Err(reason) => panic!("cut after {passes} of {steps} steps: {reason}"),
         };
         let found = run.keys();
-        for (key, expiry) in &acknowledged {
+        for (key, expiry) in &safe {
             assert_eq!(
                 found.get(key),
                 Some(expiry),
@@ -69,14 +85,14 @@ async fn wherever_the_disk_stops_everything_acknowledged_is_found_at_the_next_st
         run.snapshot().await;
         let there = rig.remote_keys().await;
         assert!(
-            acknowledged
-                .iter()
+            safe.iter()
                 .chain(&more)
                 .all(|(key, _)| there.contains_key(key))
         );
         run.stop().await;
     }
     assert!(cut > whole, "{cut} cut, {whole} whole");
+    steps
 }
 
 #[tokio::test(flavor = "multi_thread")]
