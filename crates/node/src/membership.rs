@@ -15,7 +15,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use keydb_core::{ClusterMap, Durability, Incarnation, MapError, NodeEntry};
+use keydb_core::{ClusterMap, Durability, Incarnation, Manifest, MapError, NodeEntry};
 use keydb_proto::shard::{
     NodeStatusReply, NodeStatusRequest, shard_service_client::ShardServiceClient,
 };
@@ -405,10 +405,9 @@ impl Membership {
     /// When it has.
     async fn is_newest(&mut self, map: &ClusterMap, data_dir: &DataDir) -> Result<bool, NodeError> {
         let id = self.node.config.id;
-        let has_keys = tokio::fs::try_exists(snapshot::manifest_path(data_dir)).await;
-        if matches!(has_keys, Ok(false)) {
+        let Some(own) = snapshot::local_manifest(data_dir)? else {
             return Ok(true);
-        }
+        };
         let look = read_manifest(&**self.store.storage(), map.cluster_id, id);
         let remote = match timeout(LOAD_TIMEOUT, look).await {
             Ok(Ok(remote)) => remote.map_err(NodeError::Storage)?,
@@ -425,7 +424,9 @@ impl Membership {
             }
         };
         let disk_id = data_dir.disk_id();
-        match remote.filter(|remote| remote.disk_id != disk_id) {
+        // It may have taken over that very one, and have made none since.
+        let is_later = |it: &Manifest| it.disk_id != disk_id && it.write_nonce != own.write_nonce;
+        match remote.filter(is_later) {
             None => Ok(true),
             Some(later) => Err(NodeError::EarlierDisk {
                 node: id,

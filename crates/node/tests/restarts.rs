@@ -77,13 +77,15 @@ async fn an_earlier_disk_that_turns_up_again_is_refused_and_object_storage_keeps
         node.kill().await;
         let barren = cluster.data_dir().with_file_name("barren");
         fs::rename(cluster.data_dir(), &barren).unwrap();
-        fs::rename(&earlier, cluster.data_dir()).unwrap();
-        give_up().await;
-        let node = cluster.start().await;
-        let mut client = node.loaded().await;
-        assert_eq!(cluster.present(&mut client, &map, 0..100).await, 100);
-        node.kill().await;
-        fs::rename(cluster.data_dir(), &earlier).unwrap();
+        for disk in [&earlier, &barren, &earlier] {
+            fs::rename(disk, cluster.data_dir()).unwrap();
+            give_up().await;
+            let node = cluster.start().await;
+            let mut client = node.loaded().await;
+            assert_eq!(cluster.present(&mut client, &map, 0..100).await, 100);
+            node.kill().await;
+            fs::rename(cluster.data_dir(), disk).unwrap();
+        }
         give_up().await;
 
         let node = cluster.start().await;

@@ -33,23 +33,33 @@ pub(super) const EXTENSION: &str = "keydb";
 
 /// The local manifest, if there is one, after everything that it does not name is removed.
 pub(crate) fn open(data_dir: &DataDir) -> Result<Option<Manifest>, DataDirError> {
+    let manifest = local_manifest(data_dir)?;
+    if let Some(manifest) = &manifest {
+        remove_unnamed_files(data_dir, manifest);
+    }
+    Ok(manifest)
+}
+
+/// The local manifest, if there is one.
+pub(crate) fn local_manifest(data_dir: &DataDir) -> Result<Option<Manifest>, DataDirError> {
     let path = manifest_path(data_dir);
-    let Some(json) = data_dir::read(&path)? else {
-        // A manifest is there before the first file is.
-        if files(data_dir).any(|path| path.extension().is_some_and(|text| text == EXTENSION)) {
-            return Err(DataDirError::Damaged {
-                path,
-                reason: format!("it is missing, though there are files in {FILES}/ beside it"),
-            });
-        }
-        return Ok(None);
+    let damaged = |reason: String| DataDirError::Damaged {
+        path: path.clone(),
+        reason,
     };
-    let manifest = Manifest::from_json(&json).map_err(|error| DataDirError::Damaged {
-        path,
-        reason: error.to_string(),
-    })?;
-    remove_unnamed_files(data_dir, &manifest);
-    Ok(Some(manifest))
+    if let Some(json) = data_dir::read(&path)? {
+        let manifest = Manifest::from_json(&json);
+        return manifest
+            .map(Some)
+            .map_err(|error| damaged(error.to_string()));
+    }
+    // A manifest is there before the first file is.
+    if files(data_dir).any(|path| path.extension().is_some_and(|text| text == EXTENSION)) {
+        return Err(damaged(format!(
+            "it is missing, though there are files in {FILES}/ beside it"
+        )));
+    }
+    Ok(None)
 }
 
 /// Where there is no journal, what came behind the manifest's LSN is lost, though full files may have been begun behind it. New

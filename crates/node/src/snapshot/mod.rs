@@ -50,7 +50,9 @@ use tracing::warn;
 
 pub(crate) use backlog::Backlog;
 pub use garbage::{Collected, GarbageError, collect_garbage};
-pub(crate) use local::{file_path, manifest_path, open, save, skip_lost, take_clean_flag};
+pub(crate) use local::{
+    file_path, local_manifest, manifest_path, open, save, skip_lost, take_clean_flag,
+};
 pub use names::{manifest_key, object_key};
 
 use crate::{NodeError, data_dir::DataDir, journal::Journal, node::Node};
