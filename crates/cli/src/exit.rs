@@ -100,17 +100,10 @@ impl From<WriteError> for Failure {
                 Self::new(code, reason.to_string())
             }
             // Without the operation's id: no command takes one.
-            WriteError::MaybeApplied(what) => Self::new(
-                Code::Uncertain,
-                format!(
-                    "may have been applied in part: of {} keys, {} are stored or were there, {} may be, and {} are not; {}",
-                    what.keys,
-                    what.keys_answered,
-                    what.keys_uncertain,
-                    what.keys - what.keys_answered - what.keys_uncertain,
-                    what.cause
-                ),
-            ),
+            WriteError::MaybeApplied(mut what) => {
+                what.operation = None;
+                Self::new(Code::Uncertain, what.to_string())
+            }
         }
     }
 }

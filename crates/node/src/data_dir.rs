@@ -193,7 +193,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), DataDirError> {
 }
 
 /// [`replace`] for large files: each [`PIECE_BYTES`] are synced by themselves, so that the journal's syncs never wait for much more,
-/// and `rest` is called behind them.
+/// and `rest` is called between them.
 pub(crate) fn replace_in_pieces(
     path: &Path,
     bytes: &[u8],
@@ -203,10 +203,12 @@ pub(crate) fn replace_in_pieces(
     let written = failpoint::hit("data_dir.write", &temporary)
         .and_then(|()| File::create(&temporary))
         .and_then(|mut file| {
-            for piece in bytes.chunks(PIECE_BYTES) {
+            for (index, piece) in bytes.chunks(PIECE_BYTES).enumerate() {
+                if index > 0 {
+                    file.sync_data()?;
+                    rest();
+                }
                 file.write_all(piece)?;
-                file.sync_data()?;
-                rest();
             }
             file.sync_all()
         });

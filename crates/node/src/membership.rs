@@ -32,8 +32,8 @@ use crate::{
     clock_check::ClockWatch,
     data_dir::{self, DataDir},
     node::{Node, Standing},
-    recovery::{Recovered, Recovery, read_manifest},
-    snapshot,
+    recovery::{Recovered, Recovery},
+    snapshot::{self, RemoteError},
     table::{MapInForce, Readiness, Table},
 };
 
@@ -408,9 +408,10 @@ impl Membership {
         let Some(own) = snapshot::local_manifest(data_dir)? else {
             return Ok(true);
         };
-        let look = read_manifest(&**self.store.storage(), map.cluster_id, id);
+        let look = snapshot::remote_manifest(&**self.store.storage(), map.cluster_id, id);
         let remote = match timeout(LOAD_TIMEOUT, look).await {
-            Ok(Ok(remote)) => remote.map_err(NodeError::Storage)?,
+            Ok(Ok(remote)) => remote.map(|(manifest, _)| manifest),
+            Ok(Err(RemoteError::Unusable(reason))) => return Err(NodeError::Storage(reason)),
             Ok(Err(error)) => {
                 self.storage_fails(&error.to_string());
                 return Ok(false);

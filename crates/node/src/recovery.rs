@@ -31,8 +31,6 @@ use tokio::{
 };
 use tracing::{error, info};
 
-pub(crate) use fetch::read_manifest;
-
 use crate::{
     DataDirError, NodeError,
     data_dir::{self, DataDir},

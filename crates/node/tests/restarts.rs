@@ -36,15 +36,20 @@ async fn restarted(cluster: &Cluster, node: RunningNode) -> (RunningNode, Client
     (node, client)
 }
 
-/// Has a range's file vanish from the disk and from object storage; returns a way to bring the object back.
-async fn lose_file(cluster: &Cluster, index: usize) -> (u32, String, bytes::Bytes) {
+/// Has a range's file vanish from the disk; returns which range, and the key of its object.
+async fn lose_local_file(cluster: &Cluster, index: usize) -> (u32, String) {
     let range = cluster.manifest().await.ranges[index].clone();
     let name = range.base.unwrap();
     fs::remove_file(cluster.data_dir().join("snapshots").join(&name)).unwrap();
-    let key = object_key(NodeId(0), &name);
+    (range.id.0, object_key(NodeId(0), &name))
+}
+
+/// Has a range's file vanish from the disk and from object storage; returns a way to bring the object back.
+async fn lose_file(cluster: &Cluster, index: usize) -> (u32, String, bytes::Bytes) {
+    let (range, key) = lose_local_file(cluster, index).await;
     let object = cluster.storage.inner_get(&key).await;
     cluster.world.storage.delete(&key).await.unwrap();
-    (range.id.0, key, object)
+    (range, key, object)
 }
 
 async fn closed(client: &Client) -> Vec<(u32, String)> {
@@ -313,8 +318,7 @@ async fn what_is_acknowledged_while_other_ranges_are_loading_is_in_the_last_snap
     cluster.put(&mut client, &map, 0..1000).await;
     cluster.snapshot(&mut client, true).await;
     node.stop().await;
-    let (_, key, object) = lose_file(&cluster, 3).await;
-    cluster.storage.inner_put(&key, object).await;
+    lose_local_file(&cluster, 3).await;
     cluster
         .storage
         .goes_wrong(|call, _| (call == "get_range").then_some(Fault::Hangs));
@@ -368,8 +372,7 @@ async fn snapshots_are_made_while_object_storage_holds_up_a_range() {
     cluster.put(&mut client, &map, 0..1000).await;
     cluster.snapshot(&mut client, true).await;
     node.stop().await;
-    let (_, key, object) = lose_file(&cluster, 3).await;
-    cluster.storage.inner_put(&key, object).await;
+    lose_local_file(&cluster, 3).await;
     cluster.storage.goes_wrong(|_, _| Some(DOWN));
 
     let mut config = cluster.config();

@@ -88,21 +88,15 @@ impl Segments {
     }
 
     /// Gives back what the last one had prepared and not used, now that another segment follows it.
-    pub(super) fn end_last(&mut self) -> Result<(), JournalError> {
-        let Some(last) = self.0.last_mut() else {
+    pub(super) fn end_last(&self) -> Result<(), JournalError> {
+        let Some(last) = self.0.last() else {
             return Ok(());
         };
-        let ended = OpenOptions::new()
-            .read(true)
+        OpenOptions::new()
             .write(true)
             .open(&last.path)
-            .and_then(|mut file| {
-                let used_bytes = used_bytes(&mut file)?;
-                file.set_len(used_bytes)?;
-                Ok(used_bytes)
-            });
-        last.bytes = ended.map_err(|error| JournalError::io("end", &last.path, &error))?;
-        Ok(())
+            .and_then(|file| file.set_len(last.bytes))
+            .map_err(|error| JournalError::io("end", &last.path, &error))
     }
 
     pub(super) fn bytes(&self) -> u64 {

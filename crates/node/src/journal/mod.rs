@@ -7,8 +7,9 @@
 //! taken and not used becomes an empty record, so LSNs have no gaps.
 //!
 //! **Files.** A journal is a row of segments, named by their first LSN, filled with zeros ahead of need by a second thread, the
-//! `preparer`, which removes them as well: a sync of space that exists already is about twice as fast as one that makes a file longer, and a full disk is
-//! met there, where nothing is lost yet. While the disk is full, nothing more is admitted than was promised room for.
+//! `preparer`, which removes them as well: a sync of space that exists already is about twice as fast as one that makes a file
+//! longer, and a full disk is met there, where nothing is lost yet. While the disk is full, nothing more is admitted than was
+//! promised room for.
 //!
 //! **Failure.** When a write or a sync of a segment fails, nobody knows what is on disk. The journal has failed then for good:
 //! nothing is acknowledged any more, and the node ends.

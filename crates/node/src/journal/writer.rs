@@ -229,17 +229,9 @@ impl Writer<'_> {
             file,
             used_bytes: SEGMENT_HEADER_BYTES as u64,
         };
-        let Some(previous) = self.current.replace(begun) else {
-            // It was written by an earlier process.
-            return self.closed.end_last();
-        };
-        let path = previous.segment.path.clone();
-        previous
-            .file
-            .set_len(previous.used_bytes)
-            .map_err(|error| JournalError::io("end", &path, &error))?;
-        self.closed.extend([previous.into_segment()]);
-        Ok(())
+        let previous = self.current.replace(begun);
+        self.closed.extend(previous.map(Current::into_segment));
+        self.closed.end_last()
     }
 
     /// How much of a segment is used at most: there are always zeros behind the last record, which can be given back.

@@ -3,8 +3,8 @@
 use std::{io::ErrorKind, time::Duration};
 
 use futures_util::StreamExt;
-use keydb_core::{ClusterId, ClusterMap, Lsn, Manifest, ManifestFile, NodeId};
-use keydb_storage::{ObjectStorage, StorageError, StorageErrorKind};
+use keydb_core::{ClusterMap, Lsn, Manifest, ManifestFile};
+use keydb_storage::{StorageError, StorageErrorKind};
 use tokio::{
     fs::File,
     io::AsyncWriteExt,
@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::{Recovery, STORAGE_PAUSE};
 use crate::{
     DataDirError, NodeError, data_dir,
-    snapshot::{self, manifest_key, object_key},
+    snapshot::{self, RemoteError, object_key},
     table::Table,
 };
 
@@ -102,8 +102,8 @@ impl Recovery {
     /// A copy of the disk from an earlier time, as a volume that was restored is, lacks what the disk has acknowledged since. It
     /// gives itself away where object storage has more; when that does not answer at once, the start goes on without it.
     pub(super) async fn check_not_rolled_back(&self, own: &Manifest) -> Result<(), NodeError> {
-        let look = read_manifest(&*self.storage, own.cluster_id, own.node);
-        let Ok(Ok(Ok(Some(remote)))) = timeout(GLANCE_TIMEOUT, look).await else {
+        let look = snapshot::remote_manifest(&*self.storage, own.cluster_id, own.node);
+        let Ok(Ok(Some((remote, _)))) = timeout(GLANCE_TIMEOUT, look).await else {
             return Ok(());
         };
         if remote.disk_id == own.disk_id && remote.lsn > own.lsn {
@@ -120,20 +120,21 @@ impl Recovery {
     async fn remote_manifest(&self, map: &ClusterMap) -> Result<Option<Manifest>, NodeError> {
         let node = self.node.config.id;
         loop {
-            match read_manifest(&*self.storage, map.cluster_id, node).await {
+            match snapshot::remote_manifest(&*self.storage, map.cluster_id, node).await {
                 Ok(found) => {
                     self.node.warn_of("recovery", None);
-                    return found.map_err(NodeError::Storage);
+                    return Ok(found.map(|(manifest, _)| manifest));
                 }
-                Err(error) if error.kind() == StorageErrorKind::Refused => {
-                    return Err(NodeError::Storage(error.to_string()));
-                }
-                Err(error) => {
+                Err(RemoteError::Storage(error)) if error.kind() != StorageErrorKind::Refused => {
                     self.node.warn_of(
                         "recovery",
                         Some(format!("waiting for object storage: {error}")),
                     );
                     sleep(STORAGE_PAUSE).await;
+                }
+                Err(error) => {
+                    self.node.warn_of("recovery", None);
+                    return Err(NodeError::Storage(error.to_string()));
                 }
             }
         }
@@ -195,29 +196,6 @@ impl Recovery {
         data_dir::sync_dir(&dir)?;
         Ok(())
     }
-}
-
-/// The manifest of a node in object storage; inside, what makes one that is there unusable.
-pub(crate) async fn read_manifest(
-    storage: &dyn ObjectStorage,
-    cluster: ClusterId,
-    node: NodeId,
-) -> Result<Result<Option<Manifest>, String>, StorageError> {
-    let key = manifest_key(node);
-    let Some(object) = storage.get(&key).await? else {
-        return Ok(Ok(None));
-    };
-    let manifest = match Manifest::from_json(&object.bytes) {
-        Ok(manifest) => manifest,
-        Err(error) => return Ok(Err(format!("object {key:?}: {error}"))),
-    };
-    if manifest.cluster_id != cluster || manifest.node != node {
-        return Ok(Err(format!(
-            "object {key:?} belongs to node {} of cluster {}",
-            manifest.node, manifest.cluster_id
-        )));
-    }
-    Ok(Ok(Some(manifest)))
 }
 
 /// Why a file was not fetched.

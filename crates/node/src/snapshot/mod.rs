@@ -28,6 +28,7 @@ mod local;
 mod make;
 mod names;
 mod pace;
+mod remote;
 mod round;
 #[cfg(test)]
 mod tests;
@@ -54,6 +55,7 @@ pub(crate) use local::{
     file_path, local_manifest, manifest_path, open, save, skip_lost, take_clean_flag,
 };
 pub use names::{manifest_key, object_key};
+pub(crate) use remote::{RemoteError, remote_manifest};
 
 use crate::{NodeError, data_dir::DataDir, journal::Journal, node::Node};
 

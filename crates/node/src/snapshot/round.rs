@@ -314,17 +314,17 @@ impl<'a> Maker<'a> {
         to: Lsn,
         pace: &mut Pace<'_>,
     ) -> Result<(), String> {
-        let with_keys: Vec<&OwnedRange> = unready
-            .iter()
-            .map(|range| &***range)
-            .filter(|range| !range.read().is_empty())
-            .collect();
         if !self.backlog.all_merged() {
             return Err(
                 "the journal has writes of a closed range that did not fit into memory, and is not cut before they do"
                     .to_owned(),
             );
         }
+        let with_keys: Vec<&OwnedRange> = unready
+            .iter()
+            .map(|range| &***range)
+            .filter(|range| !range.read().is_empty())
+            .collect();
         if with_keys.is_empty() {
             return Ok(());
         }

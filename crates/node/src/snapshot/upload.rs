@@ -21,7 +21,7 @@ use tracing::{debug, info};
 
 use super::{
     RETRY_MAX, RETRY_MIN, Reach, Shared, garbage::GARBAGE_AGE, local, local::file_path,
-    manifest_key, object_key, reach,
+    manifest_key, object_key, reach, remote_manifest,
 };
 
 /// How often in a row a manifest is written anew after somebody else's write, or after one of unknown outcome.
@@ -156,23 +156,15 @@ impl Uploader {
     }
 
     async fn read_remote(&self, manifest: &Manifest) -> Result<Remote, String> {
-        let key = manifest_key(manifest.node);
-        let object = self.shared.storage.get(&key).await;
-        let Some(object) = object.map_err(|error| error.to_string())? else {
+        let storage = &*self.shared.storage;
+        let remote = remote_manifest(storage, manifest.cluster_id, manifest.node).await;
+        let Some((current, version)) = remote.map_err(|error| error.to_string())? else {
             return Ok(None);
         };
-        let current = Manifest::from_json(&object.bytes)
-            .map_err(|error| format!("object {key:?}: {error}"))?;
-        if current.cluster_id != manifest.cluster_id || current.node != manifest.node {
-            return Err(format!(
-                "object {key:?} belongs to node {} of cluster {}",
-                current.node, current.cluster_id
-            ));
-        }
         self.shared
             .progress
             .send_modify(|progress| progress.uploaded_reach = reach_of(&current, manifest));
-        Ok(Some((current, object.version)))
+        Ok(Some((current, version)))
     }
 
     /// Whether what is there is this disk's to write: its cluster's storage, and `current` its own manifest or its predecessor's.
