@@ -213,7 +213,10 @@ fn used_bytes(file: &mut File) -> io::Result<u64> {
         file.seek(SeekFrom::Start(start))?;
         chunk.clear();
         file.take(end - start).read_to_end(&mut chunk)?;
-        if let Some(last) = chunk.iter().rposition(|byte| *byte != 0) {
+        // Most of a segment is zeros at a start, and they are told apart at once.
+        if chunk != ZEROS.0[..chunk.len()]
+            && let Some(last) = chunk.iter().rposition(|byte| *byte != 0)
+        {
             return Ok((start + last as u64 + 1).next_multiple_of(8));
         }
         end = start;
