@@ -16,14 +16,14 @@ use tracing::{info, warn};
 
 use crate::{
     NodeConfig,
-    answers::AnswerMemory,
-    clock_check::ClockTrust,
+    cluster::clock_check::ClockTrust,
     disk::Disk,
-    drain::InFlight,
-    journal::Journal,
-    limit::Reclaiming,
-    table::{MapInForce, Table},
-    traffic::Traffic,
+    disk::journal::Journal,
+    ranges::owned::{MapInForce, Table},
+    requests::answers::AnswerMemory,
+    requests::memory_limit::Reclaiming,
+    server::admission::InFlight,
+    server::request_counters::Traffic,
 };
 
 /// One node.

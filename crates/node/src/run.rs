@@ -16,7 +16,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
 use crate::{
-    NodeConfig, NodeError, membership::Membership, node::Node, server::serve, sweep::sweep,
+    NodeConfig, NodeError, cluster::membership::Membership, node::Node, ranges::sweep::sweep,
+    server::grpc::serve,
 };
 
 /// How long connections without requests have to close, also where the drain deadline has passed.
@@ -103,8 +104,12 @@ impl Running {
         let stop_http = CancellationToken::new();
         if let Some(listener) = listeners.http {
             let node = Arc::clone(node);
-            let status = move || crate::status::snapshot(&node);
-            http.spawn(crate::http::serve(listener, status, stop_http.clone()));
+            let status = move || crate::server::status::snapshot(&node);
+            http.spawn(crate::server::http::serve(
+                listener,
+                status,
+                stop_http.clone(),
+            ));
         }
         let mut membership = JoinSet::new();
         membership.spawn(Membership::new(Arc::clone(node), store).follow());

@@ -10,7 +10,7 @@ use tonic::Status;
 use self::support::{cluster::*, *};
 use crate::{
     NodeError,
-    failpoint::{self, Action},
+    disk::failpoint::{self, Action},
 };
 
 const ENOSPC: i32 = 28;

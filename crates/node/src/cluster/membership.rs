@@ -1,0 +1,618 @@
+//! The node and the cluster map: waiting for one, registering in it, following it.
+//!
+//! **A node without a map,** or one that the map does not list, waits and says so. It takes requests, and refuses those for keys.
+//!
+//! **Registering:** a node is its disk, and the map says which disk that is. A node whose disk the map names goes on where it
+//! was. Where the map names none, the node writes its own into it by compare-and-swap. Where the map names another disk, what
+//! that one had acknowledged would be lost: in `journal` mode the node ends, until somebody gives the old disk up with `keydb
+//! recover`; in `snapshot` and `memory` mode it takes the other's place and counts a loss. In `memory` mode each start is a disk
+//! of its own, the node's incarnation. Before anything else the node asks at its own address in the map whether another process
+//! answers there; if so, this one ends. No key is answered before all that.
+//!
+//! **Following:** maps only ever go forward in (lineage, epoch). When a map shows another disk under this node's id, this node has
+//! been replaced and ends. While the storage cannot be reached, the last map stays in force; a node that starts then goes by the
+//! map that it kept on its disk, which nobody may take over without a human's word.
+
+use std::{sync::Arc, time::Duration};
+
+use keydb_core::{ClusterMap, Durability, Incarnation, Manifest, MapError, NodeEntry};
+use keydb_proto::shard::{
+    NodeStatusReply, NodeStatusRequest, shard_service_client::ShardServiceClient,
+};
+use keydb_storage::{MapStore, MapStoreError, StorageErrorKind, UpdateError};
+use tokio::{
+    task::{JoinError, JoinSet, spawn_blocking},
+    time::timeout,
+};
+use tonic::transport::Endpoint;
+use tracing::{info, warn};
+
+use crate::{
+    NodeError,
+    cluster::clock_check::ClockWatch,
+    disk::data_dir::{self, DataDir},
+    disk::recovery::{Recovered, Recovery},
+    disk::snapshot::{self, RemoteError},
+    node::{Node, Standing},
+    ranges::owned::{MapInForce, Readiness, Table},
+};
+
+/// How long an earlier process of the same node has to answer, connecting included.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long one look at the map may take.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long registering may take, the store's own retries included.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// The least time between two looks at the map.
+const POLL_GAP_MIN: Duration = Duration::from_millis(50);
+
+/// Keeps the node's standing in line with the cluster map.
+#[derive(Debug)]
+pub(crate) struct Membership {
+    node: Arc<Node>,
+    store: MapStore,
+    /// What was last said to be waited for: it is not said again every second.
+    waiting: Option<Waiting>,
+    storage_failed: bool,
+    older_map_seen: bool,
+    /// The disk that this one is about to take the place of.
+    predecessor: Option<Incarnation>,
+    /// What the map has, or is to have, as this node's disk.
+    disk_id: Option<Incarnation>,
+    data_dir: Option<Arc<DataDir>>,
+    recovery: JoinSet<Result<Recovered, NodeError>>,
+    /// Keys were lost at this start, which the map does not count yet.
+    uncounted_loss: bool,
+    clock: ClockWatch,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Waiting {
+    ForMap,
+    ToBeListed,
+}
+
+/// Why an attempt to register was given up.
+#[derive(Debug, thiserror::Error)]
+#[error("the cluster map has changed in the meantime")]
+struct Outdated;
+
+impl Membership {
+    pub(crate) fn new(node: Arc<Node>, store: MapStore) -> Self {
+        Self {
+            node,
+            store,
+            waiting: None,
+            storage_failed: false,
+            older_map_seen: false,
+            predecessor: None,
+            disk_id: None,
+            data_dir: None,
+            recovery: JoinSet::new(),
+            uncounted_loss: false,
+            clock: ClockWatch::default(),
+        }
+    }
+
+    /// Follows the map until something ends the node.
+    pub(crate) async fn follow(mut self) -> NodeError {
+        loop {
+            if let Err(error) = self.look().await {
+                return error;
+            }
+            tokio::time::sleep(POLL_GAP_MIN.min(self.node.config.map_poll_interval)).await;
+            tokio::select! {
+                () = tokio::time::sleep(self.node.config.map_poll_interval.saturating_sub(POLL_GAP_MIN)) => {}
+                () = self.node.heard_of_newer_map() => {}
+                Some(ended) = self.recovery.join_next() => {
+                    if let Err(error) = self.recovered(ended) {
+                        return error;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The node's data directory has been read.
+    fn recovered(
+        &mut self,
+        ended: Result<Result<Recovered, NodeError>, JoinError>,
+    ) -> Result<(), NodeError> {
+        let recovered = ended.map_err(|error| NodeError::Task {
+            task: "recovery",
+            reason: error.to_string(),
+        })??;
+        if let Some(complete_to) = recovered.lost_after {
+            let node = self.node.config.id;
+            let after = complete_to.map(|time| format!(" after {time}"));
+            let text = format!(
+                "the node did not stop cleanly: what it acknowledged{} is lost (durability snapshot)",
+                after.unwrap_or_else(|| " before its first snapshot".to_owned())
+            );
+            warn!(%node, "{text}");
+            self.node.warn_of("loss", Some(text));
+            self.uncounted_loss = true;
+        }
+        Ok(())
+    }
+
+    /// Counts a loss in the map, as soon as that can be written.
+    async fn count_loss(&mut self, map: &ClusterMap) {
+        if !self.uncounted_loss {
+            return;
+        }
+        let id = self.node.config.id;
+        let now = self.node.clock.now();
+        let counted = map.node(id).map_or(0, |entry| entry.loss_count) + 1;
+        let change = |current: &ClusterMap| {
+            let mut next = current.successor();
+            let entry = next.node_mut(id).ok_or(Outdated)?;
+            if entry.loss_count >= counted {
+                return Ok(None);
+            }
+            entry.loss_count = counted;
+            entry.last_loss_ms = Some(now);
+            Ok(Some(next))
+        };
+        match timeout(REGISTER_TIMEOUT, self.store.update(change)).await {
+            Ok(Ok(_) | Err(UpdateError::Change(Outdated))) => self.uncounted_loss = false,
+            Ok(Err(error)) => self.storage_fails(&error.to_string()),
+            Err(_) => self.storage_fails("counting a loss in the cluster map took too long"),
+        }
+    }
+
+    /// Looks at the stored map and goes by it.
+    async fn look(&mut self) -> Result<(), NodeError> {
+        match timeout(LOAD_TIMEOUT, self.store.load()).await {
+            Ok(Ok(Some(map))) => {
+                self.storage_works();
+                self.clock
+                    .look(&self.node, &**self.store.storage(), map.clock_error_max_ms)
+                    .await?;
+                self.count_loss(&map).await;
+                self.take(map).await
+            }
+            Ok(Ok(None)) => {
+                if self.node.standing().map().is_some() {
+                    self.storage_fails("there is no cluster map in the storage any more");
+                } else {
+                    self.storage_works();
+                    self.wait(Waiting::ForMap);
+                }
+                Ok(())
+            }
+            Ok(Err(error)) => self.load_failed(error).await,
+            Err(_) => {
+                self.take_saved_map().await?;
+                self.storage_fails(&format!(
+                    "reading the cluster map took longer than {} s",
+                    LOAD_TIMEOUT.as_secs()
+                ));
+                Ok(())
+            }
+        }
+    }
+
+    /// Without the storage, a node that has a disk starts by the map that it kept on it.
+    async fn take_saved_map(&mut self) -> Result<(), NodeError> {
+        if self.node.standing().map().is_some() {
+            return Ok(());
+        }
+        let Some(map) = data_dir::saved_map(&self.node.config.data_dir)? else {
+            return Ok(());
+        };
+        let own = data_dir::saved_disk_id(&self.node.config.data_dir)?;
+        let named = map
+            .node(self.node.config.id)
+            .and_then(|entry| entry.disk_id);
+        if own.is_none() || named != own {
+            return Ok(());
+        }
+        warn!(
+            node = %self.node.config.id,
+            epoch = map.epoch,
+            "the storage cannot be reached; starting by the cluster map that was kept on the disk"
+        );
+        self.take(map).await
+    }
+
+    /// A failure that a repeat would not heal ends a node that does not serve yet; one that serves goes on.
+    async fn load_failed(&mut self, error: MapStoreError) -> Result<(), NodeError> {
+        let error = match error {
+            MapStoreError::Map(error) if self.node.standing().table().is_none() => {
+                return Err(unusable(error));
+            }
+            MapStoreError::Map(error) => error.to_string(),
+            MapStoreError::Storage(error) => {
+                self.take_saved_map().await?;
+                let is_refused = error.kind() == StorageErrorKind::Refused;
+                if is_refused && self.node.standing().table().is_none() {
+                    return Err(NodeError::Storage(error.to_string()));
+                }
+                error.to_string()
+            }
+        };
+        self.storage_fails(&error);
+        Ok(())
+    }
+
+    /// Goes by `map` if it is newer.
+    async fn take(&mut self, map: ClusterMap) -> Result<(), NodeError> {
+        let standing = self.node.standing();
+        if let Some(current) = standing.map() {
+            if map.cluster_id != current.cluster_id {
+                return Err(NodeError::OtherCluster {
+                    expected: current.cluster_id,
+                    found: map.cluster_id,
+                });
+            }
+            if map.version() < current.version() {
+                if !std::mem::replace(&mut self.older_map_seen, true) {
+                    warn!(
+                        lineage = map.lineage,
+                        epoch = map.epoch,
+                        "the storage holds an older cluster map than the one in force (lineage {}, epoch {}), which stays in force",
+                        current.lineage,
+                        current.epoch
+                    );
+                }
+                return Ok(());
+            }
+            self.older_map_seen = false;
+        }
+        let newer = standing
+            .map()
+            .is_none_or(|current| map.version() > current.version());
+        match &*standing {
+            Standing::Serving(_) if !newer => Ok(()),
+            Standing::Serving(table) => self.follow_to(map, table),
+            _ => self.join(map, newer).await,
+        }
+    }
+
+    /// The next map of a node that serves.
+    fn follow_to(&self, map: ClusterMap, before: &Table) -> Result<(), NodeError> {
+        let node = self.node.config.id;
+        let cluster = map.cluster_id;
+        let epoch = map.epoch;
+        match map.node(node).map(|entry| entry.disk_id) {
+            None => Err(NodeError::Removed {
+                node,
+                cluster,
+                epoch,
+            }),
+            Some(disk_id) if disk_id != self.disk_id => Err(NodeError::Replaced {
+                node,
+                cluster,
+                by: disk_id,
+                epoch,
+            }),
+            Some(_) => {
+                self.serve(map, Some(before));
+                Ok(())
+            }
+        }
+    }
+
+    /// A map for a node that does not serve yet.
+    async fn join(&mut self, map: ClusterMap, newer: bool) -> Result<(), NodeError> {
+        let Some(entry) = map.node(self.node.config.id).cloned() else {
+            if newer {
+                self.node
+                    .set_standing(Standing::NotListed(MapInForce::new(map)));
+            }
+            self.wait(Waiting::ToBeListed);
+            return Ok(());
+        };
+        self.waiting = None;
+        if newer {
+            self.node
+                .set_standing(Standing::NotRegistered(MapInForce::new(map.clone())));
+        }
+        let disk_id = self.open_disk(&map).await?;
+        if entry.disk_id == Some(disk_id) {
+            if map.durability.has_disk() && self.predecessor.is_none() {
+                // A copy of the disk may run elsewhere.
+                self.refuse_to_be_second(&map, &entry).await?;
+            }
+            // Either the disk was here before, or an earlier attempt, whose outcome was not known, has succeeded.
+            self.registered(map);
+            return Ok(());
+        }
+        if let Some(found) = entry.disk_id {
+            self.refuse_to_be_second(&map, &entry).await?;
+            if map.durability == Durability::Journal {
+                return Err(NodeError::OtherDisk {
+                    node: entry.id,
+                    cluster: map.cluster_id,
+                    disk_id,
+                    found,
+                    path: self.node.config.data_dir.clone(),
+                });
+            }
+        }
+        if let Some(data_dir) = self.data_dir.clone()
+            && !self.is_newest(&map, &data_dir).await?
+        {
+            return Ok(());
+        }
+        self.predecessor = entry.disk_id;
+        self.register(&map, entry.disk_id, disk_id).await
+    }
+
+    /// What the map is to have as this node's disk. Opens the data directory at the first time.
+    async fn open_disk(&mut self, map: &ClusterMap) -> Result<Incarnation, NodeError> {
+        if let Some(disk_id) = self.disk_id {
+            return Ok(disk_id);
+        }
+        let disk_id = if map.durability.has_disk() {
+            let (root, cluster, node) = (
+                self.node.config.data_dir.clone(),
+                map.cluster_id,
+                self.node.config.id,
+            );
+            let opened = spawn_blocking(move || DataDir::open(&root, cluster, node)).await;
+            let data_dir = opened.map_err(|error| NodeError::Task {
+                task: "recovery",
+                reason: error.to_string(),
+            })??;
+            info!(node = %self.node.config.id, disk = %data_dir.disk_id(), path = %data_dir.root().display(), "opened the data directory");
+            self.data_dir.insert(Arc::new(data_dir)).disk_id()
+        } else {
+            self.node.incarnation
+        };
+        self.disk_id = Some(disk_id);
+        Ok(disk_id)
+    }
+
+    /// Ends this node if another process answers for it.
+    async fn refuse_to_be_second(
+        &self,
+        map: &ClusterMap,
+        entry: &NodeEntry,
+    ) -> Result<(), NodeError> {
+        let answered = match timeout(PROBE_TIMEOUT, ask(&entry.address)).await {
+            Ok(Ok(status)) => status,
+            Ok(Err(_)) | Err(_) => return Ok(()),
+        };
+        let incarnation = answered
+            .header
+            .filter(|header| header.node_id == entry.id.0)
+            .and_then(|header| <[u8; 16]>::try_from(&*header.incarnation).ok())
+            .map(Incarnation::from_bytes);
+        let same_cluster = *answered.cluster_id == map.cluster_id.to_bytes();
+        match incarnation {
+            // At the node's own address it may well be this process that answers.
+            Some(incarnation) if same_cluster && incarnation != self.node.incarnation => {
+                Err(NodeError::AlreadyRunning {
+                    node: entry.id,
+                    cluster: map.cluster_id,
+                    address: entry.address.clone(),
+                    incarnation,
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a disk that is about to take the place of another one has no older keys than object storage; false when that does
+    /// not answer, and is to be asked again.
+    ///
+    /// # Errors
+    /// When it has.
+    async fn is_newest(&mut self, map: &ClusterMap, data_dir: &DataDir) -> Result<bool, NodeError> {
+        let id = self.node.config.id;
+        let Some(own) = snapshot::local_manifest(data_dir)? else {
+            return Ok(true);
+        };
+        let look = snapshot::remote_manifest(&**self.store.storage(), map.cluster_id, id);
+        let remote = match timeout(LOAD_TIMEOUT, look).await {
+            Ok(Ok(remote)) => remote.map(|(manifest, _)| manifest),
+            Ok(Err(RemoteError::Unusable(reason))) => return Err(NodeError::Storage(reason)),
+            Ok(Err(error)) => {
+                self.storage_fails(&error.to_string());
+                return Ok(false);
+            }
+            Err(_) => {
+                self.storage_fails(&format!(
+                    "reading the node's manifest took longer than {} s",
+                    LOAD_TIMEOUT.as_secs()
+                ));
+                return Ok(false);
+            }
+        };
+        let disk_id = data_dir.disk_id();
+        // It may have taken over that very one, and have made none since.
+        let is_later = |it: &Manifest| it.disk_id != disk_id && it.write_nonce != own.write_nonce;
+        match remote.filter(is_later) {
+            None => Ok(true),
+            Some(later) => Err(NodeError::EarlierDisk {
+                node: id,
+                disk_id,
+                later: later.disk_id,
+                complete_to: later.complete_to_ms,
+                path: data_dir.root().to_owned(),
+            }),
+        }
+    }
+
+    async fn register(
+        &mut self,
+        seen: &ClusterMap,
+        predecessor: Option<Incarnation>,
+        disk_id: Incarnation,
+    ) -> Result<(), NodeError> {
+        let id = self.node.config.id;
+        let now = self.node.clock.now();
+        let change = |current: &ClusterMap| {
+            let entry = current.node(id).ok_or(Outdated)?;
+            if entry.disk_id == Some(disk_id) {
+                return Ok(None);
+            }
+            let outdated = current.cluster_id != seen.cluster_id
+                || current.version() < seen.version()
+                || entry.disk_id != predecessor;
+            if outdated {
+                return Err(Outdated);
+            }
+            let mut next = current.successor();
+            let entry = next.node_mut(id).ok_or(Outdated)?;
+            entry.disk_id = Some(disk_id);
+            if predecessor.is_some() {
+                entry.loss_count = entry.loss_count.saturating_add(1);
+                entry.last_loss_ms = Some(now);
+            }
+            Ok(Some(next))
+        };
+        let Ok(updated) = timeout(REGISTER_TIMEOUT, self.store.update(change)).await else {
+            // It may have been applied; if so, the next look finds it.
+            self.storage_fails(&format!(
+                "registering in the cluster map took longer than {} s",
+                REGISTER_TIMEOUT.as_secs()
+            ));
+            return Ok(());
+        };
+        match updated {
+            Ok(map) => {
+                self.storage_works();
+                self.registered(map);
+                Ok(())
+            }
+            // The next look finds out what has changed.
+            Err(UpdateError::Change(Outdated)) => Ok(()),
+            Err(UpdateError::Load(error)) => {
+                self.storage_fails(&error.to_string());
+                Ok(())
+            }
+            Err(UpdateError::Invalid(error)) => Err(unusable(error)),
+            Err(UpdateError::NotWritten(error)) if error.kind() == StorageErrorKind::Refused => {
+                Err(NodeError::Storage(error.to_string()))
+            }
+            Err(error) => {
+                self.storage_fails(&error.to_string());
+                Ok(())
+            }
+        }
+    }
+
+    fn registered(&mut self, map: ClusterMap) {
+        let node = self.node.config.id;
+        info!(
+            %node,
+            cluster = %map.cluster_id,
+            incarnation = %self.node.incarnation,
+            epoch = map.epoch,
+            durability = %map.durability,
+            "registered in the cluster map"
+        );
+        if let Some(predecessor) = self.predecessor {
+            warn!(
+                %node,
+                %predecessor,
+                loss_count = map.node(node).map_or(0, |entry| entry.loss_count),
+                "keys that this node acknowledged before this start are lost: durability is {}",
+                map.durability
+            );
+        }
+        self.serve(map, None);
+        self.recover();
+    }
+
+    fn serve(&self, map: ClusterMap, before: Option<&Table>) {
+        let node = self.node.config.id;
+        if let Some(data_dir) = &self.data_dir {
+            // Without it a start needs the storage, which is no reason to stop.
+            if let Err(error) = data_dir.save_map(&map) {
+                warn!(%node, "the cluster map cannot be kept on the disk: {error}");
+            }
+        }
+        let table = Table::new(MapInForce::new(map), node, &self.node.arena, before);
+        let ranges = table.ranges().len();
+        let epoch = table.in_force.map.epoch;
+        info!(%node, epoch, ranges, "serving");
+        let started = before.map_or(0, |before| table.started_since(before));
+        if started > 0 && table.in_force.map.durability.has_disk() {
+            for range in table.ranges() {
+                range.loaded(Readiness::Closed(
+                    "it came to this node from another one, and this build does not move keys"
+                        .to_owned(),
+                ));
+            }
+            warn!(%node, epoch, "{started} ranges that came to this node are closed");
+        } else if started > 0 {
+            warn!(%node, epoch, "{started} ranges that came to this node start empty");
+        }
+        self.node.set_standing(Standing::Serving(table));
+    }
+
+    /// Starts to read the node's keys from its disk, or from object storage.
+    fn recover(&mut self) {
+        let Some(data_dir) = &self.data_dir else {
+            return;
+        };
+        let recovery = Recovery {
+            node: Arc::clone(&self.node),
+            storage: Arc::clone(self.store.storage()),
+            data_dir: Arc::clone(data_dir),
+        };
+        self.recovery.spawn(recovery.run());
+    }
+
+    fn wait(&mut self, waiting: Waiting) {
+        if self.waiting.as_ref() == Some(&waiting) {
+            return;
+        }
+        let node = self.node.config.id;
+        match waiting {
+            Waiting::ForMap => info!(
+                %node,
+                "waiting for the cluster map: there is none in the storage; `keydb init` creates the cluster"
+            ),
+            Waiting::ToBeListed => info!(
+                %node,
+                "waiting to become a member: the cluster map does not list node {node}"
+            ),
+        }
+        self.waiting = Some(waiting);
+    }
+
+    fn storage_fails(&mut self, error: &str) {
+        self.clock.cannot_look(&self.node);
+        // Once: the reason may have another number in it each time.
+        if std::mem::replace(&mut self.storage_failed, true) {
+            return;
+        }
+        let text = match self.node.standing().map() {
+            Some(map) => format!(
+                "going on with the last cluster map (epoch {}), trying again: {error}",
+                map.epoch
+            ),
+            None => format!("waiting for object storage, which has the cluster map: {error}"),
+        };
+        self.node.warn_of("storage", Some(text));
+    }
+
+    fn storage_works(&mut self) {
+        if std::mem::replace(&mut self.storage_failed, false) {
+            info!(node = %self.node.config.id, "the storage answers again");
+            self.node.warn_of("storage", None);
+        }
+    }
+}
+
+fn unusable(error: MapError) -> NodeError {
+    NodeError::UnusableMap(error)
+}
+
+async fn ask(address: &str) -> Result<NodeStatusReply, Box<dyn std::error::Error + Send + Sync>> {
+    let channel = Endpoint::from_shared(format!("http://{address}"))?
+        .connect()
+        .await?;
+    let reply = ShardServiceClient::new(channel)
+        .node_status(NodeStatusRequest::default())
+        .await?;
+    Ok(reply.into_inner())
+}

@@ -1,0 +1,265 @@
+//! Reading the files that a manifest names, those that are not here from object storage.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
+
+use keydb_core::{Manifest, ManifestFile, RangeId, SnapshotKind};
+use tokio::task::{JoinSet, spawn_blocking};
+use tracing::{error, warn};
+
+use super::{Recovery, fetch::FetchError, task_failed};
+use crate::{
+    NodeError,
+    disk::load::{LoadError, Origin, load_file},
+    disk::snapshot,
+    node::Standing,
+    ranges::owned::{OwnedRange, Readiness, Table},
+};
+
+/// So many files are read at the same time: more would take memory and not be faster.
+const READS_AT_ONCE: usize = 4;
+
+/// So many files are fetched from object storage at the same time. They are not among those that are read, so a storage that does
+/// not answer holds up nobody who does not need it.
+const FETCHES_AT_ONCE: usize = 4;
+
+/// So many manifests are gone by, one after the other, while the objects of each are removed before they are fetched.
+const MANIFESTS_MAX: usize = 5;
+
+/// A file, and the ranges that wait for it.
+type Wanted = (ManifestFile, Vec<Arc<OwnedRange>>);
+
+/// What came of a file.
+enum Outcome {
+    Loaded,
+    /// The file on the disk is no good, for this reason.
+    NotHere(Wanted, LoadError),
+    /// Neither the disk nor object storage has it.
+    Gone(String),
+    Unusable(String),
+}
+
+impl Recovery {
+    /// Loads the files that the manifest names, and says of each range that it is ready or closed. Returns the manifest that it
+    /// went by in the end.
+    pub(super) async fn load(
+        self: &Arc<Self>,
+        standing: &Arc<Standing>,
+        mut manifest: Manifest,
+    ) -> Result<Manifest, NodeError> {
+        let Some(table) = standing.table() else {
+            return Ok(manifest);
+        };
+        for further in (0..MANIFESTS_MAX).rev() {
+            let newer = self
+                .load_files(standing, table, &manifest, further > 0)
+                .await?;
+            match newer {
+                Some(newer) => manifest = newer,
+                None => break,
+            }
+        }
+        Ok(manifest)
+    }
+
+    /// Loads the files of one manifest. Ends before that with a newer manifest where `may_change` and this one's objects are gone.
+    /// What was loaded until then does no harm: it is merged again.
+    async fn load_files(
+        self: &Arc<Self>,
+        standing: &Arc<Standing>,
+        table: &Table,
+        manifest: &Manifest,
+        may_change: bool,
+    ) -> Result<Option<Manifest>, NodeError> {
+        let mut plan = Plan::new(table, manifest);
+        let mut to_read: Vec<Wanted> = plan.files();
+        // Deltas first: once they are read, each full file makes a range ready.
+        to_read.sort_by_key(|(file, _)| file.kind == SnapshotKind::Delta);
+        let mut to_fetch: VecDeque<(Wanted, LoadError)> = VecDeque::new();
+        let mut reading: JoinSet<(String, Outcome)> = JoinSet::new();
+        let mut fetching: JoinSet<(String, Outcome)> = JoinSet::new();
+        loop {
+            while reading.len() < READS_AT_ONCE
+                && let Some(wanted) = to_read.pop()
+            {
+                reading.spawn(Arc::clone(self).read(wanted, Arc::clone(standing)));
+            }
+            while fetching.len() < FETCHES_AT_ONCE
+                && let Some((wanted, local)) = to_fetch.pop_front()
+            {
+                warn!(node = %self.node.config.id, name = wanted.0.name, "a snapshot file cannot be used, fetching it from object storage: {local}");
+                fetching.spawn(Arc::clone(self).fetch_and_read(
+                    wanted,
+                    local,
+                    Arc::clone(standing),
+                ));
+            }
+            let ended = tokio::select! {
+                Some(ended) = reading.join_next() => ended,
+                Some(ended) = fetching.join_next() => ended,
+                else => return Ok(None),
+            };
+            let (name, outcome) = ended.map_err(|error| task_failed(&error))?;
+            let result = match outcome {
+                Outcome::Loaded => Ok(()),
+                Outcome::NotHere(wanted, error) => {
+                    to_fetch.push_back((wanted, error));
+                    continue;
+                }
+                Outcome::Gone(reason) => {
+                    if may_change
+                        && let Some(newer) = self.adopt_again(table, manifest, &name).await?
+                    {
+                        return Ok(Some(newer));
+                    }
+                    Err(reason)
+                }
+                Outcome::Unusable(reason) => Err(reason),
+            };
+            if let Err(reason) = &result {
+                error!(node = %self.node.config.id, name, "a snapshot file cannot be used: {reason}");
+            }
+            plan.done(&name, result);
+        }
+    }
+
+    /// Loads a file from the disk.
+    async fn read(self: Arc<Self>, wanted: Wanted, standing: Arc<Standing>) -> (String, Outcome) {
+        let name = wanted.0.name.clone();
+        let outcome = match self.local(&wanted, &standing).await {
+            Ok(()) => Outcome::Loaded,
+            // More of the same will not fit either.
+            Err(error @ LoadError::NoRoom(..)) => Outcome::Unusable(error.to_string()),
+            Err(error) => Outcome::NotHere(wanted, error),
+        };
+        (name, outcome)
+    }
+
+    /// Loads a file from object storage; it is not on the disk, for the reason `local`.
+    async fn fetch_and_read(
+        self: Arc<Self>,
+        wanted: Wanted,
+        local: LoadError,
+        standing: Arc<Standing>,
+    ) -> (String, Outcome) {
+        let name = wanted.0.name.clone();
+        let fetched = self.fetch(&wanted.0).await;
+        let outcome = match fetched {
+            Ok(()) => match self.local(&wanted, &standing).await {
+                Ok(()) => Outcome::Loaded,
+                Err(error) => {
+                    Outcome::Unusable(format!("{name}: {local}; from object storage: {error}"))
+                }
+            },
+            Err(error) => {
+                let reason = format!("{name}: {local}; in object storage: {error}");
+                match error {
+                    FetchError::Missing(_) => Outcome::Gone(reason),
+                    _ => Outcome::Unusable(reason),
+                }
+            }
+        };
+        (name, outcome)
+    }
+
+    async fn local(
+        self: &Arc<Self>,
+        (file, ranges): &Wanted,
+        standing: &Arc<Standing>,
+    ) -> Result<(), LoadError> {
+        let (this, file, ranges) = (Arc::clone(self), file.clone(), ranges.clone());
+        let Some(origin) = standing.table().map(origin) else {
+            return Ok(());
+        };
+        let loaded = spawn_blocking(move || {
+            let path = snapshot::file_path(&this.data_dir, &file.name);
+            load_file(&path, &file, origin, &ranges, this.node.times())
+        });
+        match loaded.await {
+            Ok(loaded) => loaded.map(|_| ()),
+            Err(error) => Err(LoadError::Io(std::io::Error::other(error))),
+        }
+    }
+}
+
+fn origin(table: &Table) -> Origin {
+    Origin {
+        cluster_id: table.in_force.map.cluster_id,
+        seed_digest: table.in_force.map.hash.seed.digest(),
+    }
+}
+
+/// Which files which ranges wait for.
+struct Plan {
+    files: HashMap<String, (ManifestFile, Vec<Arc<OwnedRange>>)>,
+    /// How many files a range still waits for.
+    waits_for: HashMap<RangeId, usize>,
+}
+
+impl Plan {
+    /// Ranges that wait for nothing are ready from here on.
+    fn new(table: &Table, manifest: &Manifest) -> Self {
+        let mut plan = Self {
+            files: HashMap::new(),
+            waits_for: HashMap::new(),
+        };
+        for range in table.ranges() {
+            let Some(entry) = manifest.range(range.id) else {
+                range.loaded(if manifest.ranges.is_empty() {
+                    Readiness::Ready
+                } else {
+                    Readiness::Closed(
+                        "the node's snapshots do not have it: it came from another node".to_owned(),
+                    )
+                });
+                continue;
+            };
+            if entry.generation != range.generation || entry.bounds() != Some(range.bounds) {
+                range.loaded(Readiness::Closed(format!(
+                    "the node's snapshots have it under generation {}, the cluster map under {}",
+                    entry.generation, range.generation
+                )));
+                continue;
+            }
+            let (base, deltas) = manifest.parts(entry);
+            let files: Vec<&ManifestFile> = base.into_iter().chain(deltas).collect();
+            if files.is_empty() {
+                range.loaded(Readiness::Ready);
+            }
+            plan.waits_for.insert(range.id, files.len());
+            for file in files {
+                let (_, ranges) = plan
+                    .files
+                    .entry(file.name.clone())
+                    .or_insert_with(|| (file.clone(), Vec::new()));
+                ranges.push(Arc::clone(range));
+            }
+        }
+        plan
+    }
+
+    fn files(&self) -> Vec<(ManifestFile, Vec<Arc<OwnedRange>>)> {
+        self.files.values().cloned().collect()
+    }
+
+    /// A file was read, or cannot be.
+    fn done(&mut self, name: &str, result: Result<(), String>) {
+        let Some((_, ranges)) = self.files.remove(name) else {
+            return;
+        };
+        for range in ranges {
+            match &result {
+                Err(reason) => range.loaded(Readiness::Closed(reason.clone())),
+                Ok(()) => {
+                    let waits_for = self.waits_for.entry(range.id).or_insert(1);
+                    *waits_for -= 1;
+                    if *waits_for == 0 {
+                        range.loaded(Readiness::Ready);
+                    }
+                }
+            }
+        }
+    }
+}

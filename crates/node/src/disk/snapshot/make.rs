@@ -1,0 +1,281 @@
+//! Making snapshot files.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use keydb_core::{
+    Entry, FileKind, Fingerprint, Lsn, ManifestFile, RangeId, SectionHeader, SnapshotHeader,
+    SnapshotKind, SnapshotWriter,
+};
+
+use super::{Shared, changes::Changes, local::file_path, names::file_name, pace::Pace};
+use crate::{
+    disk::failpoint,
+    ranges::owned::{OwnedRange, Table},
+};
+
+/// So many keys are copied under one lock.
+const SCAN_ENTRIES: usize = 4096;
+
+/// After so many bytes a file in the making is synced, so that the journal's syncs never wait for much of it.
+const SYNC_BYTES: usize = 2 << 20;
+
+/// A file that is written and synced, and has its name only when it is [published](Self::publish).
+#[derive(Debug)]
+pub(super) struct Unpublished {
+    temporary: PathBuf,
+    path: PathBuf,
+    file: ManifestFile,
+}
+
+impl Unpublished {
+    /// Gives the file its name; for good once [`sync_files`](super::local::sync_files) has been called.
+    pub(super) fn publish(self) -> Result<ManifestFile, String> {
+        failpoint::hit("snapshot.rename", &self.path)
+            .and_then(|()| fs::rename(&self.temporary, &self.path))
+            .map_err(|error| cannot("rename", &self.temporary, &error))?;
+        Ok(self.file)
+    }
+}
+
+/// Writes `changes` as the delta behind `from` up to `to`.
+pub(super) fn delta(
+    shared: &Shared,
+    table: &Table,
+    changes: &mut Changes,
+    (from, to): (Lsn, Lsn),
+    pace: &mut Pace<'_>,
+) -> Result<Unpublished, String> {
+    let mut making = Making::start(shared, table, SnapshotKind::Delta, None, (from, to))?;
+    let written = making.changes(table, changes, pace);
+    making.end(written)
+}
+
+/// Writes all keys of `range`; everything up to `to` is in its key set already.
+pub(super) fn full(
+    shared: &Shared,
+    table: &Table,
+    range: &OwnedRange,
+    to: Lsn,
+    pace: &mut Pace<'_>,
+) -> Result<Unpublished, String> {
+    let kind = SnapshotKind::Full;
+    let mut making = Making::start(shared, table, kind, Some(range.id), (Lsn::ZERO, to))?;
+    let written = making.all_keys(range, pace);
+    making.end(written)
+}
+
+/// Writes all keys that `ranges`, which are not ready, have so far as a delta behind `from` up to `to`.
+pub(super) fn unready(
+    shared: &Shared,
+    table: &Table,
+    ranges: &[&OwnedRange],
+    (from, to): (Lsn, Lsn),
+    pace: &mut Pace<'_>,
+) -> Result<Unpublished, String> {
+    let mut making = Making::start(shared, table, SnapshotKind::Delta, None, (from, to))?;
+    let mut ranges = ranges.to_vec();
+    ranges.sort_unstable_by_key(|range| range.bounds.start());
+    let written = ranges
+        .iter()
+        .try_for_each(|range| making.all_keys(range, pace));
+    making.end(written)
+}
+
+/// A file in the making.
+struct Making {
+    writer: SnapshotWriter<BufWriter<Target>>,
+    temporary: PathBuf,
+    path: PathBuf,
+    header: SnapshotHeader,
+}
+
+impl Making {
+    fn start(
+        shared: &Shared,
+        table: &Table,
+        kind: SnapshotKind,
+        range: Option<RangeId>,
+        (lsn_from, lsn_to): (Lsn, Lsn),
+    ) -> Result<Self, String> {
+        let node = &shared.node;
+        let map = &table.in_force.map;
+        let disk_id = shared.data_dir.disk_id();
+        let now = node.clock.now();
+        let purge_before = node.times_at(now).purge_before;
+        let header = SnapshotHeader {
+            kind: FileKind::from(kind),
+            cluster_id: map.cluster_id,
+            lineage: map.lineage,
+            seed_digest: map.hash.seed.digest(),
+            node: node.config.id,
+            disk_id,
+            incarnation: node.incarnation,
+            lsn_from,
+            lsn_to,
+            created: now,
+            purge_before,
+            parents: Vec::new(),
+        };
+        let path = file_path(&shared.data_dir, &file_name(disk_id, lsn_to, range));
+        let temporary = path.with_extension("tmp");
+        let dir = path.parent().unwrap_or(&path);
+        fs::create_dir_all(dir).map_err(|error| cannot("create", dir, &error))?;
+        let writer = failpoint::hit("snapshot.create", &temporary)
+            .and_then(|()| Target::create(&temporary))
+            .and_then(|target| SnapshotWriter::new(BufWriter::new(target), &header))
+            .map_err(|error| cannot("create", &temporary, &error))?;
+        Ok(Self {
+            writer,
+            temporary,
+            path,
+            header,
+        })
+    }
+
+    fn changes(
+        &mut self,
+        table: &Table,
+        changes: &mut Changes,
+        pace: &mut Pace<'_>,
+    ) -> Result<(), String> {
+        let purge_before = self.header.purge_before;
+        let mut ranges: Vec<(usize, &OwnedRange)> = table
+            .ranges()
+            .iter()
+            .map(|range| &**range)
+            .enumerate()
+            .collect();
+        ranges.sort_unstable_by_key(|(_, range)| range.bounds.start());
+        for (index, range) in ranges {
+            let section = changes.section(index, range.bounds, purge_before);
+            pace.rest()?;
+            if section.is_empty() {
+                continue;
+            }
+            self.section(range)?;
+            for chunk in section.chunks(SCAN_ENTRIES) {
+                self.entries(chunk)?;
+                pace.rest()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn all_keys(&mut self, range: &OwnedRange, pace: &mut Pace<'_>) -> Result<(), String> {
+        let purge_before = self.header.purge_before.0;
+        self.section(range)?;
+        let mut chunk: Vec<Entry> = Vec::with_capacity(SCAN_ENTRIES);
+        let mut next = Some(Fingerprint::from_parts(range.bounds.start(), 0));
+        while let Some(from) = next {
+            chunk.clear();
+            next = range.read().scan(from, SCAN_ENTRIES, &mut chunk);
+            chunk.retain(|entry| entry.expiry().as_unix_seconds() > purge_before);
+            self.entries(&chunk)?;
+            pace.rest()?;
+        }
+        Ok(())
+    }
+
+    fn section(&mut self, range: &OwnedRange) -> Result<(), String> {
+        self.writer
+            .begin_section(SectionHeader {
+                range: range.id,
+                generation: range.generation,
+                bounds: range.bounds,
+            })
+            .map_err(|error| cannot("write", &self.temporary, &error))
+    }
+
+    fn entries(&mut self, entries: &[Entry]) -> Result<(), String> {
+        failpoint::hit("snapshot.write", &self.temporary)
+            .and_then(|()| self.writer.entries(entries))
+            .map_err(|error| cannot("write", &self.temporary, &error))
+    }
+
+    /// Makes it a file, if its content was `written`.
+    fn end(self, written: Result<(), String>) -> Result<Unpublished, String> {
+        let Self {
+            writer,
+            temporary,
+            path,
+            header,
+        } = self;
+        if let Err(reason) = written {
+            discard(&temporary);
+            return Err(reason);
+        }
+        let finished = writer.finish().and_then(|(buffer, totals)| {
+            let target = buffer.into_inner().map_err(|error| error.into_error())?;
+            failpoint::hit("snapshot.sync", &temporary)?;
+            target.file.sync_all()?;
+            Ok(totals)
+        });
+        let totals = finished.map_err(|error| cannot("write", &temporary, &error))?;
+        let name = path.file_name().and_then(|name| name.to_str());
+        let file = ManifestFile {
+            name: name.unwrap_or_default().to_owned(),
+            kind: header.kind.snapshot().unwrap_or(SnapshotKind::Full),
+            disk_id: header.disk_id,
+            lsn_from: header.lsn_from,
+            lsn_to: header.lsn_to,
+            size_bytes: totals.bytes,
+            entries: totals.entries,
+            created_ms: header.created,
+            unknown: serde_json::Map::new(),
+        };
+        Ok(Unpublished {
+            temporary,
+            path,
+            file,
+        })
+    }
+}
+
+/// A file that is synced while it is written.
+struct Target {
+    file: File,
+    unsynced_bytes: usize,
+}
+
+impl Target {
+    fn create(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            file: File::create(path)?,
+            unsynced_bytes: 0,
+        })
+    }
+}
+
+impl Write for Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.unsynced_bytes += written;
+        if self.unsynced_bytes >= SYNC_BYTES {
+            self.file.sync_data()?;
+            self.unsynced_bytes = 0;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// What could not be done, with a file in the making or its directory.
+fn cannot(action: &str, path: &Path, error: &io::Error) -> String {
+    discard(path);
+    format!("cannot {action} {}: {error}", path.display())
+}
+
+/// A file in the making that does not become one: what it takes may be just what is missing. Should it stay, the next start
+/// removes it.
+fn discard(path: &Path) {
+    if path.extension().is_some_and(|extension| extension == "tmp") {
+        let _ = fs::remove_file(path);
+    }
+}

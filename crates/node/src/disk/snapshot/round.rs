@@ -1,0 +1,453 @@
+//! The rounds: what goes to local files, and when.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
+
+use keydb_core::{AnswersFile, Lsn, Manifest, ManifestFile, ManifestRange, OperationId, RangeId};
+use tokio::runtime::Handle;
+use tracing::{info, warn};
+
+use super::{
+    RETRY_MAX, RETRY_MIN, Shared,
+    backlog::Backlog,
+    changes::Changes,
+    choice::{self, Candidate},
+    local,
+    make::{self, Unpublished},
+    pace::Pace,
+};
+use crate::{
+    disk::data_dir,
+    node::Standing,
+    ranges::owned::{OwnedRange, Table},
+};
+
+/// How often it is looked whether a round is due early.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// A journal of this size is cut before its time, unless the files are larger still.
+const JOURNAL_BYTES_MIN: u64 = 256 << 20;
+
+/// An early round cuts a journal from this size on. To do so costs a file of all remembered answers.
+const EARLY_CUT_BYTES_MIN: u64 = 128 << 20;
+
+/// So few entries always go to a delta, whatever there is besides.
+const DELTA_ENTRIES_MIN: u64 = 200_000;
+
+/// After full files of so many bytes the manifest names them, so that those that they replace can go.
+const UNNAMED_BYTES_MAX: u64 = 64 << 20;
+
+/// Makes rounds until the node closes.
+pub(super) fn run(shared: &Shared, runtime: &Handle, backlog: Backlog) {
+    let mut maker = Maker::new(shared, runtime, backlog);
+    let interval = shared.node.config.snapshot_interval;
+    let mut last_round = Instant::now();
+    let mut wait_max = interval;
+    while let Some(due) = maker.wait(last_round, wait_max) {
+        last_round = Instant::now();
+        maker.tried = due.ticket;
+        match maker.round(&due) {
+            Ok(()) => {
+                maker.retry_after = RETRY_MIN;
+                wait_max = interval;
+                shared.node.warn_of("snapshots", None);
+            }
+            Err(reason) => {
+                // The node asks for it again, in the next round.
+                shared.state().full |= due.full;
+                let text = format!("no snapshot could be made, trying again: {reason}");
+                shared.node.warn_of("snapshots", Some(text));
+                shared.failed(reason);
+                wait_max = maker.retry_after.min(interval);
+                maker.retry_after = (maker.retry_after * 2).min(RETRY_MAX);
+            }
+        }
+        if due.closing {
+            return;
+        }
+    }
+}
+
+/// What a round is for.
+#[derive(Debug, Clone, Copy)]
+struct Due {
+    /// The last request that it answers.
+    ticket: u64,
+    full: bool,
+    closing: bool,
+    /// Nobody asks for it, and the interval is not over: records that are kept in memory, or the journal, have become many.
+    early: bool,
+}
+
+struct Maker<'a> {
+    shared: &'a Shared,
+    runtime: &'a Handle,
+    /// What the local files are to be. Those on the disk may be behind it, when it could not be saved.
+    manifest: Manifest,
+    is_saved: bool,
+    /// The files in the data directory, named or not.
+    on_disk: BTreeSet<String>,
+    /// What is in none of them.
+    backlog: Backlog,
+    /// How many entries the deltas on top of a range's base have.
+    delta_entries: BTreeMap<RangeId, u64>,
+    /// What was read from the journal at the start goes up to here. Only in that are there records of ranges that are not ready.
+    replayed_to: Lsn,
+    /// The last request that a round was made for, be it in vain.
+    tried: u64,
+    retry_after: Duration,
+}
+
+impl<'a> Maker<'a> {
+    fn new(shared: &'a Shared, runtime: &'a Handle, backlog: Backlog) -> Self {
+        let manifest = Manifest::clone(&shared.state().manifest);
+        Self {
+            shared,
+            runtime,
+            is_saved: true,
+            on_disk: manifest
+                .files
+                .iter()
+                .map(|file| file.name.clone())
+                .collect(),
+            replayed_to: backlog.to(),
+            backlog,
+            delta_entries: estimate_delta_entries(&manifest),
+            tried: 0,
+            retry_after: RETRY_MIN,
+            manifest,
+        }
+    }
+
+    /// Waits until a round is due; `None` when there is to be none any more.
+    fn wait(&mut self, last_round: Instant, wait_max: Duration) -> Option<Due> {
+        let failed_lately = wait_max < self.shared.node.config.snapshot_interval;
+        loop {
+            self.remove_superseded();
+            let is_early = !failed_lately && self.is_early();
+            let mut state = self.shared.state();
+            if state.abandoned {
+                return None;
+            }
+            let elapsed = last_round.elapsed();
+            // Somebody who asks gets to know at once whether it still fails.
+            let is_asked = state.requested > self.tried;
+            if is_asked || is_early || state.closing || elapsed >= wait_max {
+                return Some(Due {
+                    early: !(is_asked || state.closing || elapsed >= wait_max),
+                    ticket: state.requested,
+                    full: std::mem::take(&mut state.full),
+                    closing: state.closing,
+                });
+            }
+            let patience = LOOK_INTERVAL.min(wait_max.saturating_sub(elapsed));
+            // Whatever it was woken for, it looks at everything again.
+            drop(
+                self.shared
+                    .work
+                    .wait_timeout(state, patience)
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
+        }
+    }
+
+    /// Whether a round is worth its while before its time.
+    fn is_early(&self) -> bool {
+        let journal = &self.shared.journal;
+        let file_bytes: u64 = self.manifest.files.iter().map(|file| file.size_bytes).sum();
+        if journal.bytes() > JOURNAL_BYTES_MIN.max(file_bytes / 2)
+            && journal.committed() > self.manifest.lsn
+        {
+            return true;
+        }
+        let (recent, recent_max) = journal.recent_bytes();
+        // A delta of so many records, soon too many to keep, pays off against that many keys.
+        recent > recent_max / 2 && (recent as u64) < self.key_count() * 6
+    }
+
+    fn key_count(&self) -> u64 {
+        let standing = self.shared.node.standing();
+        let ranges = standing.table().map_or(&[][..], Table::ranges);
+        ranges.iter().map(|range| range.read().len() as u64).sum()
+    }
+
+    fn round(&mut self, due: &Due) -> Result<(), String> {
+        let standing = self.shared.node.standing();
+        let Standing::Serving(table) = &*standing else {
+            return Err("the node does not serve".to_owned());
+        };
+        self.take_over_ranges(table);
+        let mut pace = Pace::new(self.shared);
+
+        // What was acknowledged before this time was committed before, so it is at or before `to`.
+        let complete_to_ms = self.shared.node.clock.now();
+        let to = self.shared.journal.appended();
+        self.committed(to)?;
+        self.backlog.add(self.shared.journal.take_recent(to));
+        let to = to.max(self.backlog.to());
+        // A journal has what files lack, so a node that stops does not wait for full ones.
+        let only_delta = due.closing && self.shared.journal.is_synced();
+        self.delta(table, due.full && !only_delta, &mut pace)?;
+        if !only_delta {
+            self.fulls(table, &mut pace)?;
+        }
+        let is_complete = self.backlog.lost().is_none();
+        if is_complete {
+            self.manifest.lsn = to;
+            self.manifest.complete_to_ms = complete_to_ms;
+        }
+        self.put_to_use()?;
+        if !due.early || self.shared.journal.bytes() >= EARLY_CUT_BYTES_MIN {
+            self.keep_answers(self.manifest.lsn, &mut pace)?;
+            self.shared.journal.cut(self.manifest.lsn);
+        }
+        if due.closing {
+            local::set_clean_flag(&self.shared.data_dir, self.manifest.lsn)
+                .map_err(|error| error.to_string())?;
+        }
+        self.shared.progress.send_modify(|progress| {
+            progress.rounds += 1;
+            progress.closed = due.closing;
+            if is_complete {
+                progress.made = due.ticket;
+            }
+        });
+        Ok(())
+    }
+
+    /// Has the manifest name the ranges that the node owns and has. Those that are closed stay as they are named, or not named.
+    fn take_over_ranges(&mut self, table: &Table) {
+        let manifest = &mut self.manifest;
+        manifest.lineage = table.in_force.map.lineage;
+        // One that came from another node, and whose keys are not here, is not to be taken for an empty one later.
+        for range in table.ranges().iter().filter(|range| range.is_ready()) {
+            if manifest.range(range.id).is_none() {
+                manifest.ranges.push(ManifestRange {
+                    id: range.id,
+                    generation: range.generation,
+                    start: range.bounds.start(),
+                    last: range.bounds.last(),
+                    base: None,
+                    unknown: serde_json::Map::new(),
+                });
+            }
+        }
+        manifest.ranges.sort_by_key(|range| range.id);
+    }
+
+    /// Writes the backlog's records as a delta, unless full files of everything are called for.
+    fn delta(&mut self, table: &Table, full: bool, pace: &mut Pace<'_>) -> Result<(), String> {
+        let disk_id = self.shared.data_dir.disk_id();
+        let read = Changes::read(self.backlog.records(), disk_id, table, pace);
+        let mut changes = match read {
+            Ok(changes) => changes,
+            Err(reason) => {
+                // Full files do not need them.
+                self.backlog.lose();
+                return Err(reason);
+            }
+        };
+        let count = changes.len() as u64;
+        if full || (count > DELTA_ENTRIES_MIN && count >= self.key_count() / 2) {
+            self.backlog.lose();
+            return Ok(());
+        }
+        if !changes.is_empty() {
+            let lsns = (self.backlog.from(), self.backlog.to());
+            let made = make::delta(self.shared, table, &mut changes, lsns, pace)?;
+            let file = self.publish(made)?;
+            for (index, range) in table.ranges().iter().enumerate() {
+                let entries = self.delta_entries.entry(range.id).or_default();
+                *entries += changes.len_of(index) as u64;
+            }
+            info!(node = %self.shared.node.config.id, name = file.name, entries = file.entries, bytes = file.size_bytes, "made a delta snapshot");
+            self.manifest.files.push(file);
+        }
+        self.backlog.written();
+        Ok(())
+    }
+
+    /// Makes full files of the ranges that need them.
+    fn fulls(&mut self, table: &Table, pace: &mut Pace<'_>) -> Result<(), String> {
+        // A range that is loading or closed is not changed, and must not be taken for what its files are.
+        let (ready, unready): (Vec<_>, Vec<_>) =
+            table.ranges().iter().partition(|range| range.is_ready());
+        if let Some(lost) = self.backlog.lost()
+            && self.manifest.lsn < self.replayed_to
+        {
+            self.rescue(table, &unready, lost, pace)?;
+        }
+        let candidates: Vec<Candidate> = ready
+            .iter()
+            .map(|range| Candidate {
+                id: range.id,
+                delta_entries: self.delta_entries.get(&range.id).copied().unwrap_or(0),
+            })
+            .collect();
+        let chosen = choice::fulls(&self.manifest, &candidates, self.backlog.lost());
+        let (mut unnamed_bytes, mut bytes, started) = (0, 0, Instant::now());
+        for range in ready.iter().filter(|range| chosen.contains(&range.id)) {
+            let size_bytes = self.full(table, range, pace)?;
+            bytes += size_bytes;
+            unnamed_bytes += size_bytes;
+            if unnamed_bytes > UNNAMED_BYTES_MAX {
+                self.put_to_use()?;
+                unnamed_bytes = 0;
+            }
+        }
+        if !chosen.is_empty() {
+            info!(node = %self.shared.node.config.id, ranges = chosen.len(), bytes, ms = started.elapsed().as_millis() as u64, "made full snapshots");
+        }
+        self.backlog.recovered();
+        Ok(())
+    }
+
+    /// What the journal had of ranges that are not ready was merged into their key sets at the start, and can be had from there
+    /// when its records were not kept: it becomes a delta, together with what was loaded of those ranges so far.
+    fn rescue(
+        &mut self,
+        table: &Table,
+        unready: &[&Arc<OwnedRange>],
+        to: Lsn,
+        pace: &mut Pace<'_>,
+    ) -> Result<(), String> {
+        if !self.backlog.all_merged() {
+            return Err(
+                "the journal has writes of a closed range that did not fit into memory, and is not cut before they do"
+                    .to_owned(),
+            );
+        }
+        let with_keys: Vec<&OwnedRange> = unready
+            .iter()
+            .map(|range| &***range)
+            .filter(|range| !range.read().is_empty())
+            .collect();
+        if with_keys.is_empty() {
+            return Ok(());
+        }
+        let made = make::unready(
+            self.shared,
+            table,
+            &with_keys,
+            (self.manifest.lsn, to),
+            pace,
+        )?;
+        let file = self.publish(made)?;
+        info!(node = %self.shared.node.config.id, name = file.name, ranges = with_keys.len(), entries = file.entries, "made a snapshot of ranges that are not ready");
+        self.manifest.files.push(file);
+        Ok(())
+    }
+
+    fn full(
+        &mut self,
+        table: &Table,
+        range: &OwnedRange,
+        pace: &mut Pace<'_>,
+    ) -> Result<u64, String> {
+        let to = self.shared.journal.appended();
+        let made = make::full(self.shared, table, range, to, pace)?;
+        // It may have keys that were stored while it was made, under LSNs that may not even be appended yet.
+        self.committed(self.shared.journal.taken())?;
+        let file = self.publish(made)?;
+        let size_bytes = file.size_bytes;
+        let entry = self
+            .manifest
+            .ranges
+            .iter_mut()
+            .find(|entry| entry.id == range.id)
+            .expect("the ranges were taken over");
+        entry.base = Some(file.name.clone());
+        entry.generation = range.generation;
+        self.manifest.files.push(file);
+        self.delta_entries.remove(&range.id);
+        Ok(size_bytes)
+    }
+
+    fn publish(&mut self, made: Unpublished) -> Result<ManifestFile, String> {
+        let file = made.publish()?;
+        self.on_disk.insert(file.name.clone());
+        self.is_saved = false;
+        Ok(file)
+    }
+
+    /// Makes the manifest the local one, and removes the files that it does not need.
+    fn put_to_use(&mut self) -> Result<(), String> {
+        let data_dir = &self.shared.data_dir;
+        self.manifest.drop_unneeded_files();
+        self.manifest.write_nonce = OperationId::random();
+        if !self.is_saved {
+            local::sync_files(data_dir).map_err(|error| error.to_string())?;
+        }
+        self.is_saved = false;
+        local::save(data_dir, &self.manifest).map_err(|error| error.to_string())?;
+        self.is_saved = true;
+        self.shared.state().manifest = Arc::new(self.manifest.clone());
+        self.remove_superseded();
+        Ok(())
+    }
+
+    /// Removes the files that neither the manifest nor an upload needs any more.
+    fn remove_superseded(&mut self) {
+        if !self.is_saved || self.on_disk.len() == self.manifest.files.len() {
+            return;
+        }
+        let uploading = self.shared.state().uploading.clone();
+        let superseded: Vec<String> = self
+            .on_disk
+            .iter()
+            .filter(|name| {
+                self.manifest.file(name).is_none()
+                    && uploading.as_ref().is_none_or(|it| it.file(name).is_none())
+            })
+            .cloned()
+            .collect();
+        for name in superseded {
+            if let Err(error) = local::remove_file(&self.shared.data_dir, &name) {
+                // The next start removes it.
+                warn!(node = %self.shared.node.config.id, "a snapshot file that is not needed stays: {error}");
+            }
+            self.on_disk.remove(&name);
+        }
+    }
+
+    /// Writes the remembered answers, whose journal records are cut next.
+    fn keep_answers(&self, to: Lsn, pace: &mut Pace<'_>) -> Result<(), String> {
+        let node = &self.shared.node;
+        let entries = node.answers.entries();
+        let newest = entries.iter().map(|entry| entry.lsn).max();
+        // An answer whose keys a crash forgets must not be remembered.
+        self.committed(newest.unwrap_or_default())?;
+        let file = AnswersFile {
+            cluster_id: self.manifest.cluster_id,
+            disk_id: self.shared.data_dir.disk_id(),
+            lsn: to,
+            entries,
+        };
+        let path = self.shared.data_dir.answers();
+        data_dir::replace_in_pieces(&path, &file.encode(), || {
+            // A node that ends at once has no use for the rest either, but it is as well to finish.
+            let _ = pace.rest();
+        })
+        .map_err(|error| error.to_string())
+    }
+
+    fn committed(&self, lsn: Lsn) -> Result<(), String> {
+        self.runtime
+            .block_on(self.shared.journal.wait_committed(lsn))
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// After a start: how many entries the deltas of each range have, near enough, as fingerprints are spread evenly.
+fn estimate_delta_entries(manifest: &Manifest) -> BTreeMap<RangeId, u64> {
+    let range_count = manifest.ranges.len() as u64;
+    let estimate = |range: &ManifestRange| {
+        let (_, deltas) = manifest.parts(range);
+        let entries: u64 = deltas.map(|delta| delta.entries).sum();
+        (range.id, entries / range_count)
+    };
+    manifest.ranges.iter().map(estimate).collect()
+}

@@ -1,0 +1,411 @@
+//! Snapshots of a node that has all of its parts but the server.
+
+mod crashes;
+mod faulty;
+mod garbage;
+mod rounds;
+mod uploads;
+
+use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc, time::Duration};
+
+use keydb_core::{
+    Arena, Clock, ClusterMap, Durability, Entry, Event, Expiry, Fingerprint, Lsn, ManualClock,
+    NewCluster, NodeId, PackedFingerprints, RecordBody, RecordGroup, Times, Write,
+};
+use keydb_storage::{MAP_KEY, Put};
+use tempfile::TempDir;
+
+use self::faulty::Faulty;
+use super::*;
+use crate::{
+    NodeConfig,
+    disk::journal::{self, Identity, JournalConfig},
+    disk::load::{Origin, load_file, read_file},
+    node::Standing,
+    ranges::owned::{MapInForce, Readiness, Table},
+};
+
+const START: UnixMillis = UnixMillis(1_700_000_000_000);
+const NODE: NodeId = NodeId(0);
+
+/// Keys with their expiry.
+type Keys = BTreeMap<Fingerprint, u32>;
+
+/// What stays when a node ends.
+struct Rig {
+    dir: TempDir,
+    clock: Arc<ManualClock>,
+    map: ClusterMap,
+    storage: Arc<Faulty>,
+    interval: Duration,
+    recent_bytes_max: usize,
+}
+
+/// A node.
+struct Run {
+    node: Arc<Node>,
+    journal: Arc<Journal>,
+    data_dir: Arc<DataDir>,
+    snapshots: Snapshotter,
+}
+
+impl Rig {
+    async fn new() -> Self {
+        Self::with(Durability::Journal, 4).await
+    }
+
+    async fn with(durability: Durability, range_count: u32) -> Self {
+        let clock = Arc::new(ManualClock::new(START));
+        let map = ClusterMap::create(&NewCluster {
+            addresses: vec!["a:1".to_owned()],
+            range_count,
+            durability,
+        })
+        .unwrap();
+        let storage = Arc::new(Faulty::new(clock.clone()));
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            clock,
+            map,
+            storage,
+            interval: Duration::from_secs(3600),
+            recent_bytes_max: 16 << 20,
+        }
+    }
+
+    fn root(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// Makes this disk the node's in the map.
+    async fn register(&self, disk_id: keydb_core::Incarnation) {
+        let storage = &self.storage.inner;
+        let mut map = self.map.clone();
+        let json = |map: &ClusterMap| bytes::Bytes::from(map.to_json());
+        map.nodes[0].disk_id = Some(disk_id);
+        let put = match storage.get(MAP_KEY).await.unwrap() {
+            None => storage.put_if_absent(MAP_KEY, json(&map)).await,
+            Some(object) => {
+                storage
+                    .put_if_match(MAP_KEY, json(&map), &object.version)
+                    .await
+            }
+        };
+        assert!(matches!(put, Ok(Put::Done(_))));
+    }
+
+    /// Starts a node with what is on its disk.
+    async fn start(&self) -> Run {
+        self.try_start().await.unwrap()
+    }
+
+    async fn try_start(&self) -> Result<Run, String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        let config = NodeConfig {
+            data_dir: self.root(),
+            snapshot_interval: self.interval,
+            ..NodeConfig::new(NODE)
+        };
+        let data_dir = DataDir::open(&self.root(), self.map.cluster_id, NODE);
+        let data_dir = Arc::new(data_dir.map_err(|error| text(&error))?);
+        let disk_id = data_dir.disk_id();
+        self.register(disk_id).await;
+        let node = Arc::new(Node::new(config, self.clock.clone()));
+        node.trust_clock(true);
+        let table = Table::new(MapInForce::new(self.map.clone()), NODE, &node.arena, None);
+        let synced = self.map.durability == Durability::Journal;
+        let manifest = match open(&data_dir).map_err(|error| text(&error))? {
+            Some(manifest) if synced => manifest,
+            Some(mut manifest) => {
+                skip_lost(&mut manifest);
+                manifest
+            }
+            None => {
+                let manifest = Manifest::new(self.map.cluster_id, 1, NODE, disk_id);
+                save(&data_dir, &manifest).map_err(|error| text(&error))?;
+                manifest
+            }
+        };
+        let times = Times::at(self.clock.now());
+        let ranges = manifest.ranges.iter();
+        let needed = ranges.flat_map(|range| {
+            let (base, deltas) = manifest.parts(range);
+            base.into_iter().chain(deltas)
+        });
+        for file in needed {
+            let path = file_path(&data_dir, &file.name);
+            load_file(&path, file, self.origin(), table.ranges(), times)
+                .map_err(|error| format!("{}: {error}", file.name))?;
+        }
+        let identity = Identity {
+            cluster_id: self.map.cluster_id,
+            node: NODE,
+            disk_id,
+        };
+        let mut config =
+            JournalConfig::new(data_dir.journal(), identity, synced, self.clock.clone());
+        config.segment_bytes = 1 << 20;
+        config.recent_bytes_max = self.recent_bytes_max;
+        let mut backlog = Backlog::new(manifest.lsn, config.recent_bytes_max);
+        let mut last = manifest.lsn;
+        if synced {
+            let replayed = journal::replay(
+                &config.dir,
+                &identity,
+                manifest.lsn,
+                manifest.lsn,
+                |record| {
+                    backlog.replayed(record, disk_id);
+                    if let RecordBody::Write(write) = &record.body {
+                        let entries = write.fingerprints.iter();
+                        for entry in entries.map(|key| Entry::new(key, write.expiry)) {
+                            let top = entry.fingerprint().top();
+                            let range = table
+                                .ranges()
+                                .iter()
+                                .find(|range| range.bounds.contains(top));
+                            range.unwrap().write().merge(&[entry], times).unwrap();
+                        }
+                    }
+                    Ok(())
+                },
+            )
+            .map_err(|error| text(&error))?;
+            if replayed.last < manifest.lsn {
+                return Err(format!(
+                    "the journal ends at LSN {}, the files reach {}",
+                    replayed.last, manifest.lsn
+                ));
+            }
+            last = replayed.last;
+        }
+        for range in table.ranges() {
+            range.loaded(Readiness::Ready);
+        }
+        node.set_standing(Standing::Serving(table));
+        let journal = Journal::open(config, last).map_err(|error| text(&error))?;
+        let journal = Arc::new(journal);
+        let snapshots = Snapshotter::start(
+            Arc::clone(&node),
+            self.storage.clone(),
+            Arc::clone(&journal),
+            Arc::clone(&data_dir),
+            manifest,
+            backlog,
+        )
+        .map_err(|error| text(&error))?;
+        Ok(Run {
+            node,
+            journal,
+            data_dir,
+            snapshots,
+        })
+    }
+
+    fn origin(&self) -> Origin {
+        Origin {
+            cluster_id: self.map.cluster_id,
+            seed_digest: self.map.hash.seed.digest(),
+        }
+    }
+
+    fn key(&self, number: u32) -> Fingerprint {
+        Fingerprint::of(format!("key-{number}").as_bytes(), self.map.hash.seed).unwrap()
+    }
+
+    /// Keys of these numbers, with this expiry.
+    fn keys(&self, numbers: Range<u32>, expiry_seconds: u32) -> Keys {
+        let numbers = numbers.map(|number| (self.key(number), expiry_seconds));
+        numbers.collect()
+    }
+
+    /// The manifest in object storage.
+    async fn remote(&self) -> Option<Manifest> {
+        let object = self.storage.inner.get(&manifest_key(NODE)).await.unwrap();
+        object.map(|object| Manifest::from_json(&object.bytes).unwrap())
+    }
+
+    /// The keys in object storage.
+    async fn remote_keys(&self) -> Keys {
+        let manifest = self.remote().await.unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut keys = Keys::new();
+        for file in &manifest.files {
+            let key = object_key(NODE, &file.name);
+            let object = self.storage.inner.get(&key).await.unwrap().unwrap();
+            let path = dir.path().join(&file.name);
+            std::fs::write(&path, &object.bytes).unwrap();
+            read_file(&path, file, self.origin(), |event| {
+                if let Event::Entries(entries) = event {
+                    merge(&mut keys, entries);
+                }
+                Ok(())
+            })
+            .unwrap();
+        }
+        keys
+    }
+
+    /// The names of the files on the disk.
+    fn files(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.root().join("snapshots")).into_iter();
+        let names = entries.flatten().map(|entry| entry.unwrap().file_name());
+        names.map(|name| name.into_string().unwrap()).collect()
+    }
+
+    fn file_bytes(&self) -> u64 {
+        let size = |name: &String| std::fs::metadata(self.root().join("snapshots").join(name));
+        // One may go in between.
+
+        self.files()
+            .iter()
+            .filter_map(|name| size(name).ok())
+            .map(|it| it.len())
+            .sum()
+    }
+}
+
+fn merge(keys: &mut Keys, entries: &[Entry]) {
+    for entry in entries {
+        let expiry = keys.entry(entry.fingerprint()).or_default();
+        *expiry = entry.expiry().as_unix_seconds().max(*expiry);
+    }
+}
+
+const EXPIRY: u32 = 1_700_100_000;
+
+impl Run {
+    fn table<T>(&self, each: impl FnOnce(&Table) -> T) -> T {
+        each(self.node.standing().table().unwrap())
+    }
+
+    /// Applies keys as a put does, and waits until they are committed.
+    async fn put(&self, keys: &Keys) {
+        self.try_put(keys).await.unwrap();
+    }
+
+    async fn try_put(&self, keys: &Keys) -> Result<(), String> {
+        let mut by_expiry: BTreeMap<u32, Vec<Fingerprint>> = BTreeMap::new();
+        for (key, expiry) in keys {
+            by_expiry.entry(*expiry).or_default().push(*key);
+        }
+        let mut last = Lsn::ZERO;
+        for (expiry, keys) in by_expiry {
+            for keys in keys.chunks(1000) {
+                let space = self.journal.admit(keys.len() * 12 + 4096).await;
+                let reservation = space.map_err(|error| error.to_string())?.begin();
+                last = reservation.lsn();
+                let expiry = Expiry::from_unix_seconds(expiry).unwrap();
+                self.store(reservation, keys, expiry);
+            }
+        }
+        let committed = self.journal.wait_committed(last).await;
+        committed.map_err(|error| error.to_string())
+    }
+
+    /// Stores sorted keys and appends their record.
+    fn store(&self, reservation: journal::Reservation, keys: &[Fingerprint], expiry: Expiry) {
+        let packed: Vec<u8> = keys.iter().flat_map(|key| key.to_bytes()).collect();
+        let groups = self.apply(keys, expiry);
+        let write = Write {
+            expiry,
+            operation: None,
+            answers: &[],
+            groups: groups.into(),
+            fingerprints: PackedFingerprints::new(&packed).unwrap(),
+        };
+        reservation.append(&write, self.node.clock.now());
+    }
+
+    fn apply(&self, keys: &[Fingerprint], expiry: Expiry) -> Vec<RecordGroup> {
+        let times = Times::at(self.node.clock.now());
+        self.table(|table| {
+            let mut groups = Vec::new();
+            for range in table.ranges() {
+                let own: Vec<u8> = keys
+                    .iter()
+                    .filter(|key| range.bounds.contains(key.top()))
+                    .flat_map(|key| key.to_bytes())
+                    .collect();
+                let own = PackedFingerprints::new(&own).unwrap();
+                range.write().put(own, expiry, times).unwrap();
+                groups.push(RecordGroup {
+                    range: range.id,
+                    generation: range.generation,
+                    count: own.len() as u32,
+                });
+            }
+            groups
+        })
+    }
+
+    /// The keys in memory.
+    fn keys(&self) -> Keys {
+        let mut keys = Keys::new();
+        self.table(|table| {
+            for range in table.ranges() {
+                let entries: Vec<Entry> = range.read().iter().collect();
+                merge(&mut keys, &entries);
+            }
+        });
+        keys
+    }
+
+    async fn snapshot(&self) -> Made {
+        self.snapshots.request(false, far()).await.unwrap()
+    }
+
+    async fn full_snapshot(&self) -> Made {
+        self.snapshots.request(true, far()).await.unwrap()
+    }
+
+    fn local(&self) -> Arc<Manifest> {
+        Arc::clone(&self.snapshots.shared.state().manifest)
+    }
+
+    /// Stops as a node does that is asked to.
+    async fn stop(self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        self.snapshots.close(deadline).await.unwrap();
+        self.journal.close().unwrap();
+    }
+
+    /// Stops as a node does that fails.
+    async fn kill(self) {
+        self.snapshots.abandon();
+        // It may have failed.
+        let _ = self.journal.close();
+        // Tasks that were told to end hold the directory until they do.
+        let data_dir = Arc::clone(&self.data_dir);
+        drop(self);
+        eventually(async || Arc::strong_count(&data_dir) == 1).await;
+    }
+}
+
+/// A deadline that no test gets to.
+fn far() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+/// Waits until something holds that nothing tells of.
+async fn eventually(holds: impl AsyncFn() -> bool) {
+    let waiting = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(Duration::from_secs(30), waiting).await;
+    in_time.expect("it should hold by now");
+}
+
+fn kinds(manifest: &Manifest) -> (usize, usize) {
+    use keydb_core::SnapshotKind::{Delta, Full};
+    let count = |kind| {
+        manifest
+            .files
+            .iter()
+            .filter(|file| file.kind == kind)
+            .count()
+    };
+    (count(Delta), count(Full))
+}

@@ -1,0 +1,275 @@
+//! The hash ranges that this node answers for, by one cluster map.
+//!
+//! A table never changes. A new map makes a new table, which shares the ranges that stay; a request keeps the table that it
+//! started with.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use bytes::Bytes;
+use keydb_core::{Arena, ClusterMap, HashRange, KeySet, NodeId, RangeEntry, RangeId};
+
+use crate::ranges::uncommitted::Uncommitted;
+
+/// A cluster map, as it is used and as it is handed out.
+#[derive(Debug)]
+pub(crate) struct MapInForce {
+    pub(crate) map: ClusterMap,
+    pub(crate) json: Bytes,
+}
+
+/// The ranges that this node owns by a map.
+#[derive(Debug)]
+pub(crate) struct Table {
+    pub(crate) in_force: Arc<MapInForce>,
+    /// By ascending id.
+    ranges: Vec<Arc<OwnedRange>>,
+}
+
+/// One range that this node owns, under one generation of its ownership.
+#[derive(Debug)]
+pub(crate) struct OwnedRange {
+    pub(crate) id: RangeId,
+    pub(crate) generation: u64,
+    pub(crate) bounds: HashRange,
+    /// The keys whose write is not committed yet. To be looked at and changed under the lock of the keys.
+    pub(crate) uncommitted: Uncommitted,
+    keys: RwLock<KeySet>,
+    readiness: OnceLock<Readiness>,
+}
+
+/// What has become of a range's loading, once it has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Readiness {
+    /// All its keys are there.
+    Ready,
+    /// What is there is not complete, for this reason.
+    Closed(String),
+}
+
+impl MapInForce {
+    pub(crate) fn new(map: ClusterMap) -> Arc<Self> {
+        let json = Bytes::from(map.to_json());
+        Arc::new(Self { map, json })
+    }
+
+    /// The range with this id and its owner's address, if the map has it.
+    pub(crate) fn owner_of(&self, id: RangeId) -> Option<(&RangeEntry, &str)> {
+        // As long as no range was split, a range's id is its index.
+        let range = self
+            .map
+            .ranges
+            .get(id.0 as usize)
+            .filter(|range| range.id == id)
+            .or_else(|| self.map.ranges.iter().find(|range| range.id == id))?;
+        let address = self.map.node(range.owner).map_or("", |node| &node.address);
+        Some((range, address))
+    }
+}
+
+impl Table {
+    /// The ranges that `node` owns by `in_force`. Those that `before` has under the same generation and bounds stay as they are,
+    /// the others start empty: ready in `memory` mode, where nothing is to be loaded, and loading otherwise.
+    pub(crate) fn new(
+        in_force: Arc<MapInForce>,
+        node: NodeId,
+        arena: &Arc<Arena>,
+        before: Option<&Self>,
+    ) -> Self {
+        let has_disk = in_force.map.durability.has_disk();
+        let before: HashMap<RangeId, &Arc<OwnedRange>> = before
+            .iter()
+            .flat_map(|table| &table.ranges)
+            .map(|range| (range.id, range))
+            .collect();
+        let map = &in_force.map;
+        let owned = (0..map.ranges.len()).filter(|index| map.ranges[*index].owner == node);
+        let mut ranges: Vec<Arc<OwnedRange>> = owned
+            .map(|index| {
+                let RangeEntry { id, generation, .. } = map.ranges[index];
+                let bounds = map.bounds(index);
+                match before.get(&id) {
+                    Some(range) if range.generation == generation && range.bounds == bounds => {
+                        Arc::clone(range)
+                    }
+                    _ => Arc::new(OwnedRange::new(id, generation, bounds, arena, has_disk)),
+                }
+            })
+            .collect();
+        ranges.sort_unstable_by_key(|range| range.id);
+        Self { in_force, ranges }
+    }
+
+    /// The ranges by ascending id.
+    pub(crate) fn ranges(&self) -> &[Arc<OwnedRange>] {
+        &self.ranges
+    }
+
+    /// The index of the range with this id, if it is owned. Quick when that is `guess`: requests name ranges mostly in order.
+    #[inline]
+    pub(crate) fn find(&self, id: RangeId, guess: usize) -> Option<usize> {
+        if self.ranges.get(guess).is_some_and(|range| range.id == id) {
+            return Some(guess);
+        }
+        self.ranges.binary_search_by_key(&id, |range| range.id).ok()
+    }
+
+    /// How many of the ranges started empty, compared with the table `before`.
+    pub(crate) fn started_since(&self, before: &Self) -> usize {
+        let stayed = |range: &&Arc<OwnedRange>| {
+            before
+                .find(range.id, 0)
+                .is_some_and(|index| Arc::ptr_eq(range, &before.ranges[index]))
+        };
+        self.ranges.iter().filter(|range| !stayed(range)).count()
+    }
+}
+
+const POISONED: &str = "a key set in which an operation panicked is not used any more";
+
+impl OwnedRange {
+    fn new(
+        id: RangeId,
+        generation: u64,
+        bounds: HashRange,
+        arena: &Arc<Arena>,
+        loading: bool,
+    ) -> Self {
+        let readiness = OnceLock::new();
+        if !loading {
+            let _ = readiness.set(Readiness::Ready);
+        }
+        Self {
+            id,
+            generation,
+            bounds,
+            uncommitted: Uncommitted::default(),
+            keys: RwLock::new(KeySet::new(bounds, arena)),
+            readiness,
+        }
+    }
+
+    /// What has become of its loading; `None` while it loads. Only a ready range is answered for.
+    #[inline]
+    pub(crate) fn readiness(&self) -> Option<&Readiness> {
+        self.readiness.get()
+    }
+
+    /// Whether it is answered for.
+    #[inline]
+    pub(crate) fn is_ready(&self) -> bool {
+        self.readiness() == Some(&Readiness::Ready)
+    }
+
+    /// Says what has become of its loading. The first word counts.
+    pub(crate) fn loaded(&self, readiness: Readiness) {
+        let _ = self.readiness.set(readiness);
+    }
+
+    /// The keys, to look at. Hold it for a bounded number of keys, and never across an await.
+    #[inline]
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, KeySet> {
+        self.keys.read().expect(POISONED)
+    }
+
+    /// The keys, to change. Hold it for a bounded number of keys, and never across an await.
+    #[inline]
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, KeySet> {
+        self.keys.write().expect(POISONED)
+    }
+
+    /// The keys, if nobody is changing them right now.
+    #[inline]
+    pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, KeySet>> {
+        self.keys.try_read().ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keydb_core::{Durability, NewCluster};
+
+    use super::*;
+
+    fn two_nodes() -> ClusterMap {
+        ClusterMap::create(&NewCluster {
+            addresses: vec!["a:1".to_owned(), "b:1".to_owned()],
+            range_count: 8,
+            durability: Durability::Memory,
+        })
+        .unwrap()
+    }
+
+    fn table(map: &ClusterMap, arena: &Arc<Arena>, before: Option<&Table>) -> Table {
+        Table::new(MapInForce::new(map.clone()), NodeId(0), arena, before)
+    }
+
+    #[test]
+    fn ranges_that_stay_keep_their_keys_and_others_come_and_go() {
+        let arena = Arena::new();
+        let mut map = two_nodes();
+        let before = table(&map, &arena, None);
+        assert_eq!(before.ranges().len(), 4);
+
+        let kept = before.ranges()[1].id;
+        let lost = before.ranges()[0].id;
+        let won = map
+            .ranges
+            .iter()
+            .find(|range| range.owner == NodeId(1))
+            .unwrap()
+            .id;
+        for range in &mut map.ranges {
+            if range.id == lost || range.id == won {
+                range.owner = NodeId(u32::from(range.id == lost));
+                range.generation += 1;
+            }
+        }
+        let after = table(&map, &arena, Some(&before));
+        let at = |table: &Table, id| {
+            table
+                .find(id, 0)
+                .map(|index| Arc::clone(&table.ranges()[index]))
+        };
+        assert!(Arc::ptr_eq(
+            &at(&before, kept).unwrap(),
+            &at(&after, kept).unwrap()
+        ));
+        assert!(at(&after, lost).is_none());
+        assert_eq!(at(&after, won).unwrap().generation, 2);
+        assert_eq!(after.started_since(&before), 1);
+    }
+
+    #[test]
+    fn a_range_under_another_generation_starts_empty() {
+        let arena = Arena::new();
+        let mut map = two_nodes();
+        let before = table(&map, &arena, None);
+        let index = map.range_index_of(before.ranges()[0].bounds.start());
+        map.ranges[index].generation += 2;
+        let after = table(&map, &arena, Some(&before));
+        assert!(!Arc::ptr_eq(&before.ranges()[0], &after.ranges()[0]));
+        assert_eq!(after.started_since(&before), 1);
+    }
+
+    #[test]
+    fn the_owner_of_a_range_is_named_with_its_address() {
+        let map = two_nodes();
+        let in_force = MapInForce::new(map.clone());
+        for range in &map.ranges {
+            let (entry, address) = in_force.owner_of(range.id).unwrap();
+            assert_eq!(entry.id, range.id);
+            assert_eq!(
+                address,
+                if range.owner == NodeId(0) {
+                    "a:1"
+                } else {
+                    "b:1"
+                }
+            );
+        }
+        assert!(in_force.owner_of(RangeId(8)).is_none());
+    }
+}

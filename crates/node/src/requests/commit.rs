@@ -1,0 +1,256 @@
+//! The commit rule: a reply that tells of a write waits until that write is committed.
+//!
+//! A request that writes is applied in chunks. A chunk is applied under one LSN: the LSN is reserved, the key sets are changed
+//! and the changed keys marked as uncommitted under the range's lock, and then the chunk's record goes into the journal. Nothing
+//! waits in between, so a chunk is never half in the journal, also when the caller goes away. At the end the request waits until
+//! the last LSN that its reply tells of is committed: of its own chunks, of the uncommitted keys that it found present, and of
+//! the remembered answers that it repeats.
+//!
+//! Without a journal (`memory` mode) there is nothing to wait for and nothing to mark.
+
+use keydb_core::{
+    Bitmap, Expiry, FINGERPRINT_BYTES, Fingerprint, InsertError, KeySet, Lsn, OperationId,
+    PackedFingerprints, RecordGroup, Times, UnixMillis, Write,
+};
+use keydb_proto::{refusal_status, shard::ErrorCode};
+use tonic::Status;
+
+use crate::{
+    disk::journal::{Journal, Reservation, Space},
+    ranges::owned::OwnedRange,
+    ranges::uncommitted::Locked,
+};
+
+/// What a record takes at most besides what its groups and keys do.
+const RECORD_BYTES: usize = 256;
+/// What a group takes at most, its answers' head included.
+const GROUP_BYTES: usize = 64;
+/// What a key takes at most: the fingerprint and its answer's two bits.
+const KEY_BYTES: usize = FINGERPRINT_BYTES + 1;
+
+/// What one request writes and tells of.
+#[derive(Debug)]
+pub(crate) struct Commit<'a> {
+    journal: Option<&'a Journal>,
+    /// Room for what the request writes.
+    space: Option<Space>,
+    chunk: Option<Chunk>,
+    /// What the reply tells of is committed when this is.
+    told: Lsn,
+}
+
+/// What is applied under one LSN.
+#[derive(Debug)]
+struct Chunk {
+    reservation: Reservation,
+    groups: Vec<RecordGroup>,
+    fingerprints: Vec<u8>,
+}
+
+impl<'a> Commit<'a> {
+    /// For a request that writes nothing.
+    pub(crate) const fn of_read(journal: Option<&'a Journal>) -> Self {
+        Self {
+            journal,
+            space: None,
+            chunk: None,
+            told: Lsn::ZERO,
+        }
+    }
+
+    /// For a request that writes at most `keys` keys in `groups` groups and `chunks` chunks. Waits for room in the journal.
+    ///
+    /// # Errors
+    /// When the disk has none. Nothing was applied.
+    pub(crate) async fn of_write(
+        journal: Option<&'a Journal>,
+        keys: usize,
+        groups: usize,
+        chunks: usize,
+    ) -> Result<Self, Status> {
+        let mut commit = Self::of_read(journal);
+        if let Some(journal) = journal {
+            // A group that is cut by the end of a chunk is in both.
+            let bytes = chunks * RECORD_BYTES + (groups + chunks) * GROUP_BYTES + keys * KEY_BYTES;
+            let space = journal.admit(bytes).await.map_err(|full| {
+                refusal_status(
+                    ErrorCode::DiskFull,
+                    format!("{full}; nothing was applied, try again when there is room"),
+                )
+            })?;
+            commit.space = Some(space);
+        }
+        Ok(commit)
+    }
+
+    /// Starts a chunk unless one is open. To be called before the range's lock is taken; nothing may be awaited from here until
+    /// [`append`](Self::append).
+    pub(crate) fn begin(&mut self) {
+        if let (Some(space), None) = (&self.space, &self.chunk) {
+            self.chunk = Some(Chunk {
+                reservation: space.begin(),
+                groups: Vec::new(),
+                fingerprints: Vec::new(),
+            });
+        }
+    }
+
+    /// The keys have been put into `set`, which is that of `range` under its write lock, with this outcome.
+    pub(crate) fn put(
+        &mut self,
+        range: &OwnedRange,
+        set: &KeySet,
+        keys: PackedFingerprints<'_>,
+        times: Times,
+        outcome: &Result<(), InsertError>,
+    ) {
+        if outcome.is_ok() {
+            self.stored(range, keys);
+        } else {
+            // What the set has refused once, it would refuse when the journal is replayed.
+            let mut present = Bitmap::new(keys.len());
+            set.get(keys, times, &mut present, 0);
+            self.claimed(range, keys, &present, 0);
+        }
+    }
+
+    fn stored(&mut self, range: &OwnedRange, keys: PackedFingerprints<'_>) {
+        let Some((chunk, marks)) = self.chunk_and_marks(range) else {
+            return;
+        };
+        chunk.fingerprints.extend_from_slice(keys.as_bytes());
+        chunk.group(range, keys.len());
+        if let Some(mut marks) = marks {
+            let lsn = chunk.reservation.lsn();
+            keys.iter().for_each(|key| marks.mark(key, lsn));
+        }
+    }
+
+    /// Of the keys, those whose bit from `offset` on is on have been stored in `range`, whose write lock is held; the reply tells
+    /// of the others that they are there.
+    pub(crate) fn claimed(
+        &mut self,
+        range: &OwnedRange,
+        keys: PackedFingerprints<'_>,
+        first: &Bitmap,
+        offset: usize,
+    ) {
+        let Some((chunk, mut marks)) = self.chunk_and_marks(range) else {
+            return;
+        };
+        let lsn = chunk.reservation.lsn();
+        let mut told = Lsn::ZERO;
+        let mut stored = 0;
+        for (index, key) in (offset..).zip(keys.iter()) {
+            if first.get(index) {
+                chunk.fingerprints.extend_from_slice(&key.to_bytes());
+                stored += 1;
+                if let Some(marks) = &mut marks {
+                    marks.mark(key, lsn);
+                }
+            } else if let Some(marks) = &marks {
+                told = told.max(marks.find(key));
+            }
+        }
+        chunk.group(range, stored);
+        drop(marks);
+        self.tell(told);
+    }
+
+    /// The reply tells of the keys whose bit from `offset` on is on that they are in `range`, a lock of which is held.
+    pub(crate) fn found(
+        &mut self,
+        range: &OwnedRange,
+        keys: PackedFingerprints<'_>,
+        present: &Bitmap,
+        offset: usize,
+    ) {
+        let Some(journal) = self.journal else { return };
+        let committed = journal.committed();
+        if range.uncommitted.is_empty(committed) {
+            return;
+        }
+        let marks = range.uncommitted.lock(committed);
+        let lsn_of = |(index, key): (usize, Fingerprint)| {
+            if present.get(index) {
+                marks.find(key)
+            } else {
+                Lsn::ZERO
+            }
+        };
+        let newest = (offset..).zip(keys.iter()).map(lsn_of).max();
+        self.told = self.told.max(newest.unwrap_or_default());
+    }
+
+    /// The reply tells of what is committed with `lsn`.
+    pub(crate) fn tell(&mut self, lsn: Lsn) {
+        self.told = self.told.max(lsn);
+    }
+
+    /// Ends the open chunk, if there is one: its record goes into the journal. Returns its LSN.
+    pub(crate) fn append(
+        &mut self,
+        expiry: Expiry,
+        operation: Option<OperationId>,
+        answers: &[u8],
+        now: UnixMillis,
+    ) -> Lsn {
+        let Some(chunk) = self.chunk.take() else {
+            return Lsn::ZERO;
+        };
+        let lsn = chunk.reservation.lsn();
+        let fingerprints = PackedFingerprints::new(&chunk.fingerprints)
+            .expect("whole fingerprints were put there");
+        let write = Write {
+            expiry,
+            operation,
+            answers,
+            groups: (&chunk.groups[..]).into(),
+            fingerprints,
+        };
+        chunk.reservation.append(&write, now);
+        self.tell(lsn);
+        lsn
+    }
+
+    /// Waits until everything that the reply tells of is committed.
+    ///
+    /// # Errors
+    /// When the journal has failed, and the node is about to end. What was written may be there after its next start.
+    pub(crate) async fn committed(self) -> Result<(), Status> {
+        debug_assert!(self.chunk.is_none());
+        // What was not used of it may serve others while this request waits.
+        drop(self.space);
+        let Some(journal) = self.journal else {
+            return Ok(());
+        };
+        journal
+            .wait_committed(self.told)
+            .await
+            .map_err(|failed| Status::unavailable(failed.to_string()))
+    }
+
+    /// The open chunk, and the marks of `range` where writes are not committed at once.
+    fn chunk_and_marks<'r>(
+        &mut self,
+        range: &'r OwnedRange,
+    ) -> Option<(&mut Chunk, Option<Locked<'r>>)> {
+        let journal = self.journal?;
+        let marks = journal
+            .is_synced()
+            .then(|| range.uncommitted.lock(journal.committed()));
+        self.chunk.as_mut().map(|chunk| (chunk, marks))
+    }
+}
+
+impl Chunk {
+    fn group(&mut self, range: &OwnedRange, keys: usize) {
+        if keys > 0 {
+            self.groups.push(RecordGroup {
+                range: range.id,
+                generation: range.generation,
+                count: u32::try_from(keys).expect("a request has fewer keys"),
+            });
+        }
+    }
+}

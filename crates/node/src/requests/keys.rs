@@ -1,0 +1,455 @@
+//! Requests for keys: checked as a whole, then worked on range by range.
+//!
+//! Before anything is applied, a request that writes may wait for memory, for room in the journal, and for the end of a claim that it
+//! repeats; at its end, for its commit. In between large requests make room for others between steps. No lock is held then: each
+//! range's lock is held for one step at most.
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use keydb_core::{
+    Bitmap, Expiry, Fingerprint, InsertError, OperationId, PackedFingerprints, Times, UnixMillis,
+};
+use keydb_proto::{
+    refusal_status,
+    shard::{
+        ClaimReply, ClaimRequest, ErrorCode, GetReply, GetRequest, PutReply, PutRequest, RangeKeys,
+        RangeRefusal, RefusalCode, RequestHeader,
+    },
+};
+use tokio::sync::watch;
+use tonic::Status;
+
+use crate::{
+    node::{Node, Standing},
+    ranges::owned::{OwnedRange, Table},
+    requests::answers::{Begin, ClaimedKeys, Operation, Recall},
+    requests::commit::Commit,
+    requests::memory_limit,
+    requests::plan::{self, Group, Plan},
+    requests::put_with_expiries::put_each,
+    requests::read_only_claim::claim_known,
+};
+
+/// So many keys are worked on before others get their turn.
+pub(crate) const STEP_KEYS: usize = 4096;
+
+/// A group's memory is fetched while the one before it is worked on. With groups of eight keys and tens of millions resident,
+/// one group ahead was measured best; two to four ahead cost more than they gained.
+const PREFETCH_GROUPS: usize = 1;
+
+/// So many keys of a group are fetched ahead; more would push each other out of the first-level cache.
+const PREFETCH_KEYS: usize = 32;
+
+/// How often a request that waits for another one looks at the clock.
+const WAIT_STEP: Duration = Duration::from_millis(50);
+
+/// Which of the keys exist?
+pub(crate) async fn get(node: &Node, request: &GetRequest) -> Result<GetReply, Status> {
+    let _ticket = node.in_flight.enter()?;
+    let (standing, now) = admit(node, request.header.as_ref())?;
+    let table = table(node, &standing)?;
+    let plan = plan(node, table, &request.ranges, &request.fingerprints)?;
+    let times = node.times_at(now);
+    let mut commit = Commit::of_read(node.journal());
+    let mut present = Bitmap::new(plan.fingerprints.len());
+    let mut pace = Pace::default();
+    for position in 0..plan.groups.len() {
+        prefetch(table, &plan, position + PREFETCH_GROUPS);
+        let group = plan.groups[position];
+        let range = owned(table, group);
+        for (start, end) in steps(group) {
+            if pace.spend(end - start) {
+                tokio::task::yield_now().await;
+            }
+            let keys = plan.fingerprints.slice(start, end);
+            let set = range.read();
+            set.get(keys, times, &mut present, start);
+            commit.found(range, keys, &present, start);
+        }
+    }
+    commit.committed().await?;
+    Ok(GetReply {
+        header: Some(node.reply_header(standing.map())),
+        present: present.into_bytes().into(),
+        refused: plan.refused,
+    })
+}
+
+/// The keys exist until at least now + TTL.
+pub(crate) async fn put(node: &Node, request: &PutRequest) -> Result<PutReply, Status> {
+    let _ticket = node.in_flight.enter()?;
+    let (standing, now) = admit(node, request.header.as_ref())?;
+    let table = table(node, &standing)?;
+    if !request.expiries.is_empty() {
+        return put_each(node, &standing, table, request, now).await;
+    }
+    let expiry = expiry(now, request.ttl_seconds)?;
+    let mut plan = plan(node, table, &request.ranges, &request.fingerprints)?;
+    let times = node.times_at(now);
+    memory_limit::check(node, table, &plan, times).await?;
+    let mut commit = commit_of(node, &plan).await?;
+    still_in_time(node, request.header.as_ref())?;
+    let mut pace = Pace::default();
+    for position in 0..plan.groups.len() {
+        prefetch(table, &plan, position + PREFETCH_GROUPS);
+        let group = plan.groups[position];
+        let range = owned(table, group);
+        for (start, end) in steps(group) {
+            if pace.spend(end - start) {
+                commit.append(expiry, None, &[], now);
+                tokio::task::yield_now().await;
+            }
+            let keys = plan.fingerprints.slice(start, end);
+            commit.begin();
+            let mut set = range.write();
+            let stored = set.put(keys, expiry, times);
+            commit.put(range, &set, keys, times, &stored);
+            drop(set);
+            // The caller hears that any may have been stored.
+            if let Err(error) = stored {
+                plan.refused.push(full(range, error));
+                break;
+            }
+        }
+    }
+    commit.append(expiry, None, &[], now);
+    commit.committed().await?;
+    Ok(PutReply {
+        header: Some(node.reply_header(standing.map())),
+        refused: plan.refused,
+    })
+}
+
+/// Inserts the keys that are absent, and says which those were.
+pub(crate) async fn claim(node: &Node, request: &ClaimRequest) -> Result<ClaimReply, Status> {
+    let _ticket = node.in_flight.enter()?;
+    let id = plan::operation_id(&request.operation_id)?;
+    plan::check_ranges_once(&request.ranges)?;
+    loop {
+        // After a wait, this may have become another one.
+        let (standing, now) = admit(node, request.header.as_ref())?;
+        let table = table(node, &standing)?;
+        let expiry = expiry(now, request.ttl_seconds)?;
+        let plan = plan(node, table, &request.ranges, &request.fingerprints)?;
+        let times = node.times_at(now);
+        memory_limit::check(node, table, &plan, times).await?;
+        let commit = commit_of(node, &plan).await;
+        still_in_time(node, request.header.as_ref())?;
+        match node.answers.begin(id, now, expiry) {
+            Begin::Registered(operation) => {
+                let commit = match commit {
+                    Ok(commit) => commit,
+                    Err(full) => {
+                        let known = claim_known(node, table, plan, operation, times).await?;
+                        return known.map(|known| known.reply(node, &standing)).ok_or(full);
+                    }
+                };
+                let mut claiming = Claiming::new(id, operation, plan, commit, expiry, now, times);
+                claiming.run(table).await;
+                return claiming.reply(node, &standing).await;
+            }
+            Begin::InFlight(ended) => {
+                drop(commit);
+                wait(ended).await;
+            }
+        }
+    }
+}
+
+/// Room in the journal for everything that the request may write.
+async fn commit_of<'a>(node: &'a Node, plan: &Plan<'_>) -> Result<Commit<'a>, Status> {
+    let keys: usize = plan
+        .groups
+        .iter()
+        .map(|group| group.end - group.start)
+        .sum();
+    // A chunk ends where the next step would make it larger than a step may be; so any two of them have more keys than that.
+    let chunks = 1 + 2 * keys / STEP_KEYS;
+    Commit::of_write(node.journal(), keys, plan.groups.len(), chunks).await
+}
+
+async fn wait(mut ended: watch::Receiver<()>) {
+    // Either way the caller looks again.
+    let _ = tokio::time::timeout(WAIT_STEP, ended.changed()).await;
+}
+
+/// One claim while it is being worked on.
+struct Claiming<'a> {
+    id: OperationId,
+    operation: Operation<'a>,
+    plan: Plan<'a>,
+    commit: Commit<'a>,
+    expiry: Expiry,
+    now: UnixMillis,
+    times: Times,
+    first: Bitmap,
+    unknown: Option<Bitmap>,
+    repeated_ranges: Vec<u32>,
+    /// The groups that the key set refused half-way: what they were told does not count.
+    in_part: Vec<Group>,
+}
+
+impl<'a> Claiming<'a> {
+    fn new(
+        id: OperationId,
+        operation: Operation<'a>,
+        plan: Plan<'a>,
+        commit: Commit<'a>,
+        expiry: Expiry,
+        now: UnixMillis,
+        times: Times,
+    ) -> Self {
+        Self {
+            id,
+            operation,
+            commit,
+            expiry,
+            now,
+            times,
+            first: Bitmap::new(plan.fingerprints.len()),
+            unknown: None,
+            repeated_ranges: Vec::new(),
+            in_part: Vec::new(),
+            plan,
+        }
+    }
+
+    async fn run(&mut self, table: &Table) {
+        let mut pace = Pace::default();
+        for position in 0..self.plan.groups.len() {
+            prefetch(table, &self.plan, position + PREFETCH_GROUPS);
+            let group = self.plan.groups[position];
+            self.group(owned(table, group), group, &mut pace).await;
+        }
+        self.append();
+    }
+
+    async fn group(&mut self, range: &OwnedRange, group: Group, pace: &mut Pace) {
+        let keys = self.plan.keys(group);
+        let claimed = ClaimedKeys::new(range.id, keys);
+        let in_doubt = match self.operation.recall(claimed) {
+            Recall::Same(answers) => {
+                answers.answer(&mut self.first, &mut self.unknown, group.start);
+                self.commit.tell(self.operation.remembered_lsn());
+                self.repeated_ranges.push(range.id.0);
+                return;
+            }
+            Recall::Doubt => true,
+            Recall::Nothing => group.attempt > 0,
+        };
+        for (start, end) in steps(group) {
+            if pace.spend(end - start) {
+                self.append();
+                tokio::task::yield_now().await;
+            }
+            self.operation.apply(range.id);
+            self.commit.begin();
+            let keys = self.plan.fingerprints.slice(start, end);
+            let mut set = range.write();
+            let stored = set.claim(keys, self.expiry, self.times, &mut self.first, start);
+            self.commit.claimed(range, keys, &self.first, start);
+            drop(set);
+            if let Err(error) = stored {
+                self.plan.refused.push(full(range, error));
+                self.in_part.push(group);
+                return;
+            }
+        }
+        if in_doubt {
+            self.doubt(keys, group.start);
+        }
+        self.operation
+            .record(claimed, &self.first, self.unknown.as_ref(), group.start);
+    }
+
+    /// Ends a chunk: what was applied goes into the journal, and its answers into the memory of answers.
+    fn append(&mut self) {
+        let part = self.operation.part();
+        let lsn = self
+            .commit
+            .append(self.expiry, Some(self.id), part.as_bytes(), self.now);
+        self.operation.remember(part, lsn);
+    }
+
+    /// Marks the keys that were present before as unknown. A key that this claim stored is not, wherever else it occurs.
+    fn doubt(&mut self, keys: PackedFingerprints<'_>, offset: usize) {
+        let indexed = || (offset..).zip(keys.iter());
+        let stored: HashSet<Fingerprint> = indexed()
+            .filter(|(index, _)| self.first.get(*index))
+            .map(|(_, key)| key)
+            .collect();
+        for (index, key) in indexed() {
+            if !stored.contains(&key) {
+                self.unknown
+                    .get_or_insert_with(|| Bitmap::new(self.first.len()))
+                    .or(index, true);
+            }
+        }
+    }
+
+    async fn reply(self, node: &Node, standing: &Standing) -> Result<ClaimReply, Status> {
+        // From here on a repeat finds the answers.
+        drop(self.operation);
+        self.commit.committed().await?;
+        let mut first = self.first.into_bytes();
+        for group in self.in_part {
+            clear_bits(&mut first, group.start, group.end);
+        }
+        Ok(ClaimReply {
+            header: Some(node.reply_header(standing.map())),
+            first: first.into(),
+            unknown: self
+                .unknown
+                .map_or_else(Vec::new, Bitmap::into_bytes)
+                .into(),
+            refused: self.plan.refused,
+            repeated_ranges: self.repeated_ranges,
+        })
+    }
+}
+
+/// What must hold for every request for keys: it is for this cluster and this node, and in time. Returns how the node stands, and
+/// the time that the request goes by.
+fn admit(
+    node: &Node,
+    header: Option<&RequestHeader>,
+) -> Result<(Arc<Standing>, UnixMillis), Status> {
+    let header = plan::header(header)?;
+    let standing = node.standing();
+    if let Some(map) = standing.map() {
+        plan::check_cluster(map.cluster_id, &header.cluster_id)?;
+        node.hear_of_map(map, (header.lineage, header.epoch));
+    }
+    let now = node.clock.now();
+    plan::check_target_and_time(node.config.id, now, header)?;
+    Ok((standing, now))
+}
+
+/// What a request that writes must be when it has waited for room: whoever sends it again later relies on it.
+pub(crate) fn still_in_time(node: &Node, header: Option<&RequestHeader>) -> Result<(), Status> {
+    let header = plan::header(header)?;
+    plan::check_target_and_time(node.config.id, node.clock.now(), header)
+}
+
+fn table<'a>(node: &Node, standing: &'a Standing) -> Result<&'a Table, Status> {
+    standing.table().ok_or_else(|| node.not_serving(standing))
+}
+
+pub(crate) fn plan<'a>(
+    node: &Node,
+    table: &Table,
+    ranges: &[RangeKeys],
+    fingerprints: &'a [u8],
+) -> Result<Plan<'a>, Status> {
+    Plan::new(
+        table,
+        ranges,
+        fingerprints,
+        node.config.limits.request_keys_max,
+    )
+}
+
+fn expiry(now: UnixMillis, ttl_seconds: u32) -> Result<Expiry, Status> {
+    Expiry::after(now, plan::ttl(ttl_seconds)?)
+        .map_err(|error| refusal_status(ErrorCode::InvalidRequest, error.to_string()))
+}
+
+pub(crate) fn owned(table: &Table, group: Group) -> &OwnedRange {
+    &table.ranges()[group.range]
+}
+
+/// Starts fetching the memory that the group at `position` is going to touch.
+#[inline]
+fn prefetch(table: &Table, plan: &Plan<'_>, position: usize) {
+    let Some(group) = plan.groups.get(position) else {
+        return;
+    };
+    let end = group.end.min(group.start + PREFETCH_KEYS);
+    if let Some(keys) = owned(table, *group).try_read() {
+        keys.prefetch(plan.fingerprints.slice(group.start, end));
+    }
+}
+
+/// The parts of a group that are worked on under one lock, as `(start, end)`.
+pub(crate) fn steps(group: Group) -> impl Iterator<Item = (usize, usize)> {
+    (group.start..group.end)
+        .step_by(STEP_KEYS)
+        .map(move |start| (start, group.end.min(start + STEP_KEYS)))
+}
+
+/// Says when others are to have their turn: after every [`STEP_KEYS`] keys.
+#[derive(Default)]
+pub(crate) struct Pace {
+    keys: usize,
+}
+
+impl Pace {
+    /// To be called, without a lock, before `keys` are worked on. True when it is the others' turn first.
+    #[inline]
+    pub(crate) fn spend(&mut self, keys: usize) -> bool {
+        self.keys += keys;
+        let over = self.keys > STEP_KEYS;
+        if over {
+            self.keys = keys;
+        }
+        over
+    }
+}
+
+pub(crate) fn full(range: &OwnedRange, error: InsertError) -> RangeRefusal {
+    RangeRefusal {
+        range_id: range.id.0,
+        code: RefusalCode::Full.into(),
+        owner_node: None,
+        owner_address: String::new(),
+        generation: range.generation,
+        message: format!(
+            "range {} cannot take more of these keys, part of which may have been stored: {error}",
+            range.id
+        ),
+    }
+}
+
+fn clear_bits(bytes: &mut [u8], start: usize, end: usize) {
+    for index in start..end {
+        bytes[index / 8] &= !(1 << (index % 8));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_given_bits_are_cleared() {
+        let mut bytes = [0xff; 4];
+        clear_bits(&mut bytes, 7, 17);
+        assert_eq!(bytes, [0x7f, 0x00, 0xfe, 0xff]);
+    }
+
+    #[test]
+    fn a_group_is_worked_on_in_steps_that_cover_it() {
+        let group = Group {
+            range: 0,
+            start: 10,
+            end: 10 + 2 * STEP_KEYS + 1,
+            attempt: 0,
+        };
+        let steps: Vec<_> = steps(group).collect();
+        assert_eq!(
+            steps,
+            [
+                (10, 10 + STEP_KEYS),
+                (10 + STEP_KEYS, 10 + 2 * STEP_KEYS),
+                (10 + 2 * STEP_KEYS, group.end)
+            ]
+        );
+    }
+
+    #[test]
+    fn others_get_their_turn_after_a_step_of_keys() {
+        let mut pace = Pace::default();
+        let turns = (0..10).filter(|_| pace.spend(STEP_KEYS / 2)).count();
+        assert_eq!(turns, 4);
+    }
+}

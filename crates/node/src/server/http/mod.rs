@@ -1,0 +1,146 @@
+//! HTTP beside the gRPC service: what probes and Prometheus ask.
+//!
+//! | path | 200 when | for |
+//! | --- | --- | --- |
+//! | `/live` | the process answers | a liveness probe |
+//! | `/startup` | the node is registered in the cluster map, and has loaded its ranges | a start-up probe |
+//! | `/ready` | as well, and the node is not on its way down | a readiness probe |
+//! | `/metrics` | always | Prometheus |
+//!
+//! Anything else than 200 is 503, and the body says why. A closed range does not make a node unready: the others serve, and to
+//! start it again would not help.
+
+mod metrics;
+
+use std::{fmt::Write, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
+use keydb_proto::shard::{NodeStatusReply, RangeState};
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::server::request_counters::Traffic;
+
+/// How long connections have to close at the end.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How the node stands when it is asked.
+#[derive(Debug)]
+pub(crate) struct StatusSnapshot {
+    /// What the node tells of itself over gRPC as well.
+    pub(crate) reply: NodeStatusReply,
+    /// Why the node answers for no range yet, where it does not.
+    pub(crate) not_serving: Option<String>,
+    /// Whether requests for keys are refused because the node is on its way down.
+    pub(crate) stopping: bool,
+    /// The requests so far.
+    pub(crate) traffic: Arc<Traffic>,
+}
+
+impl StatusSnapshot {
+    fn ranges(&self, state: RangeState) -> usize {
+        let ranges = self.reply.ranges.iter();
+        ranges.filter(|range| range.state() == state).count()
+    }
+
+    /// Why the node has not started yet.
+    fn not_started(&self) -> Option<String> {
+        if let Some(reason) = &self.not_serving {
+            return Some(reason.clone());
+        }
+        let loading = self.ranges(RangeState::Loading);
+        (loading > 0).then(|| {
+            format!(
+                "{loading} of {} hash ranges are still being loaded",
+                self.reply.ranges.len()
+            )
+        })
+    }
+
+    /// Why the node should get no requests.
+    fn not_ready(&self) -> Option<String> {
+        if self.stopping {
+            return Some("the node is stopping".to_owned());
+        }
+        self.not_started()
+    }
+}
+
+/// Serves the connections that `listener` accepts, until `stop`.
+///
+/// # Errors
+/// When the listener cannot be used any more.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    status: impl Fn() -> StatusSnapshot + Send + Sync + 'static,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let ended = stop.clone();
+    let serving = axum::serve(listener, router(status))
+        .with_graceful_shutdown(async move { stop.cancelled().await });
+    let mut serving = std::pin::pin!(serving.into_future());
+    tokio::select! {
+        result = &mut serving => result,
+        () = ended.cancelled() => {
+            // A connection in the middle of a request that never ends is left.
+            timeout(CLOSE_TIMEOUT, serving).await.unwrap_or(Ok(()))
+        }
+    }
+}
+
+type Status = Arc<dyn Fn() -> StatusSnapshot + Send + Sync>;
+
+fn router(status: impl Fn() -> StatusSnapshot + Send + Sync + 'static) -> Router {
+    let status: Status = Arc::new(status);
+    Router::new()
+        .route("/live", get(async || "live\n"))
+        .route("/startup", get(startup))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics_text))
+        .with_state(status)
+}
+
+async fn startup(State(status): State<Status>) -> impl IntoResponse {
+    let status = status();
+    probe("started", status.not_started(), &status)
+}
+
+async fn ready(State(status): State<Status>) -> impl IntoResponse {
+    let status = status();
+    probe("ready", status.not_ready(), &status)
+}
+
+async fn metrics_text(State(status): State<Status>) -> impl IntoResponse {
+    (
+        [(CONTENT_TYPE, metrics::CONTENT_TYPE)],
+        metrics::text(&status()),
+    )
+}
+
+fn probe(good: &str, not: Option<String>, status: &StatusSnapshot) -> (StatusCode, String) {
+    if let Some(reason) = not {
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("not {good}: {reason}\n"),
+        );
+    }
+    let mut text = format!("{good}\n");
+    let closed = status.ranges(RangeState::Closed);
+    if closed > 0 {
+        let _ = writeln!(
+            text,
+            "{closed} of {} hash ranges are closed; `keydb status` says why",
+            status.reply.ranges.len()
+        );
+    }
+    (StatusCode::OK, text)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,12 @@
+//! What a node offers to the outside.
+//!
+//! - `grpc` accepts connections, `service` speaks `keydb.shard.v1.ShardService` on them, `admission` lets requests in until the
+//!   node stops, `request_counters` counts them;
+//! - `status` is what the node says of itself, `http` tells it to probes and Prometheus.
+
+pub(crate) mod admission;
+pub(crate) mod grpc;
+pub(crate) mod http;
+pub(crate) mod request_counters;
+pub(crate) mod service;
+pub(crate) mod status;

@@ -1,0 +1,111 @@
+//! The wire's side of the node: hands requests on to where they are worked on.
+
+use std::{sync::Arc, time::Duration};
+
+use keydb_core::FINGERPRINT_BYTES;
+use keydb_proto::shard::{
+    ClaimReply, ClaimRequest, CreateSnapshotsReply, CreateSnapshotsRequest, GetMapReply,
+    GetMapRequest, GetReply, GetRequest, NodeStatusReply, NodeStatusRequest, PutReply, PutRequest,
+    shard_service_server::ShardService,
+};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    disk, node::Node, requests::keys, server::request_counters::Operation, server::status,
+};
+
+/// `keydb.shard.v1.ShardService` of one node.
+#[derive(Debug)]
+pub(crate) struct Service(pub(crate) Arc<Node>);
+
+#[tonic::async_trait]
+impl ShardService for Service {
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
+        let request = request.get_ref();
+        let reply = keys::get(&self.0, request).await;
+        let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
+        let traffic = &self.0.traffic;
+        traffic.count(Operation::Get, keys, &reply, |reply| &reply.refused);
+        reply.map(Response::new)
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutReply>, Status> {
+        let request = request.get_ref();
+        let reply = keys::put(&self.0, request).await;
+        let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
+        let traffic = &self.0.traffic;
+        traffic.count(Operation::Put, keys, &reply, |reply| &reply.refused);
+        reply.map(Response::new)
+    }
+
+    async fn claim(&self, request: Request<ClaimRequest>) -> Result<Response<ClaimReply>, Status> {
+        let request = request.get_ref();
+        let reply = keys::claim(&self.0, request).await;
+        let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
+        let traffic = &self.0.traffic;
+        traffic.count(Operation::Claim, keys, &reply, |reply| &reply.refused);
+        reply.map(Response::new)
+    }
+
+    async fn get_map(
+        &self,
+        request: Request<GetMapRequest>,
+    ) -> Result<Response<GetMapReply>, Status> {
+        status::map(&self.0, request.get_ref()).map(Response::new)
+    }
+
+    async fn node_status(
+        &self,
+        request: Request<NodeStatusRequest>,
+    ) -> Result<Response<NodeStatusReply>, Status> {
+        status::status(&self.0, request.get_ref()).map(Response::new)
+    }
+
+    async fn create_snapshots(
+        &self,
+        request: Request<CreateSnapshotsRequest>,
+    ) -> Result<Response<CreateSnapshotsReply>, Status> {
+        let waits = request.metadata().get(GRPC_TIMEOUT);
+        let waits = waits.and_then(|text| patience(text.to_str().ok()?));
+        disk::create_snapshots(&self.0, request.get_ref(), waits)
+            .await
+            .map(Response::new)
+    }
+}
+
+/// Where a caller says how long it waits
+/// (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>): up to 8 digits and a unit.
+const GRPC_TIMEOUT: &str = "grpc-timeout";
+
+fn patience(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(count.checked_mul(3600)?)),
+        "M" => Some(Duration::from_secs(count.checked_mul(60)?)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_callers_patience_is_read_in_every_unit() {
+        let secs = |text| patience(text).map(|patience| patience.as_secs_f64());
+        assert_eq!(secs("2H"), Some(7200.0));
+        assert_eq!(secs("3M"), Some(180.0));
+        assert_eq!(secs("4S"), Some(4.0));
+        assert_eq!(secs("1500m"), Some(1.5));
+        assert_eq!(secs("250000u"), Some(0.25));
+        assert_eq!(secs("500000000n"), Some(0.5));
+        for text in ["", "S", "5", "5s", "-5S", "é"] {
+            assert_eq!(secs(text), None, "{text:?}");
+        }
+    }
+}

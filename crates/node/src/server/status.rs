@@ -1,0 +1,143 @@
+//! What the node tells of itself.
+
+use std::sync::Arc;
+
+use keydb_core::ClusterMap;
+use keydb_proto::shard::{
+    GetMapReply, GetMapRequest, NodeStatusReply, NodeStatusRequest, RangeState, RangeStatus,
+};
+use tonic::Status;
+
+use crate::{
+    disk::Disk,
+    node::{Node, Standing},
+    ranges::owned::Readiness,
+    requests::plan,
+    server::http::StatusSnapshot,
+};
+
+/// The map that the node goes by, if it is newer than the caller's.
+pub(crate) fn map(node: &Node, request: &GetMapRequest) -> Result<GetMapReply, Status> {
+    let standing = node.standing();
+    check_cluster(&standing, &request.cluster_id)?;
+    let newer = standing
+        .in_force()
+        .filter(|in_force| in_force.map.version() > (request.lineage, request.epoch));
+    Ok(GetMapReply {
+        header: Some(node.reply_header(standing.map())),
+        map_json: newer
+            .map(|in_force| in_force.json.clone())
+            .unwrap_or_default(),
+    })
+}
+
+/// What the node holds.
+pub(crate) fn status(node: &Node, request: &NodeStatusRequest) -> Result<NodeStatusReply, Status> {
+    let standing = node.standing();
+    check_cluster(&standing, &request.cluster_id)?;
+    Ok(reply(node, &standing))
+}
+
+fn reply(node: &Node, standing: &Standing) -> NodeStatusReply {
+    let owned = standing.table().map_or(&[][..], |table| table.ranges());
+    let ranges: Vec<RangeStatus> = owned
+        .iter()
+        .map(|range| {
+            let (state, reason) = match range.readiness() {
+                None => (RangeState::Loading, String::new()),
+                Some(Readiness::Ready) => (RangeState::Ready, String::new()),
+                Some(Readiness::Closed(reason)) => (RangeState::Closed, reason.clone()),
+            };
+            RangeStatus {
+                range_id: range.id.0,
+                generation: range.generation,
+                keys: range.read().len() as u64,
+                state: state.into(),
+                reason,
+            }
+        })
+        .collect();
+    let map = standing.map();
+    NodeStatusReply {
+        header: Some(node.reply_header(map)),
+        cluster_id: map
+            .map(|map| map.cluster_id.to_bytes().to_vec())
+            .unwrap_or_default()
+            .into(),
+        durability: map.map(durability).unwrap_or_default(),
+        started_unix_ms: node.started.0,
+        keys: ranges.iter().map(|range| range.keys).sum(),
+        key_bytes: node.arena.resident_bytes() as u64,
+        process_bytes: process_bytes(),
+        answer_bytes: node.answers.bytes() as u64,
+        answer_operations: node.answers.operations() as u64,
+        requests_in_flight: node.in_flight.count() as u64,
+        ranges,
+        disk: node.disk().map(Disk::status),
+        memory_limit_bytes: node.config.limits.memory_bytes as u64,
+        shed_keys: node.reclaiming.shed_keys(),
+        warnings: node.warnings(),
+    }
+}
+
+/// What probes and metrics go by.
+pub(crate) fn snapshot(node: &Node) -> StatusSnapshot {
+    let standing = node.standing();
+    let not_serving = standing
+        .table()
+        .is_none()
+        .then(|| node.not_serving(&standing).message().to_owned());
+    StatusSnapshot {
+        reply: reply(node, &standing),
+        not_serving,
+        stopping: node.in_flight.is_stopping(),
+        traffic: Arc::clone(&node.traffic),
+    }
+}
+
+fn durability(map: &ClusterMap) -> String {
+    map.durability.to_string()
+}
+
+/// Callers that do not know their cluster yet leave the id out; so may those that ask a node without a map.
+pub(crate) fn check_cluster(standing: &Standing, cluster_id: &[u8]) -> Result<(), Status> {
+    match standing.map() {
+        Some(map) if !cluster_id.is_empty() => plan::check_cluster(map.cluster_id, cluster_id),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes of the process that are in memory, shared ones included; 0 where the system does not tell.
+fn process_bytes() -> u64 {
+    // The kernel makes this file's some hundred bytes up from its counters: reading it does not wait for anything.
+    std::fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|status| resident_bytes(&status))
+        .unwrap_or(0)
+}
+
+fn resident_bytes(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resident_bytes_are_read_from_the_kernels_text() {
+        let status = "Name:\tkeydb\nVmPeak:\t  900 kB\nVmRSS:\t    1234 kB\nThreads:\t4\n";
+        assert_eq!(resident_bytes(status), Some(1234 * 1024));
+        assert_eq!(resident_bytes("Name:\tkeydb\n"), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn this_process_takes_memory() {
+        assert!(process_bytes() > 0);
+    }
+}
