@@ -201,7 +201,7 @@ pub fn operation_answers(data: &[u8]) {
     assert_eq!(answers.as_bytes(), data);
     let mut expected = told(&answers);
     let mut draft = AnswersDraft::new(Expiry::from_unix_seconds(1).expect("it is not 0"));
-    draft.group_in_part(RangeId(0));
+    draft.group_partially_applied(RangeId(0));
     let newer = draft.encode();
     expected.extend(told(&newer));
     let merged = answers.followed_by(&newer);

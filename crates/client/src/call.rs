@@ -267,7 +267,7 @@ async fn run_parts<A: Answer>(
 #[derive(Default)]
 struct Repeats {
     /// Where each key was first.
-    first: HashMap<Fingerprint, usize, BuildHasherDefault<LowBits>>,
+    first: HashMap<Fingerprint, usize, BuildHasherDefault<FingerprintHasher>>,
     /// Positions of later occurrences in other parts, and of the first.
     found: Vec<(usize, usize)>,
 }
@@ -295,9 +295,9 @@ impl Repeats {
 
 /// A fingerprint is a hash already.
 #[derive(Default)]
-pub(crate) struct LowBits(u64);
+pub(crate) struct FingerprintHasher(u64);
 
-impl Hasher for LowBits {
+impl Hasher for FingerprintHasher {
     fn finish(&self) -> u64 {
         self.0
     }

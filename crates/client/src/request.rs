@@ -48,7 +48,7 @@ impl Bits {
 
 /// Why keys have no answer.
 #[derive(Debug, Clone)]
-pub(crate) struct Trouble {
+pub(crate) struct RequestFailure {
     pub(crate) message: Arc<str>,
     pub(crate) maybe_applied: bool,
     /// A repeat would meet the same.
@@ -57,7 +57,7 @@ pub(crate) struct Trouble {
     pub(crate) moved: bool,
 }
 
-impl Trouble {
+impl RequestFailure {
     /// A range that was refused while others may have been answered.
     pub(crate) fn of_range(refusal: &RangeRefusal, node: &Node) -> Self {
         let code = refusal.code();
@@ -114,7 +114,7 @@ pub(crate) async fn exchange(
     expiries: &[Expiry],
     routed_by: MapVersion,
     not_after: UnixMillis,
-) -> Result<Reply, Trouble> {
+) -> Result<Reply, RequestFailure> {
     let header = Some(RequestHeader {
         cluster_id: shared.router.cluster_id_bytes(),
         lineage: routed_by.0,
@@ -178,14 +178,17 @@ pub(crate) async fn exchange(
             }),
     };
     let (header, first, unknown, refused) =
-        reply.map_err(|status| Trouble::of_request(&status, node))?;
-    let header = header.ok_or_else(|| Trouble::of_reply(node, "it has no header"))?;
+        reply.map_err(|status| RequestFailure::of_request(&status, node))?;
+    let header = header.ok_or_else(|| RequestFailure::of_reply(node, "it has no header"))?;
     node.heard(&header, shared.router.durability());
     let map_version = version_of(&header);
     let bytes = share.positions.len().div_ceil(8);
     let short = |bits: &Bytes| bits.len() != bytes;
     if first.as_ref().is_some_and(short) || (!unknown.is_empty() && short(&unknown)) {
-        return Err(Trouble::of_reply(node, "a bitmap has the wrong length"));
+        return Err(RequestFailure::of_reply(
+            node,
+            "a bitmap has the wrong length",
+        ));
     }
     Ok(Reply {
         map_version,

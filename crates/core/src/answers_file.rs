@@ -165,7 +165,7 @@ mod tests {
     /// So many ranges that were applied in part.
     fn answers(ranges: u32) -> OperationAnswers {
         let mut draft = AnswersDraft::new(Expiry::from_unix_seconds(9).unwrap());
-        (0..ranges).for_each(|range| draft.group_in_part(RangeId(range)));
+        (0..ranges).for_each(|range| draft.group_partially_applied(RangeId(range)));
         draft.encode()
     }
 

@@ -116,7 +116,7 @@ impl AnswersDraft {
     }
 
     /// Adds a range of which nobody knows what was applied.
-    pub fn group_in_part(&mut self, range: RangeId) {
+    pub fn group_partially_applied(&mut self, range: RangeId) {
         self.head(range, 0);
     }
 
@@ -204,7 +204,7 @@ impl OperationAnswers {
             }
             let draft = draft.get_or_insert_with(|| AnswersDraft::new(group.expiry));
             if group.count == 0 {
-                draft.group_in_part(range);
+                draft.group_partially_applied(range);
                 return;
             }
             let mut first = Bitmap::new(group.count);

@@ -170,7 +170,7 @@ fn answers() -> AnswersFile {
         Some(&unknown),
         0,
     );
-    draft.group_in_part(RangeId(7));
+    draft.group_partially_applied(RangeId(7));
     AnswersFile {
         cluster_id: CLUSTER,
         disk_id: DISK,

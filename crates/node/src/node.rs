@@ -19,11 +19,11 @@ use crate::{
     cluster::clock_check::ClockTrust,
     disk::Disk,
     disk::journal::Journal,
-    ranges::owned::{MapInForce, Table},
+    ranges::owned::{CurrentMap, OwnedRanges},
     requests::answers::AnswerMemory,
     requests::memory_limit::Reclaiming,
     server::admission::InFlight,
-    server::request_counters::Traffic,
+    server::request_counters::RequestCounters,
 };
 
 /// One node.
@@ -37,47 +37,47 @@ pub(crate) struct Node {
     pub(crate) arena: Arc<Arena>,
     pub(crate) answers: AnswerMemory,
     pub(crate) in_flight: InFlight,
-    pub(crate) traffic: Arc<Traffic>,
+    pub(crate) request_counters: Arc<RequestCounters>,
     pub(crate) reclaiming: Reclaiming,
     disk: OnceLock<Disk>,
     disk_opened: Notify,
     clock_trust: ClockTrust,
     /// What somebody should know, by its subject.
     warnings: Mutex<BTreeMap<&'static str, String>>,
-    standing: RwLock<Arc<Standing>>,
+    membership_state: RwLock<Arc<MembershipState>>,
     hinted: Mutex<(u64, u64)>,
     newer_map: Notify,
 }
 
 /// How the node stands with its cluster.
 #[derive(Debug)]
-pub(crate) enum Standing {
+pub(crate) enum MembershipState {
     /// There is no map yet.
     NoMap,
     /// The map does not list this node.
-    NotListed(Arc<MapInForce>),
+    NotListed(Arc<CurrentMap>),
     /// The map lists this node, which has not registered itself in it yet.
-    NotRegistered(Arc<MapInForce>),
+    NotRegistered(Arc<CurrentMap>),
     /// The node answers for its ranges.
-    Serving(Table),
+    Serving(OwnedRanges),
 }
 
-impl Standing {
+impl MembershipState {
     /// The map that the node goes by.
-    pub(crate) fn in_force(&self) -> Option<&Arc<MapInForce>> {
+    pub(crate) fn current_map(&self) -> Option<&Arc<CurrentMap>> {
         match self {
             Self::NoMap => None,
-            Self::NotListed(in_force) | Self::NotRegistered(in_force) => Some(in_force),
-            Self::Serving(table) => Some(&table.in_force),
+            Self::NotListed(current_map) | Self::NotRegistered(current_map) => Some(current_map),
+            Self::Serving(table) => Some(&table.current_map),
         }
     }
 
     pub(crate) fn map(&self) -> Option<&ClusterMap> {
-        self.in_force().map(|in_force| &in_force.map)
+        self.current_map().map(|current_map| &current_map.map)
     }
 
     /// The ranges that the node answers for.
-    pub(crate) fn table(&self) -> Option<&Table> {
+    pub(crate) fn table(&self) -> Option<&OwnedRanges> {
         match self {
             Self::Serving(table) => Some(table),
             _ => None,
@@ -94,13 +94,13 @@ impl Node {
             arena: Arena::new(),
             answers: AnswerMemory::new(limits.answer_memory_bytes, limits.answer_memory_age),
             in_flight: InFlight::new(limits.requests_in_flight_max),
-            traffic: Arc::default(),
+            request_counters: Arc::default(),
             reclaiming: Reclaiming::default(),
             disk: OnceLock::new(),
             disk_opened: Notify::new(),
             clock_trust: ClockTrust::default(),
             warnings: Mutex::default(),
-            standing: RwLock::new(Arc::new(Standing::NoMap)),
+            membership_state: RwLock::new(Arc::new(MembershipState::NoMap)),
             hinted: Mutex::default(),
             newer_map: Notify::new(),
             config,
@@ -197,16 +197,21 @@ impl Node {
     }
 
     /// How the node stands now. A request takes this once and goes by it to its end.
-    pub(crate) fn standing(&self) -> Arc<Standing> {
+    pub(crate) fn membership_state(&self) -> Arc<MembershipState> {
         // Only whole values are ever stored, so a panic elsewhere leaves nothing half-done.
-        Arc::clone(&self.standing.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(
+            &self
+                .membership_state
+                .read()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
     }
 
-    pub(crate) fn set_standing(&self, standing: Standing) {
-        let new = Arc::new(standing);
+    pub(crate) fn set_membership_state(&self, membership_state: MembershipState) {
+        let new = Arc::new(membership_state);
         let old = std::mem::replace(
             &mut *self
-                .standing
+                .membership_state
                 .write()
                 .unwrap_or_else(PoisonError::into_inner),
             new,
@@ -245,23 +250,23 @@ impl Node {
     }
 
     /// Why requests for keys are refused as things stand.
-    pub(crate) fn not_serving(&self, standing: &Standing) -> Status {
+    pub(crate) fn not_serving(&self, membership_state: &MembershipState) -> Status {
         let node = self.config.id;
-        match standing {
-            Standing::NoMap => refusal_status(
+        match membership_state {
+            MembershipState::NoMap => refusal_status(
                 ErrorCode::NoMap,
                 format!(
                     "node {node} has no cluster map yet: the cluster has not been created, or its storage cannot be reached"
                 ),
             ),
-            Standing::NotListed(in_force) => refusal_status(
+            MembershipState::NotListed(current_map) => refusal_status(
                 ErrorCode::WrongNode,
                 format!(
                     "node {node} is not a member of cluster {} (cluster map epoch {})",
-                    in_force.map.cluster_id, in_force.map.epoch
+                    current_map.map.cluster_id, current_map.map.epoch
                 ),
             ),
-            Standing::NotRegistered(_) | Standing::Serving(_) => refusal_status(
+            MembershipState::NotRegistered(_) | MembershipState::Serving(_) => refusal_status(
                 ErrorCode::NoMap,
                 format!("node {node} is still registering itself in the cluster map"),
             ),

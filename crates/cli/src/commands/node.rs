@@ -123,7 +123,7 @@ fn config(settings: &Settings, id: NodeId) -> Result<NodeConfig, Failure> {
     config.limits = settings.limits.clone();
     let limit = settings.memory_limit.value;
     config.limits.memory_bytes = limit
-        .bytes(settings::memory_there_is())
+        .bytes(settings::available_memory_bytes())
         .map_err(|problem| Failure::usage(format!("KEYDB_MEMORY_LIMIT={limit}: {problem}")))?;
     config.limits.memory_policy = settings.memory_policy.value;
     Ok(config)

@@ -61,8 +61,8 @@ impl MemoryLimit {
     ///
     /// # Errors
     /// When it is a share of what nobody knows.
-    pub(crate) fn bytes(self, there_is: Option<u64>) -> Result<usize, String> {
-        match (self, there_is) {
+    pub(crate) fn bytes(self, available_bytes: Option<u64>) -> Result<usize, String> {
+        match (self, available_bytes) {
             (Self::None, _) => Ok(0),
             (Self::Bytes(bytes), _) => Ok(bytes),
             (Self::Percent(percent), Some(bytes)) => {
@@ -77,7 +77,7 @@ impl MemoryLimit {
 }
 
 /// How much memory there is for this process: what its container may take, or else what the machine has.
-pub(crate) fn there_is() -> Option<u64> {
+pub(crate) fn available_bytes() -> Option<u64> {
     let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse().ok();
     let container = [
         "/sys/fs/cgroup/memory.max",
@@ -158,6 +158,6 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn this_machine_has_memory() {
-        assert!(there_is().is_some_and(|bytes| bytes > 0));
+        assert!(available_bytes().is_some_and(|bytes| bytes > 0));
     }
 }

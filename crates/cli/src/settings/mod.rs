@@ -25,7 +25,7 @@ use serde::Deserialize;
 
 use crate::exit::Failure;
 
-pub(crate) use memory::{MemoryLimit, there_is as memory_there_is};
+pub(crate) use memory::{MemoryLimit, available_bytes as available_memory_bytes};
 pub(crate) use parse::{addresses, duration};
 pub(crate) use storage::StorageSettings;
 

@@ -7,10 +7,10 @@ use tokio::{sync::oneshot, time::timeout};
 
 use super::{Single, Told, Waiting};
 use crate::{
-    call::LowBits,
+    call::FingerprintHasher,
     client::Shared,
     error::NotApplied,
-    part::{Progress, Sink},
+    part::{AnswerReceiver, Progress},
 };
 
 /// How long callers of equal keys wait until a `First` has been heard; its caller has gone away, or gets no turn. Shorter than
@@ -67,14 +67,14 @@ impl<A: Single> Callers<A> {
     }
 }
 
-impl<A: Single> Sink for Callers<A> {
+impl<A: Single> AnswerReceiver for Callers<A> {
     type Answer = A;
 
     fn answered(&mut self, positions: &[u32], answers: impl Iterator<Item = A> + Clone) {
         // Equal keys come together, so without a `Duplicate` no `First` has one behind it.
         let equal_keys =
             answers.clone().any(Single::follows_first) && answers.clone().any(Single::is_first);
-        let mut firsts: HashMap<Fingerprint, First<A>, BuildHasherDefault<LowBits>> =
+        let mut firsts: HashMap<Fingerprint, First<A>, BuildHasherDefault<FingerprintHasher>> =
             HashMap::default();
         for (position, answer) in positions.iter().zip(answers) {
             let Some(waiting) = self.waiting[*position as usize].take() else {

@@ -12,7 +12,7 @@
 
 mod outcome;
 mod progress;
-mod sink;
+mod receiver;
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,15 +20,15 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use keydb_core::{Expiry, Fingerprint};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use self::sink::All;
-pub(crate) use self::{progress::Progress, sink::Sink};
+use self::receiver::All;
+pub(crate) use self::{progress::Progress, receiver::AnswerReceiver};
 use crate::{
     ClientConfig, backoff,
     call::{Answer, Failure, Kind},
     client::Shared,
     error::NotApplied,
     node::Node,
-    request::{Reply, Trouble, exchange},
+    request::{Reply, RequestFailure, exchange},
     routing::MapVersion,
     split::{Share, split},
 };
@@ -64,7 +64,7 @@ pub(crate) async fn run_single_keys(
     kind: Kind,
     batch: &[Fingerprint],
     deadline: Instant,
-    callers: &mut impl Sink,
+    callers: &mut impl AnswerReceiver,
 ) {
     let part = Part {
         shared,
@@ -147,7 +147,7 @@ enum Stepped {
 
 /// A request that failed as a whole.
 struct Failed {
-    trouble: Trouble,
+    request_failure: RequestFailure,
     /// When the sending was valid no longer.
     valid_until: Instant,
 }
@@ -171,12 +171,12 @@ impl State {
 }
 
 impl Part<'_> {
-    /// Works on the part until every key has its answer, the sink wants no more, the time is up, or the client is closed.
-    async fn run(&self, sink: &mut impl Sink) -> Result<(), NotApplied> {
+    /// Works on the part until every key has its answer, the receiver wants no more, the time is up, or the client is closed.
+    async fn run(&self, receiver: &mut impl AnswerReceiver) -> Result<(), NotApplied> {
         // Polled at least once by the timeout, the part would be sent however late it is.
         let in_time = async {
             match Instant::now() < self.deadline {
-                true => timeout_at(self.deadline, self.work(sink)).await.ok(),
+                true => timeout_at(self.deadline, self.work(receiver)).await.ok(),
                 false => None,
             }
         };
@@ -190,7 +190,7 @@ impl Part<'_> {
         }
     }
 
-    async fn work(&self, sink: &mut impl Sink) -> Result<(), NotApplied> {
+    async fn work(&self, receiver: &mut impl AnswerReceiver) -> Result<(), NotApplied> {
         let mut state = State {
             uncertain_sendings: Vec::new(),
         };
@@ -201,12 +201,12 @@ impl Part<'_> {
         while let Some(stepped) = steps.next().await {
             match stepped {
                 Stepped::Sent(sending, Ok(reply)) => {
-                    for step in self.take_in(sending, reply, &mut state, sink)? {
+                    for step in self.take_in(sending, reply, &mut state, receiver)? {
                         steps.push(self.step(step));
                     }
                 }
                 Stepped::Sent(sending, Err(failed)) => {
-                    if let Some(step) = self.failed(sending, failed, &mut state, sink)? {
+                    if let Some(step) = self.failed(sending, failed, &mut state, receiver)? {
                         steps.push(self.step(step));
                     }
                 }
@@ -220,7 +220,7 @@ impl Part<'_> {
                         attempts: retry.retries + 1,
                         last_error: retry.error,
                     };
-                    sink.failed(&retry.positions, reason, &self.progress)?;
+                    receiver.failed(&retry.positions, reason, &self.progress)?;
                 }
             }
         }
@@ -338,8 +338,8 @@ impl Part<'_> {
         )
         .await;
         self.progress.request_ends(node);
-        result.map_err(|trouble| Failed {
-            trouble,
+        result.map_err(|request_failure| Failed {
+            request_failure,
             valid_until,
         })
     }

@@ -2,21 +2,21 @@
 
 use std::{collections::HashMap, ops::Range, sync::Arc};
 
-use super::{Failed, Part, Retry, Sending, Sink, State, Step};
+use super::{AnswerReceiver, Failed, Part, Retry, Sending, State, Step};
 use crate::{
     call::{Answer, Kind},
     error::NotApplied,
-    request::{Reply, Trouble},
+    request::{Reply, RequestFailure},
 };
 
 impl Part<'_> {
     /// Takes the answers out of a reply; what is left to do for the ranges that were refused.
-    pub(super) fn take_in<S: Sink>(
+    pub(super) fn take_in<S: AnswerReceiver>(
         &self,
         sending: Sending,
         reply: Reply,
         state: &mut State,
-        sink: &mut S,
+        receiver: &mut S,
     ) -> Result<Vec<Step>, NotApplied> {
         if reply.map_version > sending.routed_by {
             self.shared
@@ -29,17 +29,22 @@ impl Part<'_> {
             let answers =
                 bits.map(|at| S::Answer::from_bits(reply.first.get(at), reply.unknown.get(at)));
             self.progress.answered(at.len());
-            sink.answered(&positions[at], answers);
+            receiver.answered(&positions[at], answers);
         };
         if reply.refused.is_empty() {
             answered(0..positions.len());
             return Ok(Vec::new());
         }
 
-        let refused: HashMap<u32, Trouble> = reply
+        let refused: HashMap<u32, RequestFailure> = reply
             .refused
             .iter()
-            .map(|refusal| (refusal.range_id, Trouble::of_range(refusal, &sending.node)))
+            .map(|refusal| {
+                (
+                    refusal.range_id,
+                    RequestFailure::of_range(refusal, &sending.node),
+                )
+            })
             .collect();
         let mut at = 0;
         let (mut moved, mut later) = (None, None);
@@ -47,24 +52,24 @@ impl Part<'_> {
         for range in &sending.share.ranges {
             let of_range = at..at + range.key_count as usize;
             at = of_range.end;
-            let Some(trouble) = refused.get(&range.range_id) else {
+            let Some(request_failure) = refused.get(&range.range_id) else {
                 answered(of_range);
                 continue;
             };
             let range_positions = &positions[of_range];
             let fresh = range.attempt == self.kind.attempts_before();
-            self.account(trouble, range_positions, fresh, state);
-            if trouble.permanent {
-                permanent.push((range_positions, Arc::clone(&trouble.message)));
+            self.account(request_failure, range_positions, fresh, state);
+            if request_failure.permanent {
+                permanent.push((range_positions, Arc::clone(&request_failure.message)));
                 continue;
             }
-            let follow = trouble.moved && reply.map_version > sending.routed_by;
+            let follow = request_failure.moved && reply.map_version > sending.routed_by;
             let retry = if follow { &mut moved } else { &mut later };
             retry
                 .get_or_insert_with(|| Retry {
                     positions: Vec::new(),
                     retries: sending.retries,
-                    error: Arc::clone(&trouble.message),
+                    error: Arc::clone(&request_failure.message),
                     // The node has answered: it does not come by this sending again.
                     not_before: None,
                 })
@@ -73,7 +78,7 @@ impl Part<'_> {
         }
         for (range_positions, message) in permanent {
             let reason = NotApplied::Refused { message };
-            sink.failed(range_positions, reason, &self.progress)?;
+            receiver.failed(range_positions, reason, &self.progress)?;
         }
         let mut steps = Vec::new();
         if let Some(keys) = moved {
@@ -91,15 +96,21 @@ impl Part<'_> {
     }
 
     /// Notes what a failed sending means for keys that it carried; `fresh` if this was the first that they are uncertain by.
-    fn account(&self, trouble: &Trouble, positions: &[u32], fresh: bool, state: &mut State) {
+    fn account(
+        &self,
+        request_failure: &RequestFailure,
+        positions: &[u32],
+        fresh: bool,
+        state: &mut State,
+    ) {
         tracing::debug!(
             keys = positions.len(),
-            maybe_applied = trouble.maybe_applied,
+            maybe_applied = request_failure.maybe_applied,
             "no answer: {}",
-            trouble.message
+            request_failure.message
         );
-        self.progress.error(&trouble.message);
-        if trouble.maybe_applied {
+        self.progress.error(&request_failure.message);
+        if request_failure.maybe_applied {
             state.uncertain_sendings.resize(self.batch.len(), 0);
             for position in positions {
                 state.uncertain_sendings[*position as usize] += 1;
@@ -115,18 +126,18 @@ impl Part<'_> {
         sending: Sending,
         failed: Failed,
         state: &mut State,
-        sink: &mut impl Sink,
+        receiver: &mut impl AnswerReceiver,
     ) -> Result<Option<Step>, NotApplied> {
-        let trouble = failed.trouble;
+        let request_failure = failed.request_failure;
         let before = self.kind.attempts_before();
         for (range, positions) in sending.share.positions_by_range() {
-            self.account(&trouble, positions, range.attempt == before, state);
+            self.account(&request_failure, positions, range.attempt == before, state);
         }
-        if trouble.permanent {
+        if request_failure.permanent {
             let reason = NotApplied::Refused {
-                message: trouble.message,
+                message: request_failure.message,
             };
-            sink.failed(&sending.share.positions, reason, &self.progress)?;
+            receiver.failed(&sending.share.positions, reason, &self.progress)?;
             return Ok(None);
         }
         // The node may have left, moved, or have another clock than we thought: look around while waiting.
@@ -134,8 +145,8 @@ impl Part<'_> {
         Ok(Some(Step::Pause(ordered(Retry {
             positions: sending.share.positions,
             retries: sending.retries,
-            error: trouble.message,
-            not_before: (trouble.maybe_applied && matches!(self.kind, Kind::Claim { .. }))
+            error: request_failure.message,
+            not_before: (request_failure.maybe_applied && matches!(self.kind, Kind::Claim { .. }))
                 .then_some(failed.valid_until),
         }))))
     }

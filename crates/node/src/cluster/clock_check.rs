@@ -100,7 +100,7 @@ impl ClockWatch {
                     clock,
                     error_max_ms,
                 };
-                if node.standing().table().is_none() {
+                if node.membership_state().table().is_none() {
                     return Err(error);
                 }
                 self.agreed = None;

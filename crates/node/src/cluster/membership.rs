@@ -33,8 +33,8 @@ use crate::{
     disk::data_dir::{self, DataDir},
     disk::recovery::{Recovered, Recovery},
     disk::snapshot::{self, RemoteError},
-    node::{Node, Standing},
-    ranges::owned::{MapInForce, Readiness, Table},
+    node::{MembershipState, Node},
+    ranges::owned::{CurrentMap, OwnedRanges, Readiness},
 };
 
 /// How long an earlier process of the same node has to answer, connecting included.
@@ -49,7 +49,7 @@ const REGISTER_TIMEOUT: Duration = Duration::from_secs(45);
 /// The least time between two looks at the map.
 const POLL_GAP_MIN: Duration = Duration::from_millis(50);
 
-/// Keeps the node's standing in line with the cluster map.
+/// Keeps the node's membership in line with the cluster map.
 #[derive(Debug)]
 pub(crate) struct Membership {
     node: Arc<Node>,
@@ -176,7 +176,7 @@ impl Membership {
                 self.take(map).await
             }
             Ok(Ok(None)) => {
-                if self.node.standing().map().is_some() {
+                if self.node.membership_state().map().is_some() {
                     self.storage_fails("there is no cluster map in the storage any more");
                 } else {
                     self.storage_works();
@@ -198,7 +198,7 @@ impl Membership {
 
     /// Without the storage, a node that has a disk starts by the map that it kept on it.
     async fn take_saved_map(&mut self) -> Result<(), NodeError> {
-        if self.node.standing().map().is_some() {
+        if self.node.membership_state().map().is_some() {
             return Ok(());
         }
         let Some(map) = data_dir::saved_map(&self.node.config.data_dir)? else {
@@ -222,14 +222,14 @@ impl Membership {
     /// A failure that a repeat would not heal ends a node that does not serve yet; one that serves goes on.
     async fn load_failed(&mut self, error: MapStoreError) -> Result<(), NodeError> {
         let error = match error {
-            MapStoreError::Map(error) if self.node.standing().table().is_none() => {
+            MapStoreError::Map(error) if self.node.membership_state().table().is_none() => {
                 return Err(unusable(error));
             }
             MapStoreError::Map(error) => error.to_string(),
             MapStoreError::Storage(error) => {
                 self.take_saved_map().await?;
                 let is_refused = error.kind() == StorageErrorKind::Refused;
-                if is_refused && self.node.standing().table().is_none() {
+                if is_refused && self.node.membership_state().table().is_none() {
                     return Err(NodeError::Storage(error.to_string()));
                 }
                 error.to_string()
@@ -241,8 +241,8 @@ impl Membership {
 
     /// Goes by `map` if it is newer.
     async fn take(&mut self, map: ClusterMap) -> Result<(), NodeError> {
-        let standing = self.node.standing();
-        if let Some(current) = standing.map() {
+        let membership_state = self.node.membership_state();
+        if let Some(current) = membership_state.map() {
             if map.cluster_id != current.cluster_id {
                 return Err(NodeError::OtherCluster {
                     expected: current.cluster_id,
@@ -263,18 +263,18 @@ impl Membership {
             }
             self.older_map_seen = false;
         }
-        let newer = standing
+        let newer = membership_state
             .map()
             .is_none_or(|current| map.version() > current.version());
-        match &*standing {
-            Standing::Serving(_) if !newer => Ok(()),
-            Standing::Serving(table) => self.follow_to(map, table),
+        match &*membership_state {
+            MembershipState::Serving(_) if !newer => Ok(()),
+            MembershipState::Serving(table) => self.follow_to(map, table),
             _ => self.join(map, newer).await,
         }
     }
 
     /// The next map of a node that serves.
-    fn follow_to(&self, map: ClusterMap, before: &Table) -> Result<(), NodeError> {
+    fn follow_to(&self, map: ClusterMap, before: &OwnedRanges) -> Result<(), NodeError> {
         let node = self.node.config.id;
         let cluster = map.cluster_id;
         let epoch = map.epoch;
@@ -302,7 +302,7 @@ impl Membership {
         let Some(entry) = map.node(self.node.config.id).cloned() else {
             if newer {
                 self.node
-                    .set_standing(Standing::NotListed(MapInForce::new(map)));
+                    .set_membership_state(MembershipState::NotListed(CurrentMap::new(map)));
             }
             self.wait(Waiting::ToBeListed);
             return Ok(());
@@ -310,7 +310,7 @@ impl Membership {
         self.waiting = None;
         if newer {
             self.node
-                .set_standing(Standing::NotRegistered(MapInForce::new(map.clone())));
+                .set_membership_state(MembershipState::NotRegistered(CurrentMap::new(map.clone())));
         }
         let disk_id = self.open_disk(&map).await?;
         if entry.disk_id == Some(disk_id) {
@@ -521,7 +521,7 @@ impl Membership {
         self.recover();
     }
 
-    fn serve(&self, map: ClusterMap, before: Option<&Table>) {
+    fn serve(&self, map: ClusterMap, before: Option<&OwnedRanges>) {
         let node = self.node.config.id;
         if let Some(data_dir) = &self.data_dir {
             // Without it a start needs the storage, which is no reason to stop.
@@ -529,12 +529,12 @@ impl Membership {
                 warn!(%node, "the cluster map cannot be kept on the disk: {error}");
             }
         }
-        let table = Table::new(MapInForce::new(map), node, &self.node.arena, before);
+        let table = OwnedRanges::new(CurrentMap::new(map), node, &self.node.arena, before);
         let ranges = table.ranges().len();
-        let epoch = table.in_force.map.epoch;
+        let epoch = table.current_map.map.epoch;
         info!(%node, epoch, ranges, "serving");
         let started = before.map_or(0, |before| table.started_since(before));
-        if started > 0 && table.in_force.map.durability.has_disk() {
+        if started > 0 && table.current_map.map.durability.has_disk() {
             for range in table.ranges() {
                 range.loaded(Readiness::Closed(
                     "it came to this node from another one, and this build does not move keys"
@@ -545,7 +545,8 @@ impl Membership {
         } else if started > 0 {
             warn!(%node, epoch, "{started} ranges that came to this node start empty");
         }
-        self.node.set_standing(Standing::Serving(table));
+        self.node
+            .set_membership_state(MembershipState::Serving(table));
     }
 
     /// Starts to read the node's keys from its disk, or from object storage.
@@ -585,7 +586,7 @@ impl Membership {
         if std::mem::replace(&mut self.storage_failed, true) {
             return;
         }
-        let text = match self.node.standing().map() {
+        let text = match self.node.membership_state().map() {
             Some(map) => format!(
                 "going on with the last cluster map (epoch {}), trying again: {error}",
                 map.epoch

@@ -135,13 +135,13 @@ pub(crate) async fn create_snapshots(
 ) -> Result<CreateSnapshotsReply, Status> {
     let patience = patience.map_or(SNAPSHOT_TIMEOUT, |it| it.min(SNAPSHOT_TIMEOUT));
     let deadline = Instant::now() + patience - ANSWER_TIME_MAX.min(patience / 4);
-    let standing = node.standing();
-    check_cluster(&standing, &request.cluster_id)?;
+    let membership_state = node.membership_state();
+    check_cluster(&membership_state, &request.cluster_id)?;
     let not_possible = |why: &str| refusal_status(ErrorCode::NotPossible, why);
-    let map = standing
+    let map = membership_state
         .table()
-        .map(|table| &table.in_force.map)
-        .ok_or_else(|| node.not_serving(&standing))?;
+        .map(|table| &table.current_map.map)
+        .ok_or_else(|| node.not_serving(&membership_state))?;
     if !map.durability.has_disk() {
         return Err(not_possible(
             "durability is memory: there is nothing to make snapshots of",
@@ -156,7 +156,7 @@ pub(crate) async fn create_snapshots(
         .await
         .map_err(|reason| not_possible(&format!("no snapshot is in object storage: {reason}")))?;
     Ok(CreateSnapshotsReply {
-        header: Some(node.reply_header(standing.map())),
+        header: Some(node.reply_header(membership_state.map())),
         complete_to_unix_ms: made.reach.complete_to.0,
         lsn: made.reach.lsn.0,
         objects: made.objects,

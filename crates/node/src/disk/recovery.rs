@@ -37,8 +37,8 @@ use crate::{
     disk::data_dir::{self, DataDir},
     disk::journal::{self, Identity, Journal, JournalConfig},
     disk::snapshot::{self, Backlog, Snapshotter},
-    node::{Node, Standing},
-    ranges::owned::{OwnedRange, Readiness, Table},
+    node::{MembershipState, Node},
+    ranges::owned::{OwnedRange, OwnedRanges, Readiness},
 };
 
 /// What a node needs to find its keys again.
@@ -65,11 +65,11 @@ impl Recovery {
     pub(crate) async fn run(self) -> Result<Recovered, NodeError> {
         let started = Instant::now();
         let this = Arc::new(self);
-        let standing = this.node.standing();
-        let Some(table) = standing.table() else {
+        let membership_state = this.node.membership_state();
+        let Some(table) = membership_state.table() else {
             return Ok(Recovered { lost_after: None });
         };
-        let map = &table.in_force.map;
+        let map = &table.current_map.map;
         let local = blocking(&this, |this| snapshot::open(&this.data_dir)).await??;
         let was_here = local.is_some();
         let mut manifest = match local {
@@ -85,7 +85,7 @@ impl Recovery {
         };
         this.check_clock(map, manifest.complete_to_ms)?;
 
-        let replaying = (Arc::clone(&standing), manifest.clone());
+        let replaying = (Arc::clone(&membership_state), manifest.clone());
         let (journal, backlog, clean) = blocking(&this, move |this| {
             let (journal, backlog) = this.replay(&replaying.0, &replaying.1)?;
             // From here on writes may be acknowledged, of which that stop knew nothing.
@@ -111,13 +111,13 @@ impl Recovery {
         };
         if this.is_taken_over(&manifest) {
             // Which files there are is known only when they have all been fetched.
-            manifest = this.load(&standing, manifest).await?;
+            manifest = this.load(&membership_state, manifest).await?;
             start_snapshots(manifest, backlog).await?;
         } else {
             // Ranges become ready one after the other, and what they acknowledge is to be in files soon, however long a storage that
             // does not answer holds up the others.
             start_snapshots(manifest.clone(), backlog).await?;
-            this.load(&standing, manifest).await?;
+            this.load(&membership_state, manifest).await?;
         }
         this.node.warn_of("recovery", None);
         info!(
@@ -158,13 +158,13 @@ impl Recovery {
     /// Reads the journal behind the manifest, and opens it. What was read, as far as it can be kept, is for the next snapshot.
     fn replay(
         &self,
-        standing: &Standing,
+        membership_state: &MembershipState,
         manifest: &Manifest,
     ) -> Result<(Journal, Backlog), NodeError> {
-        let Some(table) = standing.table() else {
+        let Some(table) = membership_state.table() else {
             unreachable!("a node recovers while it serves")
         };
-        let map = &table.in_force.map;
+        let map = &table.current_map.map;
         let config = JournalConfig::new(
             self.data_dir.journal(),
             Identity {
@@ -278,7 +278,7 @@ struct Merger<'a> {
 impl<'a> Merger<'a> {
     const ENTRIES_MAX: usize = 1024;
 
-    fn new(table: &'a Table, times: Times) -> Self {
+    fn new(table: &'a OwnedRanges, times: Times) -> Self {
         let ranges = table.ranges().iter();
         Self {
             ranges: ranges

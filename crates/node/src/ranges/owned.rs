@@ -15,15 +15,15 @@ use crate::ranges::uncommitted::Uncommitted;
 
 /// A cluster map, as it is used and as it is handed out.
 #[derive(Debug)]
-pub(crate) struct MapInForce {
+pub(crate) struct CurrentMap {
     pub(crate) map: ClusterMap,
     pub(crate) json: Bytes,
 }
 
 /// The ranges that this node owns by a map.
 #[derive(Debug)]
-pub(crate) struct Table {
-    pub(crate) in_force: Arc<MapInForce>,
+pub(crate) struct OwnedRanges {
+    pub(crate) current_map: Arc<CurrentMap>,
     /// By ascending id.
     ranges: Vec<Arc<OwnedRange>>,
 }
@@ -49,7 +49,7 @@ pub(crate) enum Readiness {
     Closed(String),
 }
 
-impl MapInForce {
+impl CurrentMap {
     pub(crate) fn new(map: ClusterMap) -> Arc<Self> {
         let json = Bytes::from(map.to_json());
         Arc::new(Self { map, json })
@@ -69,22 +69,22 @@ impl MapInForce {
     }
 }
 
-impl Table {
-    /// The ranges that `node` owns by `in_force`. Those that `before` has under the same generation and bounds stay as they are,
+impl OwnedRanges {
+    /// The ranges that `node` owns by `current_map`. Those that `before` has under the same generation and bounds stay as they are,
     /// the others start empty: ready in `memory` mode, where nothing is to be loaded, and loading otherwise.
     pub(crate) fn new(
-        in_force: Arc<MapInForce>,
+        current_map: Arc<CurrentMap>,
         node: NodeId,
         arena: &Arc<Arena>,
         before: Option<&Self>,
     ) -> Self {
-        let has_disk = in_force.map.durability.has_disk();
+        let has_disk = current_map.map.durability.has_disk();
         let before: HashMap<RangeId, &Arc<OwnedRange>> = before
             .iter()
             .flat_map(|table| &table.ranges)
             .map(|range| (range.id, range))
             .collect();
-        let map = &in_force.map;
+        let map = &current_map.map;
         let owned = (0..map.ranges.len()).filter(|index| map.ranges[*index].owner == node);
         let mut ranges: Vec<Arc<OwnedRange>> = owned
             .map(|index| {
@@ -99,7 +99,10 @@ impl Table {
             })
             .collect();
         ranges.sort_unstable_by_key(|range| range.id);
-        Self { in_force, ranges }
+        Self {
+            current_map,
+            ranges,
+        }
     }
 
     /// The ranges by ascending id.
@@ -202,8 +205,8 @@ mod tests {
         .unwrap()
     }
 
-    fn table(map: &ClusterMap, arena: &Arc<Arena>, before: Option<&Table>) -> Table {
-        Table::new(MapInForce::new(map.clone()), NodeId(0), arena, before)
+    fn table(map: &ClusterMap, arena: &Arc<Arena>, before: Option<&OwnedRanges>) -> OwnedRanges {
+        OwnedRanges::new(CurrentMap::new(map.clone()), NodeId(0), arena, before)
     }
 
     #[test]
@@ -228,7 +231,7 @@ mod tests {
             }
         }
         let after = table(&map, &arena, Some(&before));
-        let at = |table: &Table, id| {
+        let at = |table: &OwnedRanges, id| {
             table
                 .find(id, 0)
                 .map(|index| Arc::clone(&table.ranges()[index]))
@@ -257,9 +260,9 @@ mod tests {
     #[test]
     fn the_owner_of_a_range_is_named_with_its_address() {
         let map = two_nodes();
-        let in_force = MapInForce::new(map.clone());
+        let current_map = CurrentMap::new(map.clone());
         for range in &map.ranges {
-            let (entry, address) = in_force.owner_of(range.id).unwrap();
+            let (entry, address) = current_map.owner_of(range.id).unwrap();
             assert_eq!(entry.id, range.id);
             assert_eq!(
                 address,
@@ -270,6 +273,6 @@ mod tests {
                 }
             );
         }
-        assert!(in_force.owner_of(RangeId(8)).is_none());
+        assert!(current_map.owner_of(RangeId(8)).is_none());
     }
 }

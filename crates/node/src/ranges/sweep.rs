@@ -6,7 +6,7 @@ use keydb_core::{Sweep, Times};
 
 use crate::{
     node::Node,
-    ranges::owned::{OwnedRange, Table},
+    ranges::owned::{OwnedRange, OwnedRanges},
 };
 
 /// A pass over all keys starts this long after the one before by the node's clock.
@@ -40,7 +40,7 @@ pub(crate) async fn sweep(node: Arc<Node>) {
 
 /// Reclaims what may be by `times`, all at once, but for the turns of others in between, until `enough` says so. Returns how many
 /// keys that were.
-pub(crate) async fn reclaim(table: &Table, times: Times, enough: impl Fn() -> bool) -> usize {
+pub(crate) async fn reclaim(table: &OwnedRanges, times: Times, enough: impl Fn() -> bool) -> usize {
     let mut reclaimed = 0;
     for range in table.ranges() {
         let mut next = Some(Sweep::default());
@@ -61,9 +61,12 @@ pub(crate) async fn reclaim(table: &Table, times: Times, enough: impl Fn() -> bo
 }
 
 async fn pass(node: &Node) {
-    let standing = node.standing();
+    let membership_state = node.membership_state();
     let mut pace = Pace::default();
-    for range in standing.table().map_or(&[][..], |table| table.ranges()) {
+    for range in membership_state
+        .table()
+        .map_or(&[][..], |table| table.ranges())
+    {
         sweep_range(node, range, &mut pace).await;
     }
 }

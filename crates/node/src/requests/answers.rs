@@ -328,7 +328,7 @@ impl Operation<'_> {
     /// Says that `range` is being applied from here on. Until [`record`](Self::record), it counts as applied in part.
     pub(crate) fn apply(&mut self, range: RangeId) {
         if self.in_work != Some(range) {
-            self.leave_in_part();
+            self.leave_partially_applied();
             self.in_work = Some(range);
         }
     }
@@ -337,7 +337,7 @@ impl Operation<'_> {
     pub(crate) fn part(&mut self) -> OperationAnswers {
         let mut draft = std::mem::replace(&mut self.draft, AnswersDraft::new(self.expiry));
         if let Some(range) = self.in_work {
-            draft.group_in_part(range);
+            draft.group_partially_applied(range);
         }
         draft.encode()
     }
@@ -361,9 +361,9 @@ impl Operation<'_> {
             .group(keys.range, keys.digest, keys.count, first, unknown, offset);
     }
 
-    fn leave_in_part(&mut self) {
+    fn leave_partially_applied(&mut self) {
         if let Some(range) = self.in_work.take() {
-            self.draft.group_in_part(range);
+            self.draft.group_partially_applied(range);
         }
     }
 }

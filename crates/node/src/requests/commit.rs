@@ -36,7 +36,7 @@ pub(crate) struct Commit<'a> {
     space: Option<Space>,
     chunk: Option<Chunk>,
     /// What the reply tells of is committed when this is.
-    told: Lsn,
+    wait_lsn: Lsn,
 }
 
 /// What is applied under one LSN.
@@ -54,7 +54,7 @@ impl<'a> Commit<'a> {
             journal,
             space: None,
             chunk: None,
-            told: Lsn::ZERO,
+            wait_lsn: Lsn::ZERO,
         }
     }
 
@@ -139,7 +139,7 @@ impl<'a> Commit<'a> {
             return;
         };
         let lsn = chunk.reservation.lsn();
-        let mut told = Lsn::ZERO;
+        let mut wait_lsn = Lsn::ZERO;
         let mut stored = 0;
         for (index, key) in (offset..).zip(keys.iter()) {
             if first.get(index) {
@@ -149,12 +149,12 @@ impl<'a> Commit<'a> {
                     marks.mark(key, lsn);
                 }
             } else if let Some(marks) = &marks {
-                told = told.max(marks.find(key));
+                wait_lsn = wait_lsn.max(marks.find(key));
             }
         }
         chunk.group(range, stored);
         drop(marks);
-        self.tell(told);
+        self.wait_for(wait_lsn);
     }
 
     /// The reply tells of the keys whose bit from `offset` on is on that they are in `range`, a lock of which is held.
@@ -179,12 +179,12 @@ impl<'a> Commit<'a> {
             }
         };
         let newest = (offset..).zip(keys.iter()).map(lsn_of).max();
-        self.told = self.told.max(newest.unwrap_or_default());
+        self.wait_lsn = self.wait_lsn.max(newest.unwrap_or_default());
     }
 
     /// The reply tells of what is committed with `lsn`.
-    pub(crate) fn tell(&mut self, lsn: Lsn) {
-        self.told = self.told.max(lsn);
+    pub(crate) fn wait_for(&mut self, lsn: Lsn) {
+        self.wait_lsn = self.wait_lsn.max(lsn);
     }
 
     /// Ends the open chunk, if there is one: its record goes into the journal. Returns its LSN.
@@ -209,7 +209,7 @@ impl<'a> Commit<'a> {
             fingerprints,
         };
         chunk.reservation.append(&write, now);
-        self.tell(lsn);
+        self.wait_for(lsn);
         lsn
     }
 
@@ -225,7 +225,7 @@ impl<'a> Commit<'a> {
             return Ok(());
         };
         journal
-            .wait_committed(self.told)
+            .wait_committed(self.wait_lsn)
             .await
             .map_err(|failed| Status::unavailable(failed.to_string()))
     }

@@ -20,8 +20,8 @@ use tokio::sync::watch;
 use tonic::Status;
 
 use crate::{
-    node::{Node, Standing},
-    ranges::owned::{OwnedRange, Table},
+    node::{MembershipState, Node},
+    ranges::owned::{OwnedRange, OwnedRanges},
     requests::answers::{Begin, ClaimedKeys, Operation, Recall},
     requests::commit::Commit,
     requests::memory_limit,
@@ -45,9 +45,9 @@ const WAIT_STEP: Duration = Duration::from_millis(50);
 
 /// Which of the keys exist?
 pub(crate) async fn get(node: &Node, request: &GetRequest) -> Result<GetReply, Status> {
-    let _ticket = node.in_flight.enter()?;
-    let (standing, now) = admit(node, request.header.as_ref())?;
-    let table = table(node, &standing)?;
+    let _permit = node.in_flight.enter()?;
+    let (membership_state, now) = admit(node, request.header.as_ref())?;
+    let table = table(node, &membership_state)?;
     let plan = plan(node, table, &request.ranges, &request.fingerprints)?;
     let times = node.times_at(now);
     let mut commit = Commit::of_read(node.journal());
@@ -69,7 +69,7 @@ pub(crate) async fn get(node: &Node, request: &GetRequest) -> Result<GetReply, S
     }
     commit.committed().await?;
     Ok(GetReply {
-        header: Some(node.reply_header(standing.map())),
+        header: Some(node.reply_header(membership_state.map())),
         present: present.into_bytes().into(),
         refused: plan.refused,
     })
@@ -77,11 +77,11 @@ pub(crate) async fn get(node: &Node, request: &GetRequest) -> Result<GetReply, S
 
 /// The keys exist until at least now + TTL.
 pub(crate) async fn put(node: &Node, request: &PutRequest) -> Result<PutReply, Status> {
-    let _ticket = node.in_flight.enter()?;
-    let (standing, now) = admit(node, request.header.as_ref())?;
-    let table = table(node, &standing)?;
+    let _permit = node.in_flight.enter()?;
+    let (membership_state, now) = admit(node, request.header.as_ref())?;
+    let table = table(node, &membership_state)?;
     if !request.expiries.is_empty() {
-        return put_each(node, &standing, table, request, now).await;
+        return put_each(node, &membership_state, table, request, now).await;
     }
     let expiry = expiry(now, request.ttl_seconds)?;
     let mut plan = plan(node, table, &request.ranges, &request.fingerprints)?;
@@ -115,20 +115,20 @@ pub(crate) async fn put(node: &Node, request: &PutRequest) -> Result<PutReply, S
     commit.append(expiry, None, &[], now);
     commit.committed().await?;
     Ok(PutReply {
-        header: Some(node.reply_header(standing.map())),
+        header: Some(node.reply_header(membership_state.map())),
         refused: plan.refused,
     })
 }
 
 /// Inserts the keys that are absent, and says which those were.
 pub(crate) async fn claim(node: &Node, request: &ClaimRequest) -> Result<ClaimReply, Status> {
-    let _ticket = node.in_flight.enter()?;
+    let _permit = node.in_flight.enter()?;
     let id = plan::operation_id(&request.operation_id)?;
     plan::check_ranges_once(&request.ranges)?;
     loop {
         // After a wait, this may have become another one.
-        let (standing, now) = admit(node, request.header.as_ref())?;
-        let table = table(node, &standing)?;
+        let (membership_state, now) = admit(node, request.header.as_ref())?;
+        let table = table(node, &membership_state)?;
         let expiry = expiry(now, request.ttl_seconds)?;
         let plan = plan(node, table, &request.ranges, &request.fingerprints)?;
         let times = node.times_at(now);
@@ -141,12 +141,14 @@ pub(crate) async fn claim(node: &Node, request: &ClaimRequest) -> Result<ClaimRe
                     Ok(commit) => commit,
                     Err(full) => {
                         let known = claim_known(node, table, plan, operation, times).await?;
-                        return known.map(|known| known.reply(node, &standing)).ok_or(full);
+                        return known
+                            .map(|known| known.reply(node, &membership_state))
+                            .ok_or(full);
                     }
                 };
                 let mut claiming = Claiming::new(id, operation, plan, commit, expiry, now, times);
                 claiming.run(table).await;
-                return claiming.reply(node, &standing).await;
+                return claiming.reply(node, &membership_state).await;
             }
             Begin::InFlight(ended) => {
                 drop(commit);
@@ -186,7 +188,7 @@ struct Claiming<'a> {
     unknown: Option<Bitmap>,
     repeated_ranges: Vec<u32>,
     /// The groups that the key set refused half-way: what they were told does not count.
-    in_part: Vec<Group>,
+    partially_applied: Vec<Group>,
 }
 
 impl<'a> Claiming<'a> {
@@ -209,12 +211,12 @@ impl<'a> Claiming<'a> {
             first: Bitmap::new(plan.fingerprints.len()),
             unknown: None,
             repeated_ranges: Vec::new(),
-            in_part: Vec::new(),
+            partially_applied: Vec::new(),
             plan,
         }
     }
 
-    async fn run(&mut self, table: &Table) {
+    async fn run(&mut self, table: &OwnedRanges) {
         let mut pace = Pace::default();
         for position in 0..self.plan.groups.len() {
             prefetch(table, &self.plan, position + PREFETCH_GROUPS);
@@ -230,7 +232,7 @@ impl<'a> Claiming<'a> {
         let in_doubt = match self.operation.recall(claimed) {
             Recall::Same(answers) => {
                 answers.answer(&mut self.first, &mut self.unknown, group.start);
-                self.commit.tell(self.operation.remembered_lsn());
+                self.commit.wait_for(self.operation.remembered_lsn());
                 self.repeated_ranges.push(range.id.0);
                 return;
             }
@@ -251,7 +253,7 @@ impl<'a> Claiming<'a> {
             drop(set);
             if let Err(error) = stored {
                 self.plan.refused.push(full(range, error));
-                self.in_part.push(group);
+                self.partially_applied.push(group);
                 return;
             }
         }
@@ -287,16 +289,20 @@ impl<'a> Claiming<'a> {
         }
     }
 
-    async fn reply(self, node: &Node, standing: &Standing) -> Result<ClaimReply, Status> {
+    async fn reply(
+        self,
+        node: &Node,
+        membership_state: &MembershipState,
+    ) -> Result<ClaimReply, Status> {
         // From here on a repeat finds the answers.
         drop(self.operation);
         self.commit.committed().await?;
         let mut first = self.first.into_bytes();
-        for group in self.in_part {
+        for group in self.partially_applied {
             clear_bits(&mut first, group.start, group.end);
         }
         Ok(ClaimReply {
-            header: Some(node.reply_header(standing.map())),
+            header: Some(node.reply_header(membership_state.map())),
             first: first.into(),
             unknown: self
                 .unknown
@@ -313,16 +319,16 @@ impl<'a> Claiming<'a> {
 fn admit(
     node: &Node,
     header: Option<&RequestHeader>,
-) -> Result<(Arc<Standing>, UnixMillis), Status> {
+) -> Result<(Arc<MembershipState>, UnixMillis), Status> {
     let header = plan::header(header)?;
-    let standing = node.standing();
-    if let Some(map) = standing.map() {
+    let membership_state = node.membership_state();
+    if let Some(map) = membership_state.map() {
         plan::check_cluster(map.cluster_id, &header.cluster_id)?;
         node.hear_of_map(map, (header.lineage, header.epoch));
     }
     let now = node.clock.now();
     plan::check_target_and_time(node.config.id, now, header)?;
-    Ok((standing, now))
+    Ok((membership_state, now))
 }
 
 /// What a request that writes must be when it has waited for room: whoever sends it again later relies on it.
@@ -331,13 +337,18 @@ pub(crate) fn still_in_time(node: &Node, header: Option<&RequestHeader>) -> Resu
     plan::check_target_and_time(node.config.id, node.clock.now(), header)
 }
 
-fn table<'a>(node: &Node, standing: &'a Standing) -> Result<&'a Table, Status> {
-    standing.table().ok_or_else(|| node.not_serving(standing))
+fn table<'a>(
+    node: &Node,
+    membership_state: &'a MembershipState,
+) -> Result<&'a OwnedRanges, Status> {
+    membership_state
+        .table()
+        .ok_or_else(|| node.not_serving(membership_state))
 }
 
 pub(crate) fn plan<'a>(
     node: &Node,
-    table: &Table,
+    table: &OwnedRanges,
     ranges: &[RangeKeys],
     fingerprints: &'a [u8],
 ) -> Result<Plan<'a>, Status> {
@@ -354,13 +365,13 @@ fn expiry(now: UnixMillis, ttl_seconds: u32) -> Result<Expiry, Status> {
         .map_err(|error| refusal_status(ErrorCode::InvalidRequest, error.to_string()))
 }
 
-pub(crate) fn owned(table: &Table, group: Group) -> &OwnedRange {
+pub(crate) fn owned(table: &OwnedRanges, group: Group) -> &OwnedRange {
     &table.ranges()[group.range]
 }
 
 /// Starts fetching the memory that the group at `position` is going to touch.
 #[inline]
-fn prefetch(table: &Table, plan: &Plan<'_>, position: usize) {
+fn prefetch(table: &OwnedRanges, plan: &Plan<'_>, position: usize) {
     let Some(group) = plan.groups.get(position) else {
         return;
     };

@@ -11,7 +11,9 @@ use tokio::sync::Mutex;
 use tonic::Status;
 use tracing::warn;
 
-use crate::{MemoryPolicy, node::Node, ranges::owned::Table, ranges::sweep, requests::plan::Plan};
+use crate::{
+    MemoryPolicy, node::Node, ranges::owned::OwnedRanges, ranges::sweep, requests::plan::Plan,
+};
 
 /// A pass over all keys is made at most this often by the node's clock.
 const PASS_INTERVAL_MS: u64 = 1000;
@@ -43,7 +45,7 @@ impl Reclaiming {
 /// When the limit is reached and some of them are new. Nothing was applied.
 pub(crate) async fn check(
     node: &Node,
-    table: &Table,
+    table: &OwnedRanges,
     plan: &Plan<'_>,
     times: Times,
 ) -> Result<(), Status> {
@@ -70,7 +72,7 @@ fn is_reached(node: &Node) -> bool {
     limit_bytes > 0 && node.arena.used_bytes() >= limit_bytes
 }
 
-fn all_present(table: &Table, plan: &Plan<'_>, times: Times) -> bool {
+fn all_present(table: &OwnedRanges, plan: &Plan<'_>, times: Times) -> bool {
     plan.groups.iter().all(|group| {
         let keys = plan.keys(*group);
         let mut present = Bitmap::new(keys.len());
@@ -82,7 +84,7 @@ fn all_present(table: &Table, plan: &Plan<'_>, times: Times) -> bool {
 }
 
 /// Reclaims expired keys, and sheds others where that was chosen. Whoever comes while that is done waits for it.
-async fn make_room(node: &Node, table: &Table) {
+async fn make_room(node: &Node, table: &OwnedRanges) {
     let mut last_pass = node.reclaiming.last_pass.lock().await;
     let now = node.clock.now();
     let recent = |last: UnixMillis| now.0 < last.0.saturating_add(PASS_INTERVAL_MS);
@@ -105,7 +107,7 @@ async fn make_room(node: &Node, table: &Table) {
     *last_pass = Some(node.clock.now());
 }
 
-async fn shed(node: &Node, table: &Table, now: UnixMillis) {
+async fn shed(node: &Node, table: &OwnedRanges, now: UnixMillis) {
     let now = now.seconds();
     // What has expired is no loss.
     let expired = Times {
@@ -129,7 +131,7 @@ async fn shed(node: &Node, table: &Table, now: UnixMillis) {
 }
 
 /// The time until which about one in [`SHED_DIVISOR`] keys expires, by a sample.
-fn soonest(table: &Table) -> Option<UnixSeconds> {
+fn soonest(table: &OwnedRanges) -> Option<UnixSeconds> {
     let mut sample: Vec<Entry> = Vec::new();
     for range in table.ranges() {
         // Fingerprints are hashes: the first ones expire as all do.

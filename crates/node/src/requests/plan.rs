@@ -10,7 +10,7 @@ use keydb_proto::{
 };
 use tonic::Status;
 
-use crate::ranges::owned::{MapInForce, OwnedRange, Readiness, Table};
+use crate::ranges::owned::{CurrentMap, OwnedRange, OwnedRanges, Readiness};
 
 /// A request's keys, by range, checked.
 #[derive(Debug)]
@@ -123,7 +123,7 @@ impl<'a> Plan<'a> {
     /// Checks a request's keys against the limits and the ranges that the node owns. An error means that the whole request is
     /// refused; a range that is not owned is refused by itself.
     pub(crate) fn new(
-        table: &Table,
+        table: &OwnedRanges,
         ranges: &[RangeKeys],
         fingerprints: &'a [u8],
         request_keys_max: usize,
@@ -177,7 +177,7 @@ impl<'a> Plan<'a> {
                     }
                     guess = index + 1;
                 }
-                _ => plan.refused.push(not_owner(&table.in_force, keys)),
+                _ => plan.refused.push(not_owner(&table.current_map, keys)),
             }
             start = end;
         }
@@ -239,9 +239,9 @@ fn not_ready(range: &OwnedRange) -> RangeRefusal {
     }
 }
 
-fn not_owner(in_force: &MapInForce, keys: &RangeKeys) -> RangeRefusal {
+fn not_owner(current_map: &CurrentMap, keys: &RangeKeys) -> RangeRefusal {
     let id = RangeId(keys.range_id);
-    let epoch = in_force.map.epoch;
+    let epoch = current_map.map.epoch;
     let mut refusal = RangeRefusal {
         range_id: id.0,
         code: RefusalCode::NotOwner.into(),
@@ -250,7 +250,7 @@ fn not_owner(in_force: &MapInForce, keys: &RangeKeys) -> RangeRefusal {
         generation: 0,
         message: String::new(),
     };
-    match in_force.owner_of(id) {
+    match current_map.owner_of(id) {
         Some((range, address)) => {
             refusal.owner_node = Some(range.owner.0);
             refusal.owner_address = address.to_owned();

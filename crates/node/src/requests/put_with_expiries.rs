@@ -11,8 +11,8 @@ use keydb_proto::{
 use tonic::Status;
 
 use crate::{
-    node::{Node, Standing},
-    ranges::owned::Table,
+    node::{MembershipState, Node},
+    ranges::owned::OwnedRanges,
     requests::commit::Commit,
     requests::keys::{Pace, STEP_KEYS, full, owned, plan, still_in_time},
     requests::memory_limit,
@@ -32,8 +32,8 @@ struct Place {
 /// The keys exist until their expiries at least.
 pub(crate) async fn put_each(
     node: &Node,
-    standing: &Standing,
-    table: &Table,
+    membership_state: &MembershipState,
+    table: &OwnedRanges,
     request: &PutRequest,
     now: UnixMillis,
 ) -> Result<PutReply, Status> {
@@ -99,7 +99,7 @@ pub(crate) async fn put_each(
     }
     commit.committed().await?;
     Ok(PutReply {
-        header: Some(node.reply_header(standing.map())),
+        header: Some(node.reply_header(membership_state.map())),
         refused: plan.refused,
     })
 }

@@ -8,8 +8,8 @@ use keydb_proto::shard::{ClaimReply, RangeRefusal};
 use tonic::Status;
 
 use crate::{
-    node::{Node, Standing},
-    ranges::owned::Table,
+    node::{MembershipState, Node},
+    ranges::owned::OwnedRanges,
     requests::answers::{ClaimedKeys, Operation, Recall},
     requests::commit::Commit,
     requests::keys::{Pace, owned, steps},
@@ -31,7 +31,7 @@ pub(crate) struct Known {
 /// When the journal has failed, and the node is about to end.
 pub(crate) async fn claim_known(
     node: &Node,
-    table: &Table,
+    table: &OwnedRanges,
     plan: Plan<'_>,
     operation: Operation<'_>,
     times: Times,
@@ -48,7 +48,7 @@ pub(crate) async fn claim_known(
         let in_doubt = match operation.recall(claimed) {
             Recall::Same(answers) => {
                 answers.answer(&mut first, &mut unknown, group.start);
-                commit.tell(operation.remembered_lsn());
+                commit.wait_for(operation.remembered_lsn());
                 repeated_ranges.push(range.id.0);
                 continue;
             }
@@ -85,9 +85,9 @@ pub(crate) async fn claim_known(
 }
 
 impl Known {
-    pub(crate) fn reply(self, node: &Node, standing: &Standing) -> ClaimReply {
+    pub(crate) fn reply(self, node: &Node, membership_state: &MembershipState) -> ClaimReply {
         ClaimReply {
-            header: Some(node.reply_header(standing.map())),
+            header: Some(node.reply_header(membership_state.map())),
             first: self.first.into_bytes().into(),
             unknown: self
                 .unknown

@@ -17,7 +17,7 @@ pub(crate) struct InFlight {
 
 /// One request's place among those in flight; gives it back when dropped.
 #[derive(Debug)]
-pub(crate) struct Ticket<'a>(&'a InFlight);
+pub(crate) struct Permit<'a>(&'a InFlight);
 
 impl InFlight {
     /// Room for `count_max` requests.
@@ -31,10 +31,10 @@ impl InFlight {
     }
 
     /// Admits a request, unless the node stops or is full.
-    pub(crate) fn enter(&self) -> Result<Ticket<'_>, Status> {
+    pub(crate) fn enter(&self) -> Result<Permit<'_>, Status> {
         // Counted before looking at `stopping`, so that whoever sets that and then sees a count of 0 has seen the last request.
         let before = self.count.fetch_add(1, Ordering::SeqCst);
-        let ticket = Ticket(self);
+        let ticket = Permit(self);
         if self.stopping.load(Ordering::SeqCst) {
             return Err(refusal_status(
                 ErrorCode::Stopping,
@@ -80,7 +80,7 @@ impl InFlight {
     }
 }
 
-impl Drop for Ticket<'_> {
+impl Drop for Permit<'_> {
     fn drop(&mut self) {
         if self.0.count.fetch_sub(1, Ordering::SeqCst) == 1
             && self.0.stopping.load(Ordering::SeqCst)

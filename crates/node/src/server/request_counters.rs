@@ -55,7 +55,7 @@ const RANGE_CODES: [(RefusalCode, &str); 5] = [
 
 /// Counts since the node's start.
 #[derive(Debug, Default)]
-pub(crate) struct Traffic {
+pub(crate) struct RequestCounters {
     /// By [`Operation`].
     requests: [AtomicU64; Operation::ALL.len()],
     keys: [AtomicU64; Operation::ALL.len()],
@@ -65,7 +65,7 @@ pub(crate) struct Traffic {
     refused_ranges: [AtomicU64; RANGE_CODES.len()],
 }
 
-impl Traffic {
+impl RequestCounters {
     /// Counts a request for keys that has come to its end.
     pub(crate) fn count<R>(
         &self,
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn requests_keys_and_refusals_are_counted_by_what_they_are() {
-        let traffic = Traffic::default();
+        let request_counters = RequestCounters::default();
         let refusal = |code: RefusalCode| RangeRefusal {
             code: code.into(),
             ..RangeRefusal::default()
@@ -139,14 +139,14 @@ mod tests {
             refusal(RefusalCode::Loading),
             refusal(RefusalCode::Loading),
         ]);
-        traffic.count(Operation::Get, 7, &reply, |ranges| ranges);
+        request_counters.count(Operation::Get, 7, &reply, |ranges| ranges);
         let refused: Result<Vec<RangeRefusal>, Status> =
             Err(refusal_status(ErrorCode::DiskFull, "no room"));
-        traffic.count(Operation::Claim, 3, &refused, |ranges| ranges);
+        request_counters.count(Operation::Claim, 3, &refused, |ranges| ranges);
         let lost: Result<Vec<RangeRefusal>, Status> = Err(Status::internal("a bug"));
-        traffic.count(Operation::Claim, 2, &lost, |ranges| ranges);
+        request_counters.count(Operation::Claim, 2, &lost, |ranges| ranges);
 
-        let operations: Vec<_> = traffic.operations().collect();
+        let operations: Vec<_> = request_counters.operations().collect();
         assert_eq!(
             operations,
             [
@@ -161,11 +161,11 @@ mod tests {
             counts
         };
         assert_eq!(
-            counted(traffic.refused().collect()),
+            counted(request_counters.refused().collect()),
             [("disk_full", 1), ("other", 1)]
         );
         assert_eq!(
-            counted(traffic.refused_ranges().collect()),
+            counted(request_counters.refused_ranges().collect()),
             [("loading", 2)]
         );
     }

@@ -24,8 +24,8 @@ impl ShardService for Service {
         let request = request.get_ref();
         let reply = keys::get(&self.0, request).await;
         let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
-        let traffic = &self.0.traffic;
-        traffic.count(Operation::Get, keys, &reply, |reply| &reply.refused);
+        let request_counters = &self.0.request_counters;
+        request_counters.count(Operation::Get, keys, &reply, |reply| &reply.refused);
         reply.map(Response::new)
     }
 
@@ -33,8 +33,8 @@ impl ShardService for Service {
         let request = request.get_ref();
         let reply = keys::put(&self.0, request).await;
         let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
-        let traffic = &self.0.traffic;
-        traffic.count(Operation::Put, keys, &reply, |reply| &reply.refused);
+        let request_counters = &self.0.request_counters;
+        request_counters.count(Operation::Put, keys, &reply, |reply| &reply.refused);
         reply.map(Response::new)
     }
 
@@ -42,8 +42,8 @@ impl ShardService for Service {
         let request = request.get_ref();
         let reply = keys::claim(&self.0, request).await;
         let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
-        let traffic = &self.0.traffic;
-        traffic.count(Operation::Claim, keys, &reply, |reply| &reply.refused);
+        let request_counters = &self.0.request_counters;
+        request_counters.count(Operation::Claim, keys, &reply, |reply| &reply.refused);
         reply.map(Response::new)
     }
 

@@ -10,7 +10,7 @@ use tonic::Status;
 
 use crate::{
     disk::Disk,
-    node::{Node, Standing},
+    node::{MembershipState, Node},
     ranges::owned::Readiness,
     requests::plan,
     server::http::StatusSnapshot,
@@ -18,28 +18,30 @@ use crate::{
 
 /// The map that the node goes by, if it is newer than the caller's.
 pub(crate) fn map(node: &Node, request: &GetMapRequest) -> Result<GetMapReply, Status> {
-    let standing = node.standing();
-    check_cluster(&standing, &request.cluster_id)?;
-    let newer = standing
-        .in_force()
-        .filter(|in_force| in_force.map.version() > (request.lineage, request.epoch));
+    let membership_state = node.membership_state();
+    check_cluster(&membership_state, &request.cluster_id)?;
+    let newer = membership_state
+        .current_map()
+        .filter(|current_map| current_map.map.version() > (request.lineage, request.epoch));
     Ok(GetMapReply {
-        header: Some(node.reply_header(standing.map())),
+        header: Some(node.reply_header(membership_state.map())),
         map_json: newer
-            .map(|in_force| in_force.json.clone())
+            .map(|current_map| current_map.json.clone())
             .unwrap_or_default(),
     })
 }
 
 /// What the node holds.
 pub(crate) fn status(node: &Node, request: &NodeStatusRequest) -> Result<NodeStatusReply, Status> {
-    let standing = node.standing();
-    check_cluster(&standing, &request.cluster_id)?;
-    Ok(reply(node, &standing))
+    let membership_state = node.membership_state();
+    check_cluster(&membership_state, &request.cluster_id)?;
+    Ok(reply(node, &membership_state))
 }
 
-fn reply(node: &Node, standing: &Standing) -> NodeStatusReply {
-    let owned = standing.table().map_or(&[][..], |table| table.ranges());
+fn reply(node: &Node, membership_state: &MembershipState) -> NodeStatusReply {
+    let owned = membership_state
+        .table()
+        .map_or(&[][..], |table| table.ranges());
     let ranges: Vec<RangeStatus> = owned
         .iter()
         .map(|range| {
@@ -57,7 +59,7 @@ fn reply(node: &Node, standing: &Standing) -> NodeStatusReply {
             }
         })
         .collect();
-    let map = standing.map();
+    let map = membership_state.map();
     NodeStatusReply {
         header: Some(node.reply_header(map)),
         cluster_id: map
@@ -82,16 +84,16 @@ fn reply(node: &Node, standing: &Standing) -> NodeStatusReply {
 
 /// What probes and metrics go by.
 pub(crate) fn snapshot(node: &Node) -> StatusSnapshot {
-    let standing = node.standing();
-    let not_serving = standing
+    let membership_state = node.membership_state();
+    let not_serving = membership_state
         .table()
         .is_none()
-        .then(|| node.not_serving(&standing).message().to_owned());
+        .then(|| node.not_serving(&membership_state).message().to_owned());
     StatusSnapshot {
-        reply: reply(node, &standing),
+        reply: reply(node, &membership_state),
         not_serving,
         stopping: node.in_flight.is_stopping(),
-        traffic: Arc::clone(&node.traffic),
+        request_counters: Arc::clone(&node.request_counters),
     }
 }
 
@@ -100,8 +102,11 @@ fn durability(map: &ClusterMap) -> String {
 }
 
 /// Callers that do not know their cluster yet leave the id out; so may those that ask a node without a map.
-pub(crate) fn check_cluster(standing: &Standing, cluster_id: &[u8]) -> Result<(), Status> {
-    match standing.map() {
+pub(crate) fn check_cluster(
+    membership_state: &MembershipState,
+    cluster_id: &[u8],
+) -> Result<(), Status> {
+    match membership_state.map() {
         Some(map) if !cluster_id.is_empty() => plan::check_cluster(map.cluster_id, cluster_id),
         _ => Ok(()),
     }

@@ -17,7 +17,7 @@ use crate::{
     DataDirError, NodeError,
     disk::data_dir,
     disk::snapshot::{self, RemoteError, object_key},
-    ranges::owned::Table,
+    ranges::owned::OwnedRanges,
 };
 
 /// How long a start with an intact disk may be held up by object storage, which it does not need.
@@ -59,7 +59,7 @@ impl Recovery {
     /// one's objects may have been removed as garbage since it was read.
     pub(super) async fn adopt_again(
         &self,
-        table: &Table,
+        table: &OwnedRanges,
         manifest: &Manifest,
         gone: &str,
     ) -> Result<Option<Manifest>, NodeError> {
@@ -68,7 +68,7 @@ impl Recovery {
         if !self.is_taken_over(manifest) {
             return Ok(None);
         }
-        let map = &table.in_force.map;
+        let map = &table.current_map.map;
         let newer = self.remote_manifest(map).await?;
         let Some(newer) = newer.filter(|it| it.disk_id != disk_id && it.file(gone).is_none())
         else {

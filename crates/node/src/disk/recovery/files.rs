@@ -14,8 +14,8 @@ use crate::{
     NodeError,
     disk::load::{LoadError, Origin, load_file},
     disk::snapshot,
-    node::Standing,
-    ranges::owned::{OwnedRange, Readiness, Table},
+    node::MembershipState,
+    ranges::owned::{OwnedRange, OwnedRanges, Readiness},
 };
 
 /// So many files are read at the same time: more would take memory and not be faster.
@@ -46,15 +46,15 @@ impl Recovery {
     /// went by in the end.
     pub(super) async fn load(
         self: &Arc<Self>,
-        standing: &Arc<Standing>,
+        membership_state: &Arc<MembershipState>,
         mut manifest: Manifest,
     ) -> Result<Manifest, NodeError> {
-        let Some(table) = standing.table() else {
+        let Some(table) = membership_state.table() else {
             return Ok(manifest);
         };
         for further in (0..MANIFESTS_MAX).rev() {
             let newer = self
-                .load_files(standing, table, &manifest, further > 0)
+                .load_files(membership_state, table, &manifest, further > 0)
                 .await?;
             match newer {
                 Some(newer) => manifest = newer,
@@ -68,8 +68,8 @@ impl Recovery {
     /// What was loaded until then does no harm: it is merged again.
     async fn load_files(
         self: &Arc<Self>,
-        standing: &Arc<Standing>,
-        table: &Table,
+        membership_state: &Arc<MembershipState>,
+        table: &OwnedRanges,
         manifest: &Manifest,
         may_change: bool,
     ) -> Result<Option<Manifest>, NodeError> {
@@ -84,7 +84,7 @@ impl Recovery {
             while reading.len() < READS_AT_ONCE
                 && let Some(wanted) = to_read.pop()
             {
-                reading.spawn(Arc::clone(self).read(wanted, Arc::clone(standing)));
+                reading.spawn(Arc::clone(self).read(wanted, Arc::clone(membership_state)));
             }
             while fetching.len() < FETCHES_AT_ONCE
                 && let Some((wanted, local)) = to_fetch.pop_front()
@@ -93,7 +93,7 @@ impl Recovery {
                 fetching.spawn(Arc::clone(self).fetch_and_read(
                     wanted,
                     local,
-                    Arc::clone(standing),
+                    Arc::clone(membership_state),
                 ));
             }
             let ended = tokio::select! {
@@ -126,9 +126,13 @@ impl Recovery {
     }
 
     /// Loads a file from the disk.
-    async fn read(self: Arc<Self>, wanted: Wanted, standing: Arc<Standing>) -> (String, Outcome) {
+    async fn read(
+        self: Arc<Self>,
+        wanted: Wanted,
+        membership_state: Arc<MembershipState>,
+    ) -> (String, Outcome) {
         let name = wanted.0.name.clone();
-        let outcome = match self.local(&wanted, &standing).await {
+        let outcome = match self.local(&wanted, &membership_state).await {
             Ok(()) => Outcome::Loaded,
             // More of the same will not fit either.
             Err(error @ LoadError::NoRoom(..)) => Outcome::Unusable(error.to_string()),
@@ -142,12 +146,12 @@ impl Recovery {
         self: Arc<Self>,
         wanted: Wanted,
         local: LoadError,
-        standing: Arc<Standing>,
+        membership_state: Arc<MembershipState>,
     ) -> (String, Outcome) {
         let name = wanted.0.name.clone();
         let fetched = self.fetch(&wanted.0).await;
         let outcome = match fetched {
-            Ok(()) => match self.local(&wanted, &standing).await {
+            Ok(()) => match self.local(&wanted, &membership_state).await {
                 Ok(()) => Outcome::Loaded,
                 Err(error) => {
                     Outcome::Unusable(format!("{name}: {local}; from object storage: {error}"))
@@ -167,10 +171,10 @@ impl Recovery {
     async fn local(
         self: &Arc<Self>,
         (file, ranges): &Wanted,
-        standing: &Arc<Standing>,
+        membership_state: &Arc<MembershipState>,
     ) -> Result<(), LoadError> {
         let (this, file, ranges) = (Arc::clone(self), file.clone(), ranges.clone());
-        let Some(origin) = standing.table().map(origin) else {
+        let Some(origin) = membership_state.table().map(origin) else {
             return Ok(());
         };
         let loaded = spawn_blocking(move || {
@@ -184,10 +188,10 @@ impl Recovery {
     }
 }
 
-fn origin(table: &Table) -> Origin {
+fn origin(table: &OwnedRanges) -> Origin {
     Origin {
-        cluster_id: table.in_force.map.cluster_id,
-        seed_digest: table.in_force.map.hash.seed.digest(),
+        cluster_id: table.current_map.map.cluster_id,
+        seed_digest: table.current_map.map.hash.seed.digest(),
     }
 }
 
@@ -200,7 +204,7 @@ struct Plan {
 
 impl Plan {
     /// Ranges that wait for nothing are ready from here on.
-    fn new(table: &Table, manifest: &Manifest) -> Self {
+    fn new(table: &OwnedRanges, manifest: &Manifest) -> Self {
         let mut plan = Self {
             files: HashMap::new(),
             waits_for: HashMap::new(),

@@ -8,7 +8,7 @@ use keydb_core::{
 };
 
 use super::pace::Pace;
-use crate::ranges::owned::Table;
+use crate::ranges::owned::OwnedRanges;
 
 /// The entries of records, by range.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl Changes {
     pub(super) fn read(
         records: &[Vec<u8>],
         disk_id: Incarnation,
-        table: &Table,
+        table: &OwnedRanges,
         pace: &mut Pace<'_>,
     ) -> Result<Self, String> {
         let mut counts = vec![0; table.ranges().len()];
@@ -98,7 +98,7 @@ impl Changes {
 fn each_group(
     records: &[Vec<u8>],
     disk_id: Incarnation,
-    table: &Table,
+    table: &OwnedRanges,
     pace: &mut Pace<'_>,
     mut each: impl FnMut(usize, PackedFingerprints<'_>, Expiry),
 ) -> Result<(), String> {

@@ -14,7 +14,7 @@ use keydb_core::{
 use super::{Shared, changes::Changes, local::file_path, names::file_name, pace::Pace};
 use crate::{
     disk::failpoint,
-    ranges::owned::{OwnedRange, Table},
+    ranges::owned::{OwnedRange, OwnedRanges},
 };
 
 /// So many keys are copied under one lock.
@@ -44,7 +44,7 @@ impl Unpublished {
 /// Writes `changes` as the delta behind `from` up to `to`.
 pub(super) fn delta(
     shared: &Shared,
-    table: &Table,
+    table: &OwnedRanges,
     changes: &mut Changes,
     (from, to): (Lsn, Lsn),
     pace: &mut Pace<'_>,
@@ -57,7 +57,7 @@ pub(super) fn delta(
 /// Writes all keys of `range`; everything up to `to` is in its key set already.
 pub(super) fn full(
     shared: &Shared,
-    table: &Table,
+    table: &OwnedRanges,
     range: &OwnedRange,
     to: Lsn,
     pace: &mut Pace<'_>,
@@ -71,7 +71,7 @@ pub(super) fn full(
 /// Writes all keys that `ranges`, which are not ready, have so far as a delta behind `from` up to `to`.
 pub(super) fn unready(
     shared: &Shared,
-    table: &Table,
+    table: &OwnedRanges,
     ranges: &[&OwnedRange],
     (from, to): (Lsn, Lsn),
     pace: &mut Pace<'_>,
@@ -96,13 +96,13 @@ struct Making {
 impl Making {
     fn start(
         shared: &Shared,
-        table: &Table,
+        table: &OwnedRanges,
         kind: SnapshotKind,
         range: Option<RangeId>,
         (lsn_from, lsn_to): (Lsn, Lsn),
     ) -> Result<Self, String> {
         let node = &shared.node;
-        let map = &table.in_force.map;
+        let map = &table.current_map.map;
         let disk_id = shared.data_dir.disk_id();
         let now = node.clock.now();
         let purge_before = node.times_at(now).purge_before;
@@ -138,7 +138,7 @@ impl Making {
 
     fn changes(
         &mut self,
-        table: &Table,
+        table: &OwnedRanges,
         changes: &mut Changes,
         pace: &mut Pace<'_>,
     ) -> Result<(), String> {

@@ -178,7 +178,7 @@ impl Snapshotter {
             .spawn({
                 let shared = Arc::clone(&shared);
                 move || {
-                    let _noticed = Noticed(&shared, "the thread that makes snapshots");
+                    let _report_panic = ReportPanic(&shared, "the thread that makes snapshots");
                     round::run(&shared, &runtime, backlog);
                 }
             })
@@ -190,7 +190,7 @@ impl Snapshotter {
         uploader.spawn({
             let shared = Arc::clone(&shared);
             async move {
-                let _noticed = Noticed(&shared, "the task that uploads snapshots");
+                let _report_panic = ReportPanic(&shared, "the task that uploads snapshots");
                 upload::run(Arc::clone(&shared)).await;
             }
         });
@@ -356,9 +356,9 @@ impl Shared {
 }
 
 /// Says so when a part ends in a panic: those who wait for it would wait for ever.
-struct Noticed<'a>(&'a Shared, &'static str);
+struct ReportPanic<'a>(&'a Shared, &'static str);
 
-impl Drop for Noticed<'_> {
+impl Drop for ReportPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let reason = format!("{} has failed, a defect: restart the node", self.1);

@@ -21,8 +21,8 @@ use super::{
 };
 use crate::{
     disk::data_dir,
-    node::Standing,
-    ranges::owned::{OwnedRange, Table},
+    node::MembershipState,
+    ranges::owned::{OwnedRange, OwnedRanges},
 };
 
 /// How often it is looked whether a round is due early.
@@ -169,14 +169,16 @@ impl<'a> Maker<'a> {
     }
 
     fn key_count(&self) -> u64 {
-        let standing = self.shared.node.standing();
-        let ranges = standing.table().map_or(&[][..], Table::ranges);
+        let membership_state = self.shared.node.membership_state();
+        let ranges = membership_state
+            .table()
+            .map_or(&[][..], OwnedRanges::ranges);
         ranges.iter().map(|range| range.read().len() as u64).sum()
     }
 
     fn round(&mut self, due: &Due) -> Result<(), String> {
-        let standing = self.shared.node.standing();
-        let Standing::Serving(table) = &*standing else {
+        let membership_state = self.shared.node.membership_state();
+        let MembershipState::Serving(table) = &*membership_state else {
             return Err("the node does not serve".to_owned());
         };
         self.take_over_ranges(table);
@@ -219,9 +221,9 @@ impl<'a> Maker<'a> {
     }
 
     /// Has the manifest name the ranges that the node owns and has. Those that are closed stay as they are named, or not named.
-    fn take_over_ranges(&mut self, table: &Table) {
+    fn take_over_ranges(&mut self, table: &OwnedRanges) {
         let manifest = &mut self.manifest;
-        manifest.lineage = table.in_force.map.lineage;
+        manifest.lineage = table.current_map.map.lineage;
         // One that came from another node, and whose keys are not here, is not to be taken for an empty one later.
         for range in table.ranges().iter().filter(|range| range.is_ready()) {
             if manifest.range(range.id).is_none() {
@@ -239,7 +241,12 @@ impl<'a> Maker<'a> {
     }
 
     /// Writes the backlog's records as a delta, unless full files of everything are called for.
-    fn delta(&mut self, table: &Table, full: bool, pace: &mut Pace<'_>) -> Result<(), String> {
+    fn delta(
+        &mut self,
+        table: &OwnedRanges,
+        full: bool,
+        pace: &mut Pace<'_>,
+    ) -> Result<(), String> {
         let disk_id = self.shared.data_dir.disk_id();
         let read = Changes::read(self.backlog.records(), disk_id, table, pace);
         let mut changes = match read {
@@ -271,7 +278,7 @@ impl<'a> Maker<'a> {
     }
 
     /// Makes full files of the ranges that need them.
-    fn fulls(&mut self, table: &Table, pace: &mut Pace<'_>) -> Result<(), String> {
+    fn fulls(&mut self, table: &OwnedRanges, pace: &mut Pace<'_>) -> Result<(), String> {
         // A range that is loading or closed is not changed, and must not be taken for what its files are.
         let (ready, unready): (Vec<_>, Vec<_>) =
             table.ranges().iter().partition(|range| range.is_ready());
@@ -309,7 +316,7 @@ impl<'a> Maker<'a> {
     /// when its records were not kept: it becomes a delta, together with what was loaded of those ranges so far.
     fn rescue(
         &mut self,
-        table: &Table,
+        table: &OwnedRanges,
         unready: &[&Arc<OwnedRange>],
         to: Lsn,
         pace: &mut Pace<'_>,
@@ -343,7 +350,7 @@ impl<'a> Maker<'a> {
 
     fn full(
         &mut self,
-        table: &Table,
+        table: &OwnedRanges,
         range: &OwnedRange,
         pace: &mut Pace<'_>,
     ) -> Result<u64, String> {

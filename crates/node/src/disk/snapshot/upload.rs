@@ -228,17 +228,17 @@ impl Uploader {
         for (files, at_once) in [(small, UPLOADS_AT_ONCE), (large, 1)] {
             let shared = &self.shared;
             let mut uploads = stream::iter(files)
-                .map(|(file, doubt)| bring(Arc::clone(shared), file, doubt))
+                .map(|(file, doubt)| ensure_uploaded(Arc::clone(shared), file, doubt))
                 .buffer_unordered(at_once);
             while let Some(brought) = uploads.next().await {
                 match brought? {
-                    (name, Brought::Uploaded) => {
+                    (name, RemoteCopy::Uploaded) => {
                         self.uploaded.insert(name, Some(Instant::now()));
                     }
-                    (name, Brought::Found) => {
+                    (name, RemoteCopy::Found) => {
                         self.uploaded.insert(name, None);
                     }
-                    (name, Brought::Missing) => nowhere.push(name),
+                    (name, RemoteCopy::Missing) => nowhere.push(name),
                 }
             }
         }
@@ -263,7 +263,7 @@ impl Uploader {
         while let Some((file, named)) = self.named_late.first()
             && named.elapsed() >= SETTLED_AFTER
         {
-            bring(Arc::clone(&self.shared), file.clone(), Doubt::MayBeGone).await?;
+            ensure_uploaded(Arc::clone(&self.shared), file.clone(), Doubt::MayBeGone).await?;
             self.named_late.remove(0);
         }
         Ok(())
@@ -345,7 +345,7 @@ enum Doubt {
 
 /// What was done to have an object there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Brought {
+enum RemoteCopy {
     /// It was uploaded.
     Uploaded,
     /// It was there, nobody knows since when.
@@ -355,14 +355,14 @@ enum Brought {
 }
 
 /// Sees to it that the object of `file` is there. The file's name comes with the answer.
-async fn bring(
+async fn ensure_uploaded(
     shared: Arc<Shared>,
     file: ManifestFile,
     doubt: Doubt,
-) -> Result<(String, Brought), String> {
+) -> Result<(String, RemoteCopy), String> {
     let key = object_key(shared.node.config.id, &file.name);
     if doubt == Doubt::MayBeGone && is_there(&shared, &key, &file).await? {
-        return Ok((file.name, Brought::Found));
+        return Ok((file.name, RemoteCopy::Found));
     }
     let path = file_path(&shared.data_dir, &file.name);
     match tokio::fs::metadata(&path).await {
@@ -370,9 +370,9 @@ async fn bring(
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let is_there = is_there(&shared, &key, &file).await?;
             let brought = if is_there {
-                Brought::Found
+                RemoteCopy::Found
             } else {
-                Brought::Missing
+                RemoteCopy::Missing
             };
             return Ok((file.name, brought));
         }
@@ -385,11 +385,11 @@ async fn bring(
                 progress.objects += 1;
                 progress.object_bytes += file.size_bytes;
             });
-            Ok((file.name, Brought::Uploaded))
+            Ok((file.name, RemoteCopy::Uploaded))
         }
         // The name is this file's alone, so an earlier attempt has got through; when, nobody knows.
         Ok(Put::Conflict) if is_there(&shared, &key, &file).await? => {
-            Ok((file.name, Brought::Found))
+            Ok((file.name, RemoteCopy::Found))
         }
         Ok(Put::Conflict) => Err(format!(
             "object {key:?} exists with another size than the file's, {} bytes",

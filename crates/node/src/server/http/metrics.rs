@@ -73,7 +73,7 @@ pub(super) fn text(status: &StatusSnapshot) -> String {
         out.sample(&[("state", &name)], status.ranges(state));
     }
     memory(&mut out, status);
-    traffic(&mut out, status);
+    request_counters(&mut out, status);
     if let Some(disk) = &reply.disk {
         let now_ms = header.node_time_unix_ms;
         self::disk(&mut out, disk, reply.started_unix_ms, now_ms);
@@ -120,8 +120,8 @@ fn memory(out: &mut Text, status: &StatusSnapshot) {
     );
 }
 
-fn traffic(out: &mut Text, status: &StatusSnapshot) {
-    let traffic = &status.traffic;
+fn request_counters(out: &mut Text, status: &StatusSnapshot) {
+    let request_counters = &status.request_counters;
     out.gauge(
         "keydb_requests_in_flight",
         "Requests for keys that are being worked on.",
@@ -132,7 +132,7 @@ fn traffic(out: &mut Text, status: &StatusSnapshot) {
         "counter",
         "Requests for keys, refused ones included.",
     );
-    for (operation, requests, _) in traffic.operations() {
+    for (operation, requests, _) in request_counters.operations() {
         out.sample(&[("operation", &operation.name())], requests);
     }
     out.metric(
@@ -140,7 +140,7 @@ fn traffic(out: &mut Text, status: &StatusSnapshot) {
         "counter",
         "Keys in requests, refused ones included.",
     );
-    for (operation, _, keys) in traffic.operations() {
+    for (operation, _, keys) in request_counters.operations() {
         out.sample(&[("operation", &operation.name())], keys);
     }
     out.metric(
@@ -148,7 +148,7 @@ fn traffic(out: &mut Text, status: &StatusSnapshot) {
         "counter",
         "Requests that were refused as a whole, by reason.",
     );
-    for (reason, count) in traffic.refused() {
+    for (reason, count) in request_counters.refused() {
         out.sample(&[("reason", &reason)], count);
     }
     out.metric(
@@ -156,7 +156,7 @@ fn traffic(out: &mut Text, status: &StatusSnapshot) {
         "counter",
         "Hash ranges of requests that were refused while others may have been answered, by reason.",
     );
-    for (reason, count) in traffic.refused_ranges() {
+    for (reason, count) in request_counters.refused_ranges() {
         out.sample(&[("reason", &reason)], count);
     }
 }

@@ -25,7 +25,7 @@ use keydb_proto::shard::{NodeStatusReply, RangeState};
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::server::request_counters::Traffic;
+use crate::server::request_counters::RequestCounters;
 
 /// How long connections have to close at the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -40,7 +40,7 @@ pub(crate) struct StatusSnapshot {
     /// Whether requests for keys are refused because the node is on its way down.
     pub(crate) stopping: bool,
     /// The requests so far.
-    pub(crate) traffic: Arc<Traffic>,
+    pub(crate) request_counters: Arc<RequestCounters>,
 }
 
 impl StatusSnapshot {

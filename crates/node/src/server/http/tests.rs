@@ -16,7 +16,7 @@ use crate::server::request_counters::Operation;
 struct Probed {
     address: SocketAddr,
     status: Arc<Mutex<Stand>>,
-    traffic: Arc<Traffic>,
+    request_counters: Arc<RequestCounters>,
     stop: CancellationToken,
     ended: JoinHandle<std::io::Result<()>>,
 }
@@ -37,23 +37,23 @@ impl Probed {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let status = Arc::new(Mutex::new(Stand::default()));
-        let traffic = Arc::new(Traffic::default());
+        let request_counters = Arc::new(RequestCounters::default());
         let stop = CancellationToken::new();
-        let (stand, counts) = (Arc::clone(&status), Arc::clone(&traffic));
+        let (stand, counts) = (Arc::clone(&status), Arc::clone(&request_counters));
         let now = move || {
             let stand = stand.lock().unwrap().clone();
             StatusSnapshot {
                 reply: reply(&stand),
                 not_serving: stand.not_serving,
                 stopping: stand.stopping,
-                traffic: Arc::clone(&counts),
+                request_counters: Arc::clone(&counts),
             }
         };
         let ended = tokio::spawn(serve(listener, now, stop.clone()));
         Self {
             address,
             status,
-            traffic,
+            request_counters,
             stop,
             ended,
         }
@@ -159,7 +159,7 @@ async fn metrics_are_the_status_in_prometheus_text() {
     });
     let answered: Result<(), tonic::Status> = Ok(());
     probed
-        .traffic
+        .request_counters
         .count(Operation::Claim, 1000, &answered, |()| &[]);
     let (_, text) = probed.get("/metrics").await;
     for line in [

@@ -21,8 +21,8 @@ use crate::{
     NodeConfig,
     disk::journal::{self, Identity, JournalConfig},
     disk::load::{Origin, load_file, read_file},
-    node::Standing,
-    ranges::owned::{MapInForce, Readiness, Table},
+    node::MembershipState,
+    ranges::owned::{CurrentMap, OwnedRanges, Readiness},
 };
 
 const START: UnixMillis = UnixMillis(1_700_000_000_000);
@@ -112,7 +112,7 @@ impl Rig {
         self.register(disk_id).await;
         let node = Arc::new(Node::new(config, self.clock.clone()));
         node.trust_clock(true);
-        let table = Table::new(MapInForce::new(self.map.clone()), NODE, &node.arena, None);
+        let table = OwnedRanges::new(CurrentMap::new(self.map.clone()), NODE, &node.arena, None);
         let synced = self.map.durability == Durability::Journal;
         let manifest = match open(&data_dir).map_err(|error| text(&error))? {
             Some(manifest) if synced => manifest,
@@ -182,7 +182,7 @@ impl Rig {
         for range in table.ranges() {
             range.loaded(Readiness::Ready);
         }
-        node.set_standing(Standing::Serving(table));
+        node.set_membership_state(MembershipState::Serving(table));
         let journal = Journal::open(config, last).map_err(|error| text(&error))?;
         let journal = Arc::new(journal);
         let snapshots = Snapshotter::start(
@@ -275,8 +275,8 @@ fn merge(keys: &mut Keys, entries: &[Entry]) {
 const EXPIRY: u32 = 1_700_100_000;
 
 impl Run {
-    fn table<T>(&self, each: impl FnOnce(&Table) -> T) -> T {
-        each(self.node.standing().table().unwrap())
+    fn table<T>(&self, each: impl FnOnce(&OwnedRanges) -> T) -> T {
+        each(self.node.membership_state().table().unwrap())
     }
 
     /// Applies keys as a put does, and waits until they are committed.

@@ -287,18 +287,19 @@ async fn a_range_that_is_not_ready_keeps_its_files() {
     run.kill().await;
 
     let run = rig.start().await;
-    let table = Table::new(
-        MapInForce::new(rig.map.clone()),
+    let table = OwnedRanges::new(
+        CurrentMap::new(rig.map.clone()),
         NODE,
         &Arena::new(),
-        run.node.standing().table(),
+        run.node.membership_state().table(),
     );
     // As after a start at which a file of range 2 could not be read.
     let mut map = rig.map.clone();
     map.ranges[2].generation += 2;
-    let table = Table::new(MapInForce::new(map), NODE, &Arena::new(), Some(&table));
+    let table = OwnedRanges::new(CurrentMap::new(map), NODE, &Arena::new(), Some(&table));
     table.ranges()[2].loaded(Readiness::Closed("its file is damaged".to_owned()));
-    run.node.set_standing(Standing::Serving(table));
+    run.node
+        .set_membership_state(MembershipState::Serving(table));
     run.put(&rig.keys(5000..5001, EXPIRY)).await;
     run.full_snapshot().await;
     let after = run.local();

@@ -4,7 +4,7 @@ use super::Progress;
 use crate::{call::Answer, error::NotApplied};
 
 /// Takes what becomes of a part's keys, by their positions.
-pub(crate) trait Sink: Send {
+pub(crate) trait AnswerReceiver: Send {
     type Answer: Answer;
 
     /// These keys have answers. Equal keys come together, in the order of the part.
@@ -26,7 +26,7 @@ pub(crate) trait Sink: Send {
 #[derive(Debug)]
 pub(super) struct All<A>(pub(super) Vec<A>);
 
-impl<A: Answer> Sink for All<A> {
+impl<A: Answer> AnswerReceiver for All<A> {
     type Answer = A;
 
     #[inline]
