@@ -92,7 +92,7 @@ fn a_dev_cluster_with_a_directory_keeps_its_keys_across_restarts() {
 fn bench_counts_every_answer() {
     let dev = Dev::start();
     let json = |args: &[&str]| -> serde_json::Value {
-        serde_json::from_str(&dev.answer(["bench", "--json"].iter().chain(args))).unwrap()
+        serde_json::from_str(&dev.answer(["bench", "--json", "--yes"].iter().chain(args))).unwrap()
     };
     let claims = json(&["--operations", "20000", "--batch", "300", "--keys", "15000"]);
     assert_eq!(claims["total"]["keys"], 20_000);
@@ -141,6 +141,33 @@ fn bench_counts_every_answer() {
     assert_eq!(rate["corrected_for_coordinated_omission"], true);
     assert_eq!(rate["total"]["first"], 4_000);
     assert_eq!(rate["missed_calls"], 0);
+}
+
+#[test]
+fn bench_stores_nothing_beside_other_keys_unless_told_to() {
+    let dev = Dev::start();
+    dev.answer(["put", "somebodys"]);
+    let refused = dev
+        .client(["bench", "--operations", "1000"])
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    assert_code(&refused, 2);
+    let said = stderr(&refused);
+    assert!(
+        said.contains("has 1 keys") && said.contains("--yes"),
+        "{said}"
+    );
+    let keys = || {
+        let status: serde_json::Value =
+            serde_json::from_str(&dev.answer(["status", "--json"])).unwrap();
+        status["keys"].as_u64().unwrap()
+    };
+    assert_eq!(keys(), 1);
+    // What stores nothing needs no consent.
+    dev.answer(["bench", "--operations", "1000", "--mix", "get=1"]);
+    dev.answer(["bench", "--operations", "1000", "--yes"]);
+    assert_eq!(keys(), 1001);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! The node is a process of its own; the clients and the history of what they were told live in this one, which outlives every
 //! kill. By default this is short. For hours: `TORTURE_KILLS=1000 cargo test --release -p keydb-cli --test torture -- --nocapture`.
+//! Each test prints its seed, `TORTURE_SEED=` chooses it.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails here has failed")]
 
@@ -23,6 +24,7 @@ use std::{
 use history::{Event, Told, violations};
 use keydb_client::{AdminClient, Claim, Client, ClientConfig, WriteError};
 use keydb_core::random;
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use rustix::process::Signal;
 use support::Process;
 use tokio::{task::JoinSet, time::sleep};
@@ -37,8 +39,22 @@ fn kills() -> u64 {
     std::env::var("TORTURE_KILLS").map_or(KILLS_DEFAULT, |text| text.parse().unwrap())
 }
 
-fn below(bound: u64) -> u64 {
-    random::u64() % bound
+/// What happens when, and to which keys: the same for the same seed, as far as threads and the kernel let it be.
+struct Choices(SmallRng);
+
+impl Choices {
+    /// Those of one of the parties that choose.
+    fn of(seed: u64, party: u64) -> Self {
+        Self(SmallRng::seed_from_u64(seed.wrapping_add(party)))
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0.random_range(..bound)
+    }
+}
+
+fn seed() -> u64 {
+    std::env::var("TORTURE_SEED").map_or_else(|_| random::u64(), |text| text.parse().unwrap())
 }
 
 /// A cluster of one node, which can be killed and started again.
@@ -137,10 +153,10 @@ impl History {
     }
 
     /// Some new keys, and some that others use as well.
-    fn keys(&self) -> Vec<u64> {
+    fn keys(&self, choices: &mut Choices) -> Vec<u64> {
         let newest = self.newest_key.fetch_add(2, Ordering::SeqCst) + KEYS_WINDOW;
         let keys: BTreeSet<u64> = (0..KEYS_PER_CALL)
-            .map(|_| newest - below(KEYS_WINDOW))
+            .map(|_| newest - choices.below(KEYS_WINDOW))
             .collect();
         keys.into_iter().collect()
     }
@@ -171,13 +187,13 @@ fn name(key: u64) -> String {
     format!("key-{key}")
 }
 
-async fn work(client: Client, history: Arc<History>) {
+async fn work(client: Client, history: Arc<History>, mut choices: Choices) {
     let ttl = "1d".parse().unwrap();
     while !history.stop.load(Ordering::SeqCst) {
-        let keys = history.keys();
+        let keys = history.keys(&mut choices);
         let names = keys.iter().map(|key| name(*key));
         let began = history.tick();
-        match below(4) {
+        match choices.below(4) {
             0 => {
                 if let Ok(present) = client.get(names).await {
                     history.note(&keys, began, |index| {
@@ -234,6 +250,9 @@ async fn ask_for_all(client: &Client, history: &History) {
 }
 
 async fn torture(durability: &'static str) {
+    let seed = seed();
+    println!("{durability}: TORTURE_SEED={seed}");
+    let mut choices = Choices::of(seed, WORKERS as u64);
     let dir = tempfile::tempdir().unwrap();
     let cluster = Cluster {
         dir: dir.path().to_owned(),
@@ -247,24 +266,28 @@ async fn torture(durability: &'static str) {
         // Some give up early, so that there are calls whose outcome nobody knows.
         let patience = Duration::from_millis(if worker % 4 == 0 { 300 } else { 30_000 });
         let client = cluster.client(patience).await;
-        workers.spawn(work(client, Arc::clone(&history)));
+        workers.spawn(work(
+            client,
+            Arc::clone(&history),
+            Choices::of(seed, worker as u64),
+        ));
     }
     let mut admin_config = cluster.config(Duration::from_secs(5));
     admin_config.retry_count = 3;
     // What was acknowledged before is in a snapshot.
     let mut safe_until = 0;
     for kill in 0..kills() {
-        sleep(Duration::from_millis(20 + below(600))).await;
-        if below(3) == 0
+        sleep(Duration::from_millis(20 + choices.below(600))).await;
+        if choices.below(3) == 0
             && let Ok(admin) = AdminClient::connect(admin_config.clone()).await
         {
             let before = history.tick();
-            let made = admin.create_snapshots(below(2) == 0).await;
+            let made = admin.create_snapshots(choices.below(2) == 0).await;
             if made.iter().all(|(_, made)| made.is_ok()) {
                 safe_until = before;
             }
             admin.close().await;
-            sleep(Duration::from_millis(below(100))).await;
+            sleep(Duration::from_millis(choices.below(100))).await;
         }
         node.signal(Signal::KILL);
         drop(node);
@@ -300,7 +323,7 @@ async fn torture(durability: &'static str) {
     let found = violations(&events);
     assert!(
         found.is_empty(),
-        "{} violations:\n{}\n{}",
+        "{} violations (TORTURE_SEED={seed}):\n{}\n{}",
         found.len(),
         found[..found.len().min(20)].join("\n"),
         tail(dir.path())

@@ -3,13 +3,10 @@
 use std::{str::FromStr, time::Duration};
 
 use clap::Args;
+use keydb_core::Ttl;
 use serde::Serialize;
 
-use crate::{
-    args::{ConnectArgs, TtlArg},
-    exit::Failure,
-    settings,
-};
+use crate::{args::ConnectArgs, exit::Failure, settings};
 
 /// Shown at the end of `keydb bench --help`.
 pub(crate) const EXAMPLES: &str = "\
@@ -19,6 +16,9 @@ after the other; gets take keys of the preload (the hit share of them) and keys 
 With --rate, calls are due at fixed times, and a call's latency counts from when it was due, also when it could only be made
 later (corrected for coordinated omission). Without it, each of the concurrent callers makes its next call when the one
 before has been answered.
+
+What is stored lives for ten minutes, unless --ttl says otherwise. Before anything is stored in a cluster that has keys, bench
+asks; --yes answers that, also where there is no terminal to ask at.
 
 Examples:
   keydb bench                                                        claims of new keys, as fast as it goes
@@ -59,8 +59,17 @@ pub(crate) struct BenchArgs {
     /// Which keys: the same seed gives the same ones [default: random]
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
-    #[command(flatten)]
-    pub(crate) ttl: TtlArg,
+    /// How long the keys live that are stored: 1s to 50y, a whole number with a unit (s, m, h, d, w, y)
+    #[arg(
+        long,
+        value_name = "TTL",
+        default_value = "10m",
+        allow_hyphen_values = true
+    )]
+    pub(crate) ttl: Ttl,
+    /// Write into a cluster that has keys without asking
+    #[arg(long)]
+    pub(crate) yes: bool,
     /// Measure a key set of this process instead of a cluster
     #[arg(long, conflicts_with_all = ["addresses", "timeout"])]
     pub(crate) embedded: bool,
@@ -163,6 +172,13 @@ pub(crate) struct Plan {
     pub(crate) operations: Option<u64>,
     pub(crate) rate: Option<u64>,
     pub(crate) seed: u64,
+}
+
+impl Plan {
+    /// Whether keys are stored.
+    pub(crate) const fn is_writing(&self) -> bool {
+        self.preload > 0 || self.mix.weight(Kind::Claim) > 0 || self.mix.weight(Kind::Put) > 0
+    }
 }
 
 /// How long a measurement takes when nothing else ends it.

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use keydb_client::Client;
 use keydb_core::random;
 
 pub(crate) use args::{BenchArgs, EXAMPLES};
@@ -31,7 +32,7 @@ const LIVE_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
     let plan = args.plan(random::u64() >> 32)?;
-    let ttl = args.ttl.ttl;
+    let ttl = args.ttl;
     let (config, runtime) = if args.embedded {
         (None, connect::runtime()?)
     } else {
@@ -40,10 +41,13 @@ pub(crate) fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
     let report = runtime.block_on(async {
         let target = match config {
             None => Target::embedded(ttl),
-            Some(config) => Target::Cluster {
-                client: connect::connect(config).await?,
-                ttl,
-            },
+            Some(config) => {
+                let client = connect::connect(config).await?;
+                if plan.is_writing() && !args.yes {
+                    ask_before_writing(&client).await?;
+                }
+                Target::Cluster { client, ttl }
+            }
         };
         let load = Arc::new(Load::new(plan.clone(), target));
         if plan.preload > 0 {
@@ -69,6 +73,40 @@ pub(crate) fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
             thousands(failed)
         ))),
         _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Where the cluster has keys, asks whether others may come to them.
+async fn ask_before_writing(client: &Client) -> Result<(), Failure> {
+    let statuses = client.node_statuses().await;
+    let mut keys = 0;
+    for (node, status) in &statuses {
+        let status = status.as_ref().map_err(|error| {
+            Failure::failed(format!(
+                "node {} does not say whether it has keys: {error}; --yes goes on all the same",
+                node.id
+            ))
+        })?;
+        keys += status.keys;
+    }
+    if keys == 0 {
+        return Ok(());
+    }
+    let what = format!("the cluster has {} keys", thousands(keys));
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Err(Failure::usage(format!(
+            "{what}, and bench would store more beside them; give --yes if that is meant"
+        )));
+    }
+    let _ = write!(io::stderr(), "{what}. Store more beside them? [y/N] ");
+    let mut answer = String::new();
+    io::stdin()
+        .read_line(&mut answer)
+        .map_err(|error| Failure::failed(format!("cannot read the answer: {error}")))?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") {
+        Ok(())
+    } else {
+        Err(Failure::usage("nothing was stored"))
     }
 }
 
