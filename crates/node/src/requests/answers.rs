@@ -342,7 +342,7 @@ impl Operation<'_> {
         draft.encode()
     }
 
-    /// Remembers a [`part`](Self::part), which went into the journal record `lsn`.
+    /// Remembers a [`part`](Self::part), which goes into the journal record `lsn` next.
     pub(crate) fn remember(&self, part: OperationAnswers, lsn: Lsn) {
         self.memory.add(self.id, self.begun, lsn, part);
     }

@@ -187,16 +187,22 @@ impl<'a> Commit<'a> {
         self.wait_lsn = self.wait_lsn.max(lsn);
     }
 
-    /// Ends the open chunk, if there is one: its record goes into the journal. Returns its LSN.
+    /// The LSN of the open chunk; zero if there is none.
+    pub(crate) fn chunk_lsn(&self) -> Lsn {
+        let chunk = self.chunk.as_ref();
+        chunk.map_or(Lsn::ZERO, |chunk| chunk.reservation.lsn())
+    }
+
+    /// Ends the open chunk, if there is one: its record goes into the journal.
     pub(crate) fn append(
         &mut self,
         expiry: Expiry,
         operation: Option<OperationId>,
         answers: &[u8],
         now: UnixMillis,
-    ) -> Lsn {
+    ) {
         let Some(chunk) = self.chunk.take() else {
-            return Lsn::ZERO;
+            return;
         };
         let lsn = chunk.reservation.lsn();
         let fingerprints = PackedFingerprints::new(&chunk.fingerprints)
@@ -210,7 +216,6 @@ impl<'a> Commit<'a> {
         };
         chunk.reservation.append(&write, now);
         self.wait_for(lsn);
-        lsn
     }
 
     /// Waits until everything that the reply tells of is committed.

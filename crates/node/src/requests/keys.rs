@@ -264,13 +264,14 @@ impl<'a> Claiming<'a> {
             .record(claimed, &self.first, self.unknown.as_ref(), group.start);
     }
 
-    /// Ends a chunk: what was applied goes into the journal, and its answers into the memory of answers.
+    /// Ends a chunk: its answers go into the memory of answers, and what was applied into the journal. In this order: a snapshot
+    /// round cuts what the journal has when it begins, and by then its file of answers must find those of all these records.
     fn append(&mut self) {
         let part = self.operation.part();
-        let lsn = self
-            .commit
+        self.operation
+            .remember(part.clone(), self.commit.chunk_lsn());
+        self.commit
             .append(self.expiry, Some(self.id), part.as_bytes(), self.now);
-        self.operation.remember(part, lsn);
     }
 
     /// Marks the keys that were present before as unknown. A key that this claim stored is not, wherever else it occurs.

@@ -103,7 +103,14 @@ struct Maker<'a> {
 
 impl<'a> Maker<'a> {
     fn new(shared: &'a Shared, runtime: &'a Handle, backlog: Backlog) -> Self {
-        let manifest = Manifest::clone(&shared.state().manifest);
+        let mut manifest = Manifest::clone(&shared.state().manifest);
+        // Nothing was ever written here, so each range is what the manifest says, whether it is loaded by now or not. Named only when
+        // they are ready, those that the first round missed would be taken at the next start for ranges of another node.
+        if manifest.ranges.is_empty()
+            && let Some(table) = shared.node.membership_state().table()
+        {
+            name_ranges(&mut manifest, table.ranges().iter());
+        }
         Self {
             shared,
             runtime,
@@ -225,19 +232,8 @@ impl<'a> Maker<'a> {
         let manifest = &mut self.manifest;
         manifest.lineage = table.current_map.map.lineage;
         // One that came from another node, and whose keys are not here, is not to be taken for an empty one later.
-        for range in table.ranges().iter().filter(|range| range.is_ready()) {
-            if manifest.range(range.id).is_none() {
-                manifest.ranges.push(ManifestRange {
-                    id: range.id,
-                    generation: range.generation,
-                    start: range.bounds.start(),
-                    last: range.bounds.last(),
-                    base: None,
-                    unknown: serde_json::Map::new(),
-                });
-            }
-        }
-        manifest.ranges.sort_by_key(|range| range.id);
+        let ready = table.ranges().iter().filter(|range| range.is_ready());
+        name_ranges(manifest, ready);
     }
 
     /// Writes the backlog's records as a delta, unless full files of everything are called for.
@@ -446,6 +442,23 @@ impl<'a> Maker<'a> {
             .block_on(self.shared.journal.wait_committed(lsn))
             .map_err(|error| error.to_string())
     }
+}
+
+/// Has the manifest name those of `ranges` that it does not name yet, as ranges without files.
+fn name_ranges<'a>(manifest: &mut Manifest, ranges: impl Iterator<Item = &'a Arc<OwnedRange>>) {
+    for range in ranges {
+        if manifest.range(range.id).is_none() {
+            manifest.ranges.push(ManifestRange {
+                id: range.id,
+                generation: range.generation,
+                start: range.bounds.start(),
+                last: range.bounds.last(),
+                base: None,
+                unknown: serde_json::Map::new(),
+            });
+        }
+    }
+    manifest.ranges.sort_by_key(|range| range.id);
 }
 
 /// After a start: how many entries the deltas of each range have, near enough, as fingerprints are spread evenly.

@@ -1,5 +1,6 @@
 //! Snapshots of a node that has all of its parts but the server.
 
+mod answers;
 mod crashes;
 mod faulty;
 mod garbage;
@@ -18,7 +19,7 @@ use tempfile::TempDir;
 use self::faulty::Faulty;
 use super::*;
 use crate::{
-    NodeConfig,
+    Limits, NodeConfig,
     disk::journal::{self, Identity, JournalConfig},
     disk::load::{Origin, load_file, read_file},
     node::MembershipState,
@@ -39,6 +40,9 @@ struct Rig {
     storage: Arc<Faulty>,
     interval: Duration,
     recent_bytes_max: usize,
+    /// So many ranges are ready at the start; the others go on loading.
+    ready_ranges: usize,
+    answer_memory_bytes: usize,
 }
 
 /// A node.
@@ -70,6 +74,8 @@ impl Rig {
             storage,
             interval: Duration::from_secs(3600),
             recent_bytes_max: 16 << 20,
+            ready_ranges: usize::MAX,
+            answer_memory_bytes: 16 << 20,
         }
     }
 
@@ -104,6 +110,10 @@ impl Rig {
         let config = NodeConfig {
             data_dir: self.root(),
             snapshot_interval: self.interval,
+            limits: Limits {
+                answer_memory_bytes: self.answer_memory_bytes,
+                ..Limits::default()
+            },
             ..NodeConfig::new(NODE)
         };
         let data_dir = DataDir::open(&self.root(), self.map.cluster_id, NODE);
@@ -179,7 +189,7 @@ impl Rig {
             }
             last = replayed.last;
         }
-        for range in table.ranges() {
+        for range in table.ranges().iter().take(self.ready_ranges) {
             range.loaded(Readiness::Ready);
         }
         node.set_membership_state(MembershipState::Serving(table));

@@ -369,3 +369,20 @@ async fn snapshot_files_without_a_manifest_are_refused_and_those_that_it_does_no
         "{refused}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_disks_first_round_names_all_ranges_though_some_are_still_loading() {
+    let rig = Rig {
+        ready_ranges: 1,
+        ..Rig::new().await
+    };
+    let run = rig.start().await;
+    run.put(&rig.keys(0..100, EXPIRY)).await;
+    run.snapshot().await;
+    // A range that is not named by then would be taken at the next start for one that came from another node.
+    let named = run.local();
+    let named: Vec<_> = named.ranges.iter().map(|range| range.id).collect();
+    let owned = run.table(|table| table.ranges().iter().map(|it| it.id).collect::<Vec<_>>());
+    assert_eq!(named, owned);
+    run.kill().await;
+}

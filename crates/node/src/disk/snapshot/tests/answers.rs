@@ -1,0 +1,70 @@
+//! What a round finds of the answers to claims.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use keydb_core::OperationId;
+use keydb_proto::shard::{ClaimRequest, RangeKeys, RequestHeader};
+
+use super::*;
+use crate::{disk::Disk, requests::keys};
+
+/// A claim of one key, under an operation of its own.
+fn claim_of_one(rig: &Rig, key: Fingerprint) -> ClaimRequest {
+    let range = &rig.map.ranges[rig.map.range_index_of(key.top())];
+    ClaimRequest {
+        header: Some(RequestHeader {
+            cluster_id: rig.map.cluster_id.to_bytes().to_vec().into(),
+            lineage: rig.map.lineage,
+            epoch: rig.map.epoch,
+            target_node: NODE.0,
+            not_after_unix_ms: START.plus(Duration::from_secs(10)).0,
+        }),
+        ranges: vec![RangeKeys {
+            range_id: range.id.0,
+            generation: range.generation,
+            key_count: 1,
+            attempt: 0,
+        }],
+        fingerprints: key.to_bytes().to_vec().into(),
+        ttl_seconds: 60,
+        operation_id: OperationId::random().to_bytes().to_vec().into(),
+    }
+}
+
+/// A round writes the answers that are remembered, and then cuts the records that the journal had before it looked.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answers_of_every_record_that_the_journal_has_are_remembered() {
+    let rig = Rig {
+        // A small memory is quickly looked through; it has the latest answers.
+        answer_memory_bytes: 4 << 10,
+        ..Rig::with(Durability::Snapshot, 4).await
+    };
+    let run = rig.start().await;
+    run.node.set_disk(Disk::new(
+        Arc::clone(&run.data_dir),
+        Arc::clone(&run.journal),
+    ));
+    let ended = Arc::new(AtomicBool::new(false));
+    let looking = std::thread::spawn({
+        let (node, journal) = (Arc::clone(&run.node), Arc::clone(&run.journal));
+        let ended = Arc::clone(&ended);
+        move || {
+            let mut missing = 0;
+            while !ended.load(Ordering::Acquire) {
+                let appended = journal.appended();
+                let answers = node.answers.entries();
+                let newest = answers.iter().map(|entry| entry.lsn).max();
+                missing += usize::from(newest.unwrap_or_default() < appended);
+            }
+            missing
+        }
+    });
+    for number in 0..100_000 {
+        let claim = claim_of_one(&rig, rig.key(number));
+        keys::claim(&run.node, &claim).await.unwrap();
+    }
+    ended.store(true, Ordering::Release);
+    assert_eq!(run.journal.appended(), Lsn(100_000));
+    assert_eq!(looking.join().unwrap(), 0);
+    run.snapshots.abandon();
+}
