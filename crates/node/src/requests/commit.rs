@@ -6,6 +6,9 @@
 //! the last LSN that its reply tells of is committed: of its own chunks, of the uncommitted keys that it found present, and of
 //! the remembered answers that it repeats.
 //!
+//! What is remembered of a claim's answers keeps to the same rule: the record that has them comes behind all records that they
+//! rest on.
+//!
 //! Without a journal (`memory` mode) there is nothing to wait for and nothing to mark.
 
 use keydb_core::{
@@ -43,6 +46,8 @@ pub(crate) struct Commit<'a> {
 #[derive(Debug)]
 struct Chunk {
     reservation: Reservation,
+    /// Of a record that comes later, where the answers rest on writes behind the chunk.
+    answers: Option<Reservation>,
     groups: Vec<RecordGroup>,
     fingerprints: Vec<u8>,
 }
@@ -70,8 +75,9 @@ impl<'a> Commit<'a> {
     ) -> Result<Self, Status> {
         let mut commit = Self::of_read(journal);
         if let Some(journal) = journal {
-            // A group that is cut by the end of a chunk is in both.
-            let bytes = chunks * RECORD_BYTES + (groups + chunks) * GROUP_BYTES + keys * KEY_BYTES;
+            // A group that is cut by the end of a chunk is in both; a chunk's answers may be in a record of their own.
+            let bytes =
+                2 * chunks * RECORD_BYTES + (groups + chunks) * GROUP_BYTES + keys * KEY_BYTES;
             let space = journal.admit(bytes).await.map_err(|full| {
                 refusal_status(
                     ErrorCode::DiskFull,
@@ -89,6 +95,7 @@ impl<'a> Commit<'a> {
         if let (Some(space), None) = (&self.space, &self.chunk) {
             self.chunk = Some(Chunk {
                 reservation: space.begin(),
+                answers: None,
                 groups: Vec::new(),
                 fingerprints: Vec::new(),
             });
@@ -187,13 +194,21 @@ impl<'a> Commit<'a> {
         self.wait_lsn = self.wait_lsn.max(lsn);
     }
 
-    /// The LSN of the open chunk; zero if there is none.
-    pub(crate) fn chunk_lsn(&self) -> Lsn {
-        let chunk = self.chunk.as_ref();
-        chunk.map_or(Lsn::ZERO, |chunk| chunk.reservation.lsn())
+    /// The LSN of the record that takes the open chunk's answers; zero if there is no chunk. What the answers rest on comes before
+    /// it: where others wrote that under a later LSN than the chunk's, the answers get a record of their own, whose LSN is taken
+    /// here. Otherwise a crash between the two could keep a `Duplicate` whose key it forgets. To be called once, right before
+    /// [`append`](Self::append).
+    pub(crate) fn answers_lsn(&mut self) -> Lsn {
+        let (Some(space), Some(chunk)) = (&self.space, &mut self.chunk) else {
+            return Lsn::ZERO;
+        };
+        if self.wait_lsn <= chunk.reservation.lsn() {
+            return chunk.reservation.lsn();
+        }
+        chunk.answers.insert(space.begin()).lsn()
     }
 
-    /// Ends the open chunk, if there is one: its record goes into the journal.
+    /// Ends the open chunk, if there is one: it goes into the journal.
     pub(crate) fn append(
         &mut self,
         expiry: Expiry,
@@ -204,17 +219,40 @@ impl<'a> Commit<'a> {
         let Some(chunk) = self.chunk.take() else {
             return;
         };
-        let lsn = chunk.reservation.lsn();
         let fingerprints = PackedFingerprints::new(&chunk.fingerprints)
             .expect("whole fingerprints were put there");
-        let write = Write {
+        let keys = Write {
             expiry,
-            operation,
-            answers,
+            operation: None,
+            answers: &[],
             groups: (&chunk.groups[..]).into(),
             fingerprints,
         };
-        chunk.reservation.append(&write, now);
+        let lsn = match chunk.answers {
+            None => {
+                let lsn = chunk.reservation.lsn();
+                let all = Write {
+                    operation,
+                    answers,
+                    ..keys
+                };
+                chunk.reservation.append(&all, now);
+                lsn
+            }
+            Some(later) => {
+                let lsn = later.lsn();
+                chunk.reservation.append(&keys, now);
+                let answers = Write {
+                    expiry,
+                    operation,
+                    answers,
+                    groups: (&[][..]).into(),
+                    fingerprints: PackedFingerprints::new(&[]).expect("none is a whole number"),
+                };
+                later.append(&answers, now);
+                lsn
+            }
+        };
         self.wait_for(lsn);
     }
 
@@ -259,3 +297,6 @@ impl Chunk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -269,7 +269,7 @@ impl<'a> Claiming<'a> {
     fn append(&mut self) {
         let part = self.operation.part();
         self.operation
-            .remember(part.clone(), self.commit.chunk_lsn());
+            .remember(part.clone(), self.commit.answers_lsn());
         self.commit
             .append(self.expiry, Some(self.id), part.as_bytes(), self.now);
     }
