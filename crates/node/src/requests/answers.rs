@@ -325,6 +325,12 @@ impl Operation<'_> {
         self.remembered_lsn
     }
 
+    /// New keys live until `expiry` from here on. To be said right after a [`part`](Self::part) was taken.
+    pub(crate) fn expire_at(&mut self, expiry: Expiry) {
+        self.expiry = expiry;
+        self.draft = AnswersDraft::new(expiry);
+    }
+
     /// Says that `range` is being applied from here on. Until [`record`](Self::record), it counts as applied in part.
     pub(crate) fn apply(&mut self, range: RangeId) {
         if self.in_work != Some(range) {

@@ -7,7 +7,8 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use keydb_core::{
-    Bitmap, Expiry, Fingerprint, InsertError, OperationId, PackedFingerprints, Times, UnixMillis,
+    Bitmap, Expiry, Fingerprint, InsertError, OperationId, PackedFingerprints, Times, Ttl,
+    UnixMillis,
 };
 use keydb_proto::{
     refusal_status,
@@ -83,12 +84,12 @@ pub(crate) async fn put(node: &Node, request: &PutRequest) -> Result<PutReply, S
     if !request.expiries.is_empty() {
         return put_each(node, &membership_state, table, request, now).await;
     }
-    let expiry = expiry(now, request.ttl_seconds)?;
+    let ttl = plan::ttl(request.ttl_seconds)?;
     let mut plan = plan(node, table, &request.ranges, &request.fingerprints)?;
-    let times = node.times_at(now);
-    memory_limit::check(node, table, &plan, times).await?;
+    memory_limit::check(node, table, &plan, node.times_at(now)).await?;
     let mut commit = commit_of(node, &plan).await?;
-    still_in_time(node, request.header.as_ref())?;
+    let now = still_in_time(node, request.header.as_ref())?;
+    let mut moment = Moment::new(node, now, ttl)?;
     let mut pace = Pace::default();
     for position in 0..plan.groups.len() {
         prefetch(table, &plan, position + PREFETCH_GROUPS);
@@ -96,14 +97,15 @@ pub(crate) async fn put(node: &Node, request: &PutRequest) -> Result<PutReply, S
         let range = owned(table, group);
         for (start, end) in steps(group) {
             if pace.spend(end - start) {
-                commit.append(expiry, None, &[], now);
+                commit.append(moment.expiry, None, &[], moment.now);
                 tokio::task::yield_now().await;
+                moment.renew(node, ttl);
             }
             let keys = plan.fingerprints.slice(start, end);
             commit.begin();
             let mut set = range.write();
-            let stored = set.put(keys, expiry, times);
-            commit.put(range, &set, keys, times, &stored);
+            let stored = set.put(keys, moment.expiry, moment.times);
+            commit.put(range, &set, keys, moment.times, &stored);
             drop(set);
             // The caller hears that any may have been stored.
             if let Err(error) = stored {
@@ -112,7 +114,7 @@ pub(crate) async fn put(node: &Node, request: &PutRequest) -> Result<PutReply, S
             }
         }
     }
-    commit.append(expiry, None, &[], now);
+    commit.append(moment.expiry, None, &[], moment.now);
     commit.committed().await?;
     Ok(PutReply {
         header: Some(node.reply_header(membership_state.map())),
@@ -129,25 +131,25 @@ pub(crate) async fn claim(node: &Node, request: &ClaimRequest) -> Result<ClaimRe
         // After a wait, this may have become another one.
         let (membership_state, now) = admit(node, request.header.as_ref())?;
         let table = table(node, &membership_state)?;
-        let expiry = expiry(now, request.ttl_seconds)?;
+        let ttl = plan::ttl(request.ttl_seconds)?;
         let plan = plan(node, table, &request.ranges, &request.fingerprints)?;
-        let times = node.times_at(now);
-        memory_limit::check(node, table, &plan, times).await?;
+        memory_limit::check(node, table, &plan, node.times_at(now)).await?;
         let commit = commit_of(node, &plan).await;
-        still_in_time(node, request.header.as_ref())?;
-        match node.answers.begin(id, now, expiry) {
+        let now = still_in_time(node, request.header.as_ref())?;
+        let moment = Moment::new(node, now, ttl)?;
+        match node.answers.begin(id, now, moment.expiry) {
             Begin::Registered(operation) => {
                 let commit = match commit {
                     Ok(commit) => commit,
                     Err(full) => {
-                        let known = claim_known(node, table, plan, operation, times).await?;
+                        let known = claim_known(node, table, plan, operation, moment.times).await?;
                         return known
                             .map(|known| known.reply(node, &membership_state))
                             .ok_or(full);
                     }
                 };
-                let mut claiming = Claiming::new(id, operation, plan, commit, expiry, now, times);
-                claiming.run(table).await;
+                let mut claiming = Claiming::new(id, operation, plan, commit, ttl, moment);
+                claiming.run(node, table).await;
                 return claiming.reply(node, &membership_state).await;
             }
             Begin::InFlight(ended) => {
@@ -175,15 +177,45 @@ async fn wait(mut ended: watch::Receiver<()>) {
     let _ = tokio::time::timeout(WAIT_STEP, ended.changed()).await;
 }
 
+/// The time that a step goes by. It is taken after what was waited for, and anew after each turn of others: a key must not be stored
+/// with an expiry that is over, nor one that is over be found present.
+struct Moment {
+    now: UnixMillis,
+    times: Times,
+    /// When the keys that the step stores expire.
+    expiry: Expiry,
+}
+
+impl Moment {
+    /// # Errors
+    /// When keys cannot live as long as from `now` on for `ttl`.
+    fn new(node: &Node, now: UnixMillis, ttl: Ttl) -> Result<Self, Status> {
+        Ok(Self {
+            now,
+            times: node.times_at(now),
+            expiry: Expiry::after(now, ttl)
+                .map_err(|error| refusal_status(ErrorCode::InvalidRequest, error.to_string()))?,
+        })
+    }
+
+    /// Goes by the time now.
+    fn renew(&mut self, node: &Node, ttl: Ttl) {
+        let now = node.clock.now();
+        self.now = now;
+        self.times = node.times_at(now);
+        // Part of the request is applied, so this is no time to refuse it. It can only fail near the year 2106.
+        self.expiry = Expiry::after(now, ttl).unwrap_or(self.expiry);
+    }
+}
+
 /// One claim while it is being worked on.
 struct Claiming<'a> {
     id: OperationId,
     operation: Operation<'a>,
     plan: Plan<'a>,
     commit: Commit<'a>,
-    expiry: Expiry,
-    now: UnixMillis,
-    times: Times,
+    ttl: Ttl,
+    moment: Moment,
     first: Bitmap,
     unknown: Option<Bitmap>,
     repeated_ranges: Vec<u32>,
@@ -197,17 +229,15 @@ impl<'a> Claiming<'a> {
         operation: Operation<'a>,
         plan: Plan<'a>,
         commit: Commit<'a>,
-        expiry: Expiry,
-        now: UnixMillis,
-        times: Times,
+        ttl: Ttl,
+        moment: Moment,
     ) -> Self {
         Self {
             id,
             operation,
             commit,
-            expiry,
-            now,
-            times,
+            ttl,
+            moment,
             first: Bitmap::new(plan.fingerprints.len()),
             unknown: None,
             repeated_ranges: Vec::new(),
@@ -216,17 +246,18 @@ impl<'a> Claiming<'a> {
         }
     }
 
-    async fn run(&mut self, table: &OwnedRanges) {
+    async fn run(&mut self, node: &Node, table: &OwnedRanges) {
         let mut pace = Pace::default();
         for position in 0..self.plan.groups.len() {
             prefetch(table, &self.plan, position + PREFETCH_GROUPS);
             let group = self.plan.groups[position];
-            self.group(owned(table, group), group, &mut pace).await;
+            self.group(node, owned(table, group), group, &mut pace)
+                .await;
         }
         self.append();
     }
 
-    async fn group(&mut self, range: &OwnedRange, group: Group, pace: &mut Pace) {
+    async fn group(&mut self, node: &Node, range: &OwnedRange, group: Group, pace: &mut Pace) {
         let keys = self.plan.keys(group);
         let claimed = ClaimedKeys::new(range.id, keys);
         let in_doubt = match self.operation.recall(claimed) {
@@ -243,12 +274,20 @@ impl<'a> Claiming<'a> {
             if pace.spend(end - start) {
                 self.append();
                 tokio::task::yield_now().await;
+                self.moment.renew(node, self.ttl);
+                self.operation.expire_at(self.moment.expiry);
             }
             self.operation.apply(range.id);
             self.commit.begin();
             let keys = self.plan.fingerprints.slice(start, end);
             let mut set = range.write();
-            let stored = set.claim(keys, self.expiry, self.times, &mut self.first, start);
+            let stored = set.claim(
+                keys,
+                self.moment.expiry,
+                self.moment.times,
+                &mut self.first,
+                start,
+            );
             self.commit.claimed(range, keys, &self.first, start);
             drop(set);
             if let Err(error) = stored {
@@ -270,8 +309,12 @@ impl<'a> Claiming<'a> {
         let part = self.operation.part();
         self.operation
             .remember(part.clone(), self.commit.answers_lsn());
-        self.commit
-            .append(self.expiry, Some(self.id), part.as_bytes(), self.now);
+        self.commit.append(
+            self.moment.expiry,
+            Some(self.id),
+            part.as_bytes(),
+            self.moment.now,
+        );
     }
 
     /// Marks the keys that were present before as unknown. A key that this claim stored is not, wherever else it occurs.
@@ -332,10 +375,15 @@ fn admit(
     Ok((membership_state, now))
 }
 
-/// What a request that writes must be when it has waited for room: whoever sends it again later relies on it.
-pub(crate) fn still_in_time(node: &Node, header: Option<&RequestHeader>) -> Result<(), Status> {
+/// What a request that writes must be when it has waited for room: whoever sends it again later relies on it. Returns the time.
+pub(crate) fn still_in_time(
+    node: &Node,
+    header: Option<&RequestHeader>,
+) -> Result<UnixMillis, Status> {
     let header = plan::header(header)?;
-    plan::check_target_and_time(node.config.id, node.clock.now(), header)
+    let now = node.clock.now();
+    plan::check_target_and_time(node.config.id, now, header)?;
+    Ok(now)
 }
 
 fn table<'a>(
@@ -359,11 +407,6 @@ pub(crate) fn plan<'a>(
         fingerprints,
         node.config.limits.request_keys_max,
     )
-}
-
-fn expiry(now: UnixMillis, ttl_seconds: u32) -> Result<Expiry, Status> {
-    Expiry::after(now, plan::ttl(ttl_seconds)?)
-        .map_err(|error| refusal_status(ErrorCode::InvalidRequest, error.to_string()))
 }
 
 pub(crate) fn owned(table: &OwnedRanges, group: Group) -> &OwnedRange {
@@ -430,7 +473,69 @@ fn clear_bits(bytes: &mut [u8], start: usize, end: usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use keydb_core::{Clock, ClusterMap, Durability, NewCluster, NodeId};
+    use keydb_proto::shard::RangeKeys;
+
     use super::*;
+    use crate::{NodeConfig, ranges::owned::CurrentMap};
+
+    const START: UnixMillis = UnixMillis(1_700_000_000_000);
+
+    /// A clock that goes on by five seconds when it has been read so often.
+    #[derive(Debug)]
+    struct Jumping(AtomicU64);
+
+    impl Clock for Jumping {
+        fn now(&self) -> UnixMillis {
+            let left = self
+                .0
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                    left.checked_sub(1)
+                });
+            left.map_or(START.plus(Duration::from_secs(5)), |_| START)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_lives_as_long_as_was_asked_for_from_the_end_of_the_last_wait_on() {
+        let map = ClusterMap::create(&NewCluster {
+            addresses: vec!["a:1".to_owned()],
+            range_count: 1,
+            durability: Durability::Memory,
+        })
+        .unwrap();
+        let key = Fingerprint::from_parts(1, 0).to_bytes().to_vec();
+        let claim = || ClaimRequest {
+            header: Some(RequestHeader {
+                cluster_id: map.cluster_id.to_bytes().to_vec().into(),
+                lineage: map.lineage,
+                epoch: map.epoch,
+                target_node: 0,
+                not_after_unix_ms: START.plus(Duration::from_secs(60)).0,
+            }),
+            ranges: vec![RangeKeys {
+                range_id: 0,
+                generation: map.ranges[0].generation,
+                key_count: 1,
+                attempt: 0,
+            }],
+            fingerprints: key.clone().into(),
+            ttl_seconds: 1,
+            operation_id: OperationId::random().to_bytes().to_vec().into(),
+        };
+        let clock = Arc::new(Jumping(AtomicU64::new(u64::MAX)));
+        let node = Node::new(NodeConfig::new(NodeId(0)), clock.clone());
+        let ranges = OwnedRanges::new(CurrentMap::new(map.clone()), NodeId(0), &node.arena, None);
+        node.set_membership_state(MembershipState::Serving(ranges));
+        // The first look is at the request as it comes in; then it has waited.
+        clock.0.store(1, Ordering::SeqCst);
+        let reply = super::claim(&node, &claim()).await.unwrap();
+        assert_eq!(reply.first[0], 1);
+        let reply = super::claim(&node, &claim()).await.unwrap();
+        assert_eq!(reply.first[0], 0);
+    }
 
     #[test]
     fn only_the_given_bits_are_cleared() {

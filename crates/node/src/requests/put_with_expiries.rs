@@ -39,8 +39,7 @@ pub(crate) async fn put_each(
 ) -> Result<PutReply, Status> {
     let mut plan = plan(node, table, &request.ranges, &request.fingerprints)?;
     let expiries = expiries(request, plan.fingerprints.len(), now)?;
-    let times = node.times_at(now);
-    memory_limit::check(node, table, &plan, times).await?;
+    memory_limit::check(node, table, &plan, node.times_at(now)).await?;
     let mut order: Vec<Place> = Vec::with_capacity(expiries.len());
     for (group, of_group) in plan.groups.iter().enumerate() {
         order.extend((of_group.start..of_group.end).map(|index| Place {
@@ -56,7 +55,7 @@ pub(crate) async fn put_each(
     // A pause ends a chunk as well.
     let chunks = 1 + lives + 2 * order.len() / STEP_KEYS;
     let mut commit = Commit::of_write(node.journal(), order.len(), runs().count(), chunks).await?;
-    still_in_time(node, request.header.as_ref())?;
+    let mut now = still_in_time(node, request.header.as_ref())?;
     let mut pace = Pace::default();
     let mut open: Option<Expiry> = None;
     let mut keys = Vec::new();
@@ -71,6 +70,7 @@ pub(crate) async fn put_each(
             open = Some(expiry);
             if is_others_turn {
                 tokio::task::yield_now().await;
+                now = node.clock.now();
             }
             if refused_groups[group] {
                 continue;
@@ -82,6 +82,7 @@ pub(crate) async fn put_each(
             }
             let keys = PackedFingerprints::new(&keys).expect("whole fingerprints were put there");
             let range = owned(table, plan.groups[group]);
+            let times = node.times_at(now);
             commit.begin();
             let mut set = range.write();
             let stored = set.put(keys, expiry, times);
