@@ -1,13 +1,12 @@
 //! A manifest: which snapshot files make up the ranges of one node, and up to when.
 //!
 //! There are two of the same shape: the local one names the files in the node's data directory, the remote one the objects in
-//! object storage, where it is changed by compare-and-swap. A range consists of its base, a full snapshot of it (or nothing),
-//! and of every delta that is not covered by the base and that has a section for the range. What a manifest names is complete up
-//! to `lsn`.
+//! object storage, where it is changed by compare-and-swap. Each file says which ranges it is a part of; a range consists of its
+//! base, a full snapshot of it (or nothing), and of the deltas that list it. What a manifest names is complete up to `lsn`.
 //!
-//! A base covers the deltas of its own disk up to its `lsn_to`. LSNs of different disks do not compare; but a disk that takes a
-//! node over has loaded everything before it writes its first file, so a base of the manifest's own disk covers all deltas of
-//! other disks.
+//! Nothing follows from LSNs: those of different disks do not compare. Whoever makes a range's new base has all of its keys, so
+//! the range's former parts are struck off when that base [takes their place](Manifest::replace_parts), and a file that is a part
+//! of no range any more is not needed. So a range that gets no new base, because it is closed, keeps its own parts only.
 
 use std::collections::BTreeSet;
 
@@ -53,6 +52,9 @@ pub struct ManifestFile {
     pub entries: u64,
     /// When it was made.
     pub created_ms: UnixMillis,
+    /// The ranges that it is a part of, in ascending order: those that it has sections for, but for those whose base has taken
+    /// its place.
+    pub ranges: Vec<RangeId>,
     /// Fields that this build does not know.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
@@ -128,6 +130,13 @@ pub enum ManifestError {
     /// It contradicts itself.
     #[error("the manifest is inconsistent: {0}")]
     Inconsistent(String),
+}
+
+impl ManifestFile {
+    /// Whether the range `id` needs it.
+    pub fn is_part_of(&self, id: RangeId) -> bool {
+        self.ranges.binary_search(&id).is_ok()
+    }
 }
 
 impl ManifestRange {
@@ -211,8 +220,7 @@ impl Manifest {
         self.ranges.iter().find(|range| range.id == id)
     }
 
-    /// The base of `range`, if it has one, and the deltas that come on top of it. Each delta may or may not have a section for
-    /// the range.
+    /// The base of `range`, if it has one, and the deltas that come on top of it. Each has a section for the range.
     pub fn parts<'a>(
         &'a self,
         range: &ManifestRange,
@@ -221,30 +229,38 @@ impl Manifest {
         impl Iterator<Item = &'a ManifestFile> + use<'a>,
     ) {
         let base = range.base.as_deref().and_then(|name| self.file(name));
-        let covers = |base: &ManifestFile, delta: &ManifestFile| {
-            if base.disk_id == delta.disk_id {
-                delta.lsn_to <= base.lsn_to
-            } else {
-                base.disk_id == self.disk_id
-            }
-        };
-        let deltas = self.files.iter().filter(move |file| {
-            file.kind == SnapshotKind::Delta && base.is_none_or(|base| !covers(base, file))
-        });
+        let id = range.id;
+        let deltas = self
+            .files
+            .iter()
+            .filter(move |file| file.kind == SnapshotKind::Delta && file.is_part_of(id));
         (base, deltas)
+    }
+
+    /// Adds the delta `file`. Of ranges that the manifest does not have it is no part.
+    pub fn add_delta(&mut self, mut file: ManifestFile) {
+        file.ranges.retain(|id| self.range(*id).is_some());
+        self.files.push(file);
+    }
+
+    /// Makes `base`, which has all keys of the range `id`, the range's only part. Returns whether the manifest has the range.
+    pub fn replace_parts(&mut self, id: RangeId, generation: u64, mut base: ManifestFile) -> bool {
+        let Some(range) = self.ranges.iter_mut().find(|range| range.id == id) else {
+            return false;
+        };
+        range.base = Some(base.name.clone());
+        range.generation = generation;
+        for file in &mut self.files {
+            file.ranges.retain(|part_of| *part_of != id);
+        }
+        base.ranges = vec![id];
+        self.files.push(base);
+        true
     }
 
     /// Leaves out the files that no range needs.
     pub fn drop_unneeded_files(&mut self) {
-        let needed: BTreeSet<String> = self
-            .ranges
-            .iter()
-            .flat_map(|range| {
-                let (base, deltas) = self.parts(range);
-                base.into_iter().chain(deltas).map(|file| file.name.clone())
-            })
-            .collect();
-        self.files.retain(|file| needed.contains(&file.name));
+        self.files.retain(|file| !file.ranges.is_empty());
     }
 
     fn check(&self) -> Result<(), ManifestError> {
@@ -260,6 +276,12 @@ impl Manifest {
                     file.name, file.lsn_from, file.lsn_to
                 ));
             }
+            if !file.ranges.is_sorted_by(|a, b| a < b) {
+                return inconsistent(format!(
+                    "the ranges of file {:?} are not in ascending order",
+                    file.name
+                ));
+            }
         }
         if !self.ranges.is_sorted_by(|a, b| a.id < b.id) {
             return inconsistent("the ranges are not in ascending order of their ids".to_owned());
@@ -269,20 +291,50 @@ impl Manifest {
                 return inconsistent(format!("range {} ends before it starts", range.id));
             }
             let Some(name) = &range.base else { continue };
-            match self.file(name).map(|file| file.kind) {
-                Some(SnapshotKind::Full) => {}
-                Some(SnapshotKind::Delta) => {
+            match self.file(name) {
+                Some(file) if file.kind == SnapshotKind::Delta => {
                     return inconsistent(format!(
                         "the base {name:?} of range {} is a delta",
                         range.id
                     ));
                 }
+                Some(file) if !file.is_part_of(range.id) => {
+                    return inconsistent(format!(
+                        "the base {name:?} of range {} does not list it",
+                        range.id
+                    ));
+                }
+                Some(_) => {}
                 None => {
                     return inconsistent(format!(
                         "the base {name:?} of range {} is not among the files",
                         range.id
                     ));
                 }
+            }
+        }
+        self.check_parts()
+    }
+
+    /// Each range that a file lists must be there, and must have the file as its base if that is a full one.
+    fn check_parts(&self) -> Result<(), ManifestError> {
+        for file in &self.files {
+            for id in &file.ranges {
+                let found = self.ranges.binary_search_by_key(id, |range| range.id);
+                let what = match found.map(|index| &self.ranges[index]) {
+                    Err(_) => "which is not among the ranges",
+                    Ok(range)
+                        if file.kind == SnapshotKind::Full
+                            && range.base.as_ref() != Some(&file.name) =>
+                    {
+                        "whose base is another one"
+                    }
+                    Ok(_) => continue,
+                };
+                return Err(ManifestError::Inconsistent(format!(
+                    "file {:?} is a part of range {id}, {what}",
+                    file.name
+                )));
             }
         }
         Ok(())
@@ -310,16 +362,17 @@ fn check_sum(json: &[u8]) -> Result<(), ManifestError> {
 mod tests {
     use super::*;
 
-    fn file(name: &str, kind: SnapshotKind, lsn_from: u64, lsn_to: u64) -> ManifestFile {
+    fn file(name: &str, kind: SnapshotKind, lsns: [u64; 2], ranges: &[u32]) -> ManifestFile {
         ManifestFile {
             name: name.to_owned(),
             kind,
             disk_id: Incarnation::from_bytes([1; 16]),
-            lsn_from: Lsn(lsn_from),
-            lsn_to: Lsn(lsn_to),
+            lsn_from: Lsn(lsns[0]),
+            lsn_to: Lsn(lsns[1]),
             size_bytes: 100,
             entries: 10,
             created_ms: UnixMillis(5),
+            ranges: ranges.iter().copied().map(RangeId).collect(),
             unknown: Map::new(),
         }
     }
@@ -344,10 +397,10 @@ mod tests {
         );
         manifest.lsn = Lsn(30);
         manifest.files = vec![
-            file("d1", SnapshotKind::Delta, 0, 10),
-            file("f1", SnapshotKind::Full, 0, 15),
-            file("d2", SnapshotKind::Delta, 10, 20),
-            file("d3", SnapshotKind::Delta, 20, 30),
+            file("d1", SnapshotKind::Delta, [0, 10], &[1]),
+            file("f1", SnapshotKind::Full, [0, 15], &[0]),
+            file("d2", SnapshotKind::Delta, [10, 20], &[0]),
+            file("d3", SnapshotKind::Delta, [20, 30], &[0, 1]),
         ];
         manifest.ranges = vec![range(0, Some("f1")), range(1, None)];
         manifest
@@ -358,51 +411,44 @@ mod tests {
     }
 
     #[test]
-    fn a_range_is_its_base_and_the_deltas_that_reach_beyond_it() {
+    fn a_range_is_its_base_and_the_deltas_that_list_it() {
         let manifest = manifest();
         let (base, deltas) = manifest.parts(&manifest.ranges[0]);
         assert_eq!(base.unwrap().name, "f1");
         assert_eq!(names(deltas), ["d2", "d3"]);
         let (base, deltas) = manifest.parts(&manifest.ranges[1]);
         assert_eq!(base, None);
-        assert_eq!(names(deltas), ["d1", "d2", "d3"]);
+        assert_eq!(names(deltas), ["d1", "d3"]);
     }
 
     #[test]
-    fn a_base_of_the_disk_in_use_covers_what_former_disks_wrote_and_theirs_do_not_cover_its_deltas()
-    {
-        let (own, former) = (
-            Incarnation::from_bytes([1; 16]),
-            Incarnation::from_bytes([9; 16]),
+    fn a_new_base_takes_the_place_of_the_ranges_parts_and_files_that_no_range_needs_are_left_out() {
+        let mut manifest = manifest();
+        assert!(manifest.replace_parts(RangeId(0), 4, file("f2", SnapshotKind::Full, [0, 9], &[])));
+        manifest.drop_unneeded_files();
+        assert_eq!(names(manifest.files.iter()), ["d1", "d3", "f2"]);
+        let (base, deltas) = manifest.parts(&manifest.ranges[0]);
+        assert_eq!(
+            (base.unwrap().name.as_str(), names(deltas)),
+            ("f2", Vec::new())
         );
-        let of = |disk_id, file| ManifestFile { disk_id, ..file };
-        let mut manifest = manifest();
-        manifest.disk_id = own;
-        manifest.files = vec![
-            of(former, file("old-base", SnapshotKind::Full, 0, 70)),
-            of(former, file("covered", SnapshotKind::Delta, 60, 70)),
-            of(former, file("old-delta", SnapshotKind::Delta, 70, 80)),
-            of(own, file("new-delta", SnapshotKind::Delta, 0, 5)),
-            of(own, file("new-base", SnapshotKind::Full, 0, 4)),
-        ];
-        manifest.ranges = vec![range(0, Some("old-base")), range(1, Some("new-base"))];
-        let (_, deltas) = manifest.parts(&manifest.ranges[0]);
-        assert_eq!(names(deltas), ["old-delta", "new-delta"]);
-        let (_, deltas) = manifest.parts(&manifest.ranges[1]);
-        assert_eq!(names(deltas), ["new-delta"]);
-        manifest.ranges.remove(0);
-        manifest.drop_unneeded_files();
-        assert_eq!(names(manifest.files.iter()), ["new-delta", "new-base"]);
+        assert_eq!(manifest.ranges[0].generation, 4);
+        assert_eq!(
+            Manifest::from_json(&manifest.to_json()).as_ref(),
+            Ok(&manifest)
+        );
+        assert!(!manifest.replace_parts(
+            RangeId(7),
+            1,
+            file("f3", SnapshotKind::Full, [0, 9], &[])
+        ));
     }
 
     #[test]
-    fn files_that_no_range_needs_are_left_out() {
+    fn a_delta_is_no_part_of_ranges_that_the_manifest_does_not_have() {
         let mut manifest = manifest();
-        manifest.files.push(file("f2", SnapshotKind::Full, 0, 25));
-        manifest.ranges[0].base = Some("f2".to_owned());
-        manifest.ranges[1].base = Some("f2".to_owned());
-        manifest.drop_unneeded_files();
-        assert_eq!(names(manifest.files.iter()), ["d3", "f2"]);
+        manifest.add_delta(file("d4", SnapshotKind::Delta, [30, 40], &[1, 5]));
+        assert_eq!(manifest.file("d4").unwrap().ranges, [RangeId(1)]);
     }
 
     #[test]
@@ -442,6 +488,10 @@ mod tests {
         assert!(refusal(|m| m.ranges[1].last = 0).contains("before it starts"));
         assert!(refusal(|m| m.files[1].name = "d1".to_owned()).contains("twice"));
         assert!(refusal(|m| m.files[0].lsn_from = Lsn(11)).contains("back to"));
+        assert!(refusal(|m| m.files[3].ranges = vec![RangeId(1); 2]).contains("ascending"));
+        assert!(refusal(|m| m.files[0].ranges = vec![RangeId(9)]).contains("not among"));
+        assert!(refusal(|m| m.files[1].ranges = vec![RangeId(1)]).contains("does not list it"));
+        assert!(refusal(|m| m.files[1].ranges = vec![RangeId(0), RangeId(1)]).contains("another"));
         assert!(Manifest::from_json(b"{").is_err());
     }
 }

@@ -304,6 +304,7 @@ fn write_fixtures() {
     let mut manifest = Manifest::new(CLUSTER, 2, NodeId(3), DISK);
     manifest.lsn = Lsn(1 << 40);
     manifest.complete_to_ms = UnixMillis(1_700_000_000_789);
+    let part_of = vec![full_section().0.range];
     let file = |name: &str, kind, lsn_to, bytes: &[u8], entries| keydb_core::ManifestFile {
         name: name.to_owned(),
         kind,
@@ -313,6 +314,7 @@ fn write_fixtures() {
         size_bytes: bytes.len() as u64,
         entries,
         created_ms: UnixMillis(1_700_000_000_123),
+        ranges: part_of.clone(),
         unknown: serde_json::Map::new(),
     };
     manifest.files = vec![

@@ -332,7 +332,9 @@ async fn merge_section(
         }
     };
     let Some(section) = footer.section(range) else {
-        return Ok(());
+        return Err(ObjectError::Damaged(format!(
+            "it has no section of hash range {range}, and the manifest says that it has one"
+        )));
     };
     let stream = store.storage.get_range(key, section.bytes.clone()).await?;
     let mut stream = stream.ok_or(ObjectError::Missing)?;

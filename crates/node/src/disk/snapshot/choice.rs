@@ -1,11 +1,12 @@
 //! Which ranges get a full file.
 
-use keydb_core::{Lsn, Manifest, RangeId};
+use keydb_core::{Lsn, Manifest, ManifestFile, RangeId, SnapshotKind};
 
 /// A range's deltas may have this many entries more than its base before a full file replaces them.
 const DELTA_ENTRIES_FREE: u64 = 4096;
 
-/// With more deltas than this, the oldest bases are replaced, a few in each round, until the oldest delta is not needed any more.
+/// With more deltas than this, the ranges that need the oldest ones get new bases, a few in each round, until those deltas are not
+/// needed any more. What only ranges need that cannot get one, because they are not answered for, does not count.
 pub(super) const DELTAS_MAX: usize = 64;
 
 /// What the choice goes by, of one range that is answered for.
@@ -17,19 +18,23 @@ pub(super) struct Candidate {
 }
 
 /// The ranges that need a full file: where records up to `lost` are in no delta, where the deltas outweigh the base, and, where
-/// deltas have become too many, those with the oldest bases.
+/// deltas have become too many, those that need the oldest.
 pub(super) fn fulls(
     manifest: &Manifest,
     candidates: &[Candidate],
     lost: Option<Lsn>,
 ) -> Vec<RangeId> {
+    let is_delta = |file: &ManifestFile| file.kind == SnapshotKind::Delta;
+    let deltas = manifest.files.iter().filter(|file| is_delta(file));
+    let needed = deltas.filter(|file| candidates.iter().any(|it| file.is_part_of(it.id)));
+    let too_many = needed.count() > DELTAS_MAX;
     let mut chosen = Vec::new();
     let mut by_age = Vec::new();
     for candidate in candidates {
         let Some(range) = manifest.range(candidate.id) else {
             continue;
         };
-        let (base, deltas) = manifest.parts(range);
+        let (base, _) = manifest.parts(range);
         // Another disk's base is older than any of this one's.
         let base_lsn = base
             .filter(|base| base.disk_id == manifest.disk_id)
@@ -38,8 +43,11 @@ pub(super) fn fulls(
         let base_entries = base.map_or(0, |base| base.entries);
         if is_behind || candidate.delta_entries > base_entries + DELTA_ENTRIES_FREE {
             chosen.push(candidate.id);
-        } else if deltas.count() > DELTAS_MAX {
-            by_age.push((base_lsn, candidate.id));
+        } else if too_many {
+            // Files are listed in the order in which they were made.
+            let mut files = manifest.files.iter();
+            let oldest = files.position(|file| is_delta(file) && file.is_part_of(candidate.id));
+            by_age.extend(oldest.map(|oldest| (oldest, candidate.id)));
         }
     }
     by_age.sort_unstable();
@@ -69,6 +77,7 @@ mod tests {
             size_bytes: 1,
             entries: 10_000,
             created_ms: UnixMillis(0),
+            ranges: Vec::new(),
             unknown: serde_json::Map::new(),
         }
     }
@@ -80,7 +89,8 @@ mod tests {
         for (id, base) in (0..).zip(bases) {
             let name = format!("base-{id}");
             if let Some((disk_id, lsn_to)) = base {
-                let base = file(&name, SnapshotKind::Full, *disk_id, *lsn_to);
+                let mut base = file(&name, SnapshotKind::Full, *disk_id, *lsn_to);
+                base.ranges = vec![RangeId(id)];
                 manifest.files.push(base);
             }
             manifest.ranges.push(ManifestRange {
@@ -95,10 +105,12 @@ mod tests {
         manifest
     }
 
-    fn add_deltas(manifest: &mut Manifest, lsns: std::ops::RangeInclusive<u64>) {
-        for lsn in lsns {
-            let name = format!("delta-{lsn}");
-            let delta = file(&name, SnapshotKind::Delta, OWN, lsn);
+    /// So many deltas more, each a part of these ranges.
+    fn add_deltas(manifest: &mut Manifest, count: usize, ranges: std::ops::Range<u32>) {
+        for _ in 0..count {
+            let name = format!("delta-{}", manifest.files.len());
+            let mut delta = file(&name, SnapshotKind::Delta, OWN, 1);
+            delta.ranges = ranges.clone().map(RangeId).collect();
             manifest.files.push(delta);
         }
     }
@@ -131,22 +143,35 @@ mod tests {
     }
 
     #[test]
-    fn with_too_many_deltas_the_oldest_bases_are_replaced_a_few_at_once() {
-        let bases = [Some((OWN, 7)), Some((OWN, 3)), None, Some((FORMER, 90))];
-        let mut manifest = manifest(&bases);
-        add_deltas(&mut manifest, 4..=70);
-        // 63 deltas lie behind LSN 7.
+    fn with_too_many_deltas_the_ranges_that_need_the_oldest_get_new_bases_a_few_at_once() {
+        let mut manifest = manifest(&[Some((OWN, 7)), Some((OWN, 3)), None, Some((FORMER, 90))]);
+        add_deltas(&mut manifest, 1, 2..3);
+        add_deltas(&mut manifest, 1, 1..3);
+        add_deltas(&mut manifest, DELTAS_MAX - 2, 0..3);
+        assert_eq!(chosen(&manifest, &[0; 4], None), [] as [u32; 0]);
+        add_deltas(&mut manifest, 1, 0..1);
         assert_eq!(chosen(&manifest, &[0; 4], None), [2]);
         let base = file("base-2-new", SnapshotKind::Full, OWN, 70);
-        manifest.ranges[2].base = Some(base.name.clone());
-        manifest.files.push(base);
-        assert_eq!(chosen(&manifest, &[0; 4], None), [3]);
+        assert!(manifest.replace_parts(RangeId(2), 1, base));
+        manifest.drop_unneeded_files();
+        assert_eq!(chosen(&manifest, &[0; 4], None), [] as [u32; 0]);
+        add_deltas(&mut manifest, 1, 0..1);
+        assert_eq!(chosen(&manifest, &[0; 4], None), [1]);
 
-        let many: Vec<_> = (0..130).map(|id| Some((OWN, 200 - id))).collect();
-        let mut manifest = self::manifest(&many);
-        add_deltas(&mut manifest, 300..=364);
+        let mut manifest = self::manifest(&[None; 130]);
+        for id in [129, 128, 127, 126] {
+            add_deltas(&mut manifest, 1, id..id + 1);
+        }
+        add_deltas(&mut manifest, DELTAS_MAX, 0..130);
         assert_eq!(chosen(&manifest, &[0; 130], None), [129, 128, 127]);
-        manifest.files.pop();
-        assert_eq!(chosen(&manifest, &[0; 130], None), [] as [u32; 0]);
+    }
+
+    #[test]
+    fn deltas_that_only_other_ranges_need_do_not_count() {
+        let mut manifest = manifest(&[None; 4]);
+        add_deltas(&mut manifest, DELTAS_MAX, 3..4);
+        add_deltas(&mut manifest, DELTAS_MAX, 0..4);
+        assert_eq!(chosen(&manifest, &[0; 3], None), [] as [u32; 0]);
+        assert_eq!(chosen(&manifest, &[0; 4], None), [3]);
     }
 }

@@ -91,6 +91,8 @@ struct Making {
     temporary: PathBuf,
     path: PathBuf,
     header: SnapshotHeader,
+    /// The ranges that it has sections for.
+    sections: Vec<RangeId>,
 }
 
 impl Making {
@@ -133,6 +135,7 @@ impl Making {
             temporary,
             path,
             header,
+            sections: Vec::new(),
         })
     }
 
@@ -181,6 +184,7 @@ impl Making {
     }
 
     fn section(&mut self, range: &OwnedRange) -> Result<(), String> {
+        self.sections.push(range.id);
         self.writer
             .begin_section(SectionHeader {
                 range: range.id,
@@ -203,7 +207,9 @@ impl Making {
             temporary,
             path,
             header,
+            mut sections,
         } = self;
+        sections.sort_unstable();
         if let Err(reason) = written {
             discard(&temporary);
             return Err(reason);
@@ -225,6 +231,7 @@ impl Making {
             size_bytes: totals.bytes,
             entries: totals.entries,
             created_ms: header.created,
+            ranges: sections,
             unknown: serde_json::Map::new(),
         };
         Ok(Unpublished {

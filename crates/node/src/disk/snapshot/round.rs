@@ -267,7 +267,7 @@ impl<'a> Maker<'a> {
                 *entries += changes.len_of(index) as u64;
             }
             info!(node = %self.shared.node.config.id, name = file.name, entries = file.entries, bytes = file.size_bytes, "made a delta snapshot");
-            self.manifest.files.push(file);
+            self.manifest.add_delta(file);
         }
         self.backlog.written();
         Ok(())
@@ -340,7 +340,7 @@ impl<'a> Maker<'a> {
         )?;
         let file = self.publish(made)?;
         info!(node = %self.shared.node.config.id, name = file.name, ranges = with_keys.len(), entries = file.entries, "made a snapshot of ranges that are not ready");
-        self.manifest.files.push(file);
+        self.manifest.add_delta(file);
         Ok(())
     }
 
@@ -356,15 +356,10 @@ impl<'a> Maker<'a> {
         self.committed(self.shared.journal.taken())?;
         let file = self.publish(made)?;
         let size_bytes = file.size_bytes;
-        let entry = self
+        let is_named = self
             .manifest
-            .ranges
-            .iter_mut()
-            .find(|entry| entry.id == range.id)
-            .expect("the ranges were taken over");
-        entry.base = Some(file.name.clone());
-        entry.generation = range.generation;
-        self.manifest.files.push(file);
+            .replace_parts(range.id, range.generation, file);
+        debug_assert!(is_named, "the ranges were taken over");
         self.delta_entries.remove(&range.id);
         Ok(size_bytes)
     }
@@ -461,13 +456,13 @@ fn name_ranges<'a>(manifest: &mut Manifest, ranges: impl Iterator<Item = &'a Arc
     manifest.ranges.sort_by_key(|range| range.id);
 }
 
-/// After a start: how many entries the deltas of each range have, near enough, as fingerprints are spread evenly.
+/// After a start: how many entries the deltas of each range have, near enough, as fingerprints are spread evenly. Of ranges that a
+/// delta is no part of any more it may have entries as well, so there may be fewer.
 fn estimate_delta_entries(manifest: &Manifest) -> BTreeMap<RangeId, u64> {
-    let range_count = manifest.ranges.len() as u64;
     let estimate = |range: &ManifestRange| {
         let (_, deltas) = manifest.parts(range);
-        let entries: u64 = deltas.map(|delta| delta.entries).sum();
-        (range.id, entries / range_count)
+        let entries = deltas.map(|delta| delta.entries / delta.ranges.len() as u64);
+        (range.id, entries.sum())
     };
     manifest.ranges.iter().map(estimate).collect()
 }

@@ -325,6 +325,38 @@ async fn many_small_rounds_keep_the_number_of_files_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_range_that_is_not_ready_does_not_keep_the_files_of_the_others() {
+    let rig = Rig {
+        ready_ranges: 3,
+        ..Rig::new().await
+    };
+    let run = rig.start().await;
+    let last = run.table(|table| table.ranges()[3].bounds);
+    let is_of_last = |key: &Fingerprint| last.contains(key.top());
+    // What is written of the last range is in one file, which it needs from here on.
+    let (kept, others): (Keys, Keys) = rig
+        .keys(0..400, EXPIRY)
+        .into_iter()
+        .partition(|(key, _)| is_of_last(key));
+    run.put(&kept).await;
+    run.snapshot().await;
+    let others: Keys = others.into_iter().take(200).collect();
+    let mut most = 0;
+    for (key, expiry) in &others {
+        run.put(&Keys::from([(*key, *expiry)])).await;
+        run.snapshot().await;
+        most = most.max(run.local().files.len());
+    }
+    assert!(most <= 2 * choice::DELTAS_MAX + 4, "{most}");
+    run.full_snapshot().await;
+    assert_eq!(kinds(&run.local()), (1, 3));
+    eventually(async || rig.files().len() == 4).await;
+    run.kill().await;
+    let everything: Keys = kept.into_iter().chain(others).collect();
+    assert_eq!(rig.start().await.keys(), everything);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_round_for_which_there_is_no_room_is_made_when_there_is() {
     let rig = Rig::new().await;
     let run = rig.start().await;
