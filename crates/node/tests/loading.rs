@@ -123,6 +123,37 @@ async fn ranges_whose_files_are_sound_are_served_while_others_wait_for_object_st
 }
 
 #[tokio::test]
+async fn a_newer_map_leaves_ranges_that_are_still_loading_to_their_loading() {
+    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
+    cluster.put(&mut client, &map, 0..1000).await;
+    cluster.snapshot(&mut client, true).await;
+    node.stop().await;
+    for path in &files(&cluster.data_dir().join("snapshots"))[..6] {
+        std::fs::remove_file(path).unwrap();
+    }
+    cluster
+        .storage
+        .goes_wrong(|call, _| (call == "get_range").then_some(Fault::Hangs));
+    let node = cluster.start().await;
+    let client = node.serving().await;
+    eventually(async || ranges(&client, RangeState::Ready).await.len() == 2).await;
+    // One that was ready comes again from another node, as far as this one can tell.
+    let moved = ranges(&client, RangeState::Ready).await[0].range_id;
+    cluster
+        .world
+        .edit(|map| map.ranges[moved as usize].generation += 1)
+        .await;
+    eventually(async || !ranges(&client, RangeState::Closed).await.is_empty()).await;
+    let closed = ranges(&client, RangeState::Closed).await;
+    assert_eq!(closed.len(), 1);
+    assert_eq!(closed[0].range_id, moved);
+    assert_eq!(ranges(&client, RangeState::Loading).await.len(), 6);
+    cluster.storage.works();
+    eventually(async || ranges(&client, RangeState::Ready).await.len() == 7).await;
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_damaged_or_truncated_object_closes_its_range_by_name_until_a_sound_one_is_there() {
     let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
     cluster.put(&mut client, &map, 0..1000).await;

@@ -9,6 +9,7 @@ use std::{fs, path::Path, time::Duration};
 use keydb_core::{ClusterMap, Durability, Fingerprint, NodeId, OperationId};
 use keydb_node::{NodeError, object_key};
 use keydb_proto::shard::{RangeState, RefusalCode};
+use keydb_storage::{MAP_KEY, Put};
 use support::{cluster::*, storage::*, *};
 
 fn copy_dir(from: &Path, to: &Path) {
@@ -158,6 +159,44 @@ async fn a_copy_of_the_disk_from_an_earlier_time_is_refused() {
     let mut client = node.loaded().await;
     assert_eq!(cluster.present(&mut client, &map, 0..200).await, 200);
     node.stop().await;
+}
+
+#[tokio::test]
+async fn a_start_does_not_go_back_to_a_stored_map_that_is_older_than_its_own() {
+    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
+    cluster.put(&mut client, &map, 0..100).await;
+    let older = cluster.storage.inner_get(MAP_KEY).await;
+    let newer = cluster
+        .world
+        .edit(|map| map.nodes[0].zone = "z".to_owned())
+        .await;
+    let epoch = async |client: &Client| status(&mut client.clone()).await.header.unwrap().epoch;
+    eventually(async || epoch(&client).await == newer.epoch).await;
+    node.stop().await;
+    let restored = cluster.world.storage.get(MAP_KEY).await.unwrap().unwrap();
+    let put = cluster
+        .world
+        .storage
+        .put_if_match(MAP_KEY, older, &restored.version);
+    assert!(matches!(put.await, Ok(Put::Done(_))));
+
+    let node = cluster.start().await;
+    let mut client = node.loaded().await;
+    assert_eq!(epoch(&client).await, newer.epoch);
+    let warnings = status(&mut client).await.warnings;
+    assert!(
+        warnings
+            .iter()
+            .any(|text| text.contains("older cluster map")),
+        "{warnings:?}"
+    );
+    assert_eq!(cluster.present(&mut client, &map, 0..200).await, 100);
+    node.stop().await;
+    let saved = fs::read(cluster.data_dir().join("map.json")).unwrap();
+    assert_eq!(
+        ClusterMap::from_json(&saved).unwrap().version(),
+        newer.version()
+    );
 }
 
 #[tokio::test]

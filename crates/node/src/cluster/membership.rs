@@ -196,7 +196,7 @@ impl Membership {
         }
     }
 
-    /// Without the storage, a node that has a disk starts by the map that it kept on it.
+    /// Without the storage's map, a node that has a disk starts by the map that it kept on it.
     async fn take_saved_map(&mut self) -> Result<(), NodeError> {
         if self.node.membership_state().map().is_some() {
             return Ok(());
@@ -214,9 +214,9 @@ impl Membership {
         warn!(
             node = %self.node.config.id,
             epoch = map.epoch,
-            "the storage cannot be reached; starting by the cluster map that was kept on the disk"
+            "starting by the cluster map that was kept on the disk"
         );
-        self.take(map).await
+        Box::pin(self.take(map)).await
     }
 
     /// A failure that a repeat would not heal ends a node that does not serve yet; one that serves goes on.
@@ -261,7 +261,20 @@ impl Membership {
                 }
                 return Ok(());
             }
-            self.older_map_seen = false;
+            if std::mem::replace(&mut self.older_map_seen, false) {
+                self.node.warn_of("map", None);
+            }
+        } else if let Some(saved) = data_dir::saved_map(&self.node.config.data_dir)?
+            && saved.cluster_id == map.cluster_id
+            && saved.version() > map.version()
+        {
+            let text = format!(
+                "the storage holds an older cluster map (lineage {}, epoch {}) than the one that this node went by before (lineage {}, epoch {}), which stays in force; `keydb status` of the other nodes shows which of them is right",
+                map.lineage, map.epoch, saved.lineage, saved.epoch
+            );
+            self.older_map_seen = true;
+            self.node.warn_of("map", Some(text));
+            return self.take_saved_map().await;
         }
         let newer = membership_state
             .map()
@@ -533,17 +546,24 @@ impl Membership {
         let ranges = table.ranges().len();
         let epoch = table.current_map.map.epoch;
         info!(%node, epoch, ranges, "serving");
-        let started = before.map_or(0, |before| table.started_since(before));
-        if started > 0 && table.current_map.map.durability.has_disk() {
-            for range in table.ranges() {
+        let has_disk = table.current_map.map.durability.has_disk();
+        let mut started = 0;
+        for range in before.iter().flat_map(|before| table.started_since(before)) {
+            started += 1;
+            if has_disk {
                 range.loaded(Readiness::Closed(
                     "it came to this node from another one, and this build does not move keys"
                         .to_owned(),
                 ));
             }
-            warn!(%node, epoch, "{started} ranges that came to this node are closed");
-        } else if started > 0 {
-            warn!(%node, epoch, "{started} ranges that came to this node start empty");
+        }
+        if started > 0 {
+            let what = if has_disk {
+                "are closed"
+            } else {
+                "start empty"
+            };
+            warn!(%node, epoch, "{started} ranges that came to this node {what}");
         }
         self.node
             .set_membership_state(MembershipState::Serving(table));

@@ -119,14 +119,17 @@ impl OwnedRanges {
         self.ranges.binary_search_by_key(&id, |range| range.id).ok()
     }
 
-    /// How many of the ranges started empty, compared with the table `before`.
-    pub(crate) fn started_since(&self, before: &Self) -> usize {
-        let stayed = |range: &&Arc<OwnedRange>| {
+    /// The ranges that started empty, compared with those `before`.
+    pub(crate) fn started_since<'a>(
+        &'a self,
+        before: &'a Self,
+    ) -> impl Iterator<Item = &'a Arc<OwnedRange>> {
+        let stayed = |range: &Arc<OwnedRange>| {
             before
                 .find(range.id, 0)
                 .is_some_and(|index| Arc::ptr_eq(range, &before.ranges[index]))
         };
-        self.ranges.iter().filter(|range| !stayed(range)).count()
+        self.ranges.iter().filter(move |range| !stayed(range))
     }
 }
 
@@ -242,7 +245,7 @@ mod tests {
         ));
         assert!(at(&after, lost).is_none());
         assert_eq!(at(&after, won).unwrap().generation, 2);
-        assert_eq!(after.started_since(&before), 1);
+        assert_eq!(after.started_since(&before).count(), 1);
     }
 
     #[test]
@@ -254,7 +257,7 @@ mod tests {
         map.ranges[index].generation += 2;
         let after = table(&map, &arena, Some(&before));
         assert!(!Arc::ptr_eq(&before.ranges()[0], &after.ranges()[0]));
-        assert_eq!(after.started_since(&before), 1);
+        assert_eq!(after.started_since(&before).count(), 1);
     }
 
     #[test]
