@@ -132,7 +132,7 @@ async fn clients_that_claim_the_same_keys_at_once_share_them_out() {
 async fn a_node_that_comes_back_empty_is_a_stated_loss() {
     let mut cluster = Cluster::start(3).await;
     let mut config = cluster.config();
-    config.retry_count = 50;
+    config.retry_count = Some(50);
     let client = keydb_client::Client::connect(config).await.unwrap();
     let keys: Vec<String> = (0..3000).map(|number| number.to_string()).collect();
     client.put(&keys, hour()).await.unwrap();

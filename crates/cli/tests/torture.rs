@@ -100,7 +100,6 @@ impl Cluster {
     fn config(&self, call_timeout: Duration) -> ClientConfig {
         let mut config = ClientConfig::new([self.address()]);
         config.call_timeout = call_timeout;
-        config.retry_count = 1000;
         config.retry_delay = Duration::from_millis(20);
         config
     }
@@ -273,7 +272,7 @@ async fn torture(durability: &'static str) {
         ));
     }
     let mut admin_config = cluster.config(Duration::from_secs(5));
-    admin_config.retry_count = 3;
+    admin_config.retry_count = Some(3);
     // What was acknowledged before is in a snapshot.
     let mut safe_until = 0;
     for kill in 0..kills() {

@@ -249,8 +249,9 @@ async fn create_on(
         full,
     };
     let config = &shared.config;
+    let retry_count = config.retry_count.unwrap_or(RETRIES_DEFAULT);
     let mut last_error: Arc<str> = format!("{node} was not asked in time").into();
-    for attempt in 0..=config.retry_count {
+    for attempt in 0..=retry_count {
         // A node that knows how long it is waited for says in time how far it got.
         let mut timed = Request::new(request.clone());
         timed.set_timeout(deadline.saturating_duration_since(Instant::now()));
@@ -272,7 +273,7 @@ async fn create_on(
                 });
             }
         }
-        if attempt < config.retry_count {
+        if attempt < retry_count {
             let random = keydb_core::random::u64();
             let pause = sleep(backoff::delay(config.retry_delay, attempt, random));
             // Where the time is up, the next attempt says so.
@@ -280,10 +281,13 @@ async fn create_on(
         }
     }
     Err(AdminError::Unavailable {
-        attempts: config.retry_count + 1,
+        attempts: retry_count + 1,
         last_error,
     })
 }
+
+/// How often a call is repeated where the settings do not say.
+const RETRIES_DEFAULT: u32 = 3;
 
 /// Whether the node would say the same again.
 fn is_refusal(status: &Status) -> bool {

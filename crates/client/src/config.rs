@@ -10,7 +10,7 @@ use std::time::Duration;
 ///
 /// let mut config = ClientConfig::new(["keydb-0:50051", "keydb-1:50051"]);
 /// config.call_timeout = Duration::from_secs(3);
-/// assert_eq!(config.retry_count, 3);
+/// assert_eq!(config.retry_count, None);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientConfig {
@@ -19,8 +19,9 @@ pub struct ClientConfig {
     /// How many hash ranges the cluster is expected to have; [`connect`](crate::Client::connect) fails when its map has another
     /// number. `None`: whatever the map says.
     pub total_hash_ranges: Option<u32>,
-    /// How often keys that got no answer are sent again before the call fails. Following a newer cluster map does not count.
-    pub retry_count: u32,
+    /// How often keys that got no answer are sent again before the call fails; `None`: as often as its time allows. Following a newer
+    /// cluster map does not count. Calls for administration are repeated three times where this says nothing.
+    pub retry_count: Option<u32>,
     /// The pause before the first retry. It doubles with each further one, up to 2 s, and is shortened at random by up to half.
     pub retry_delay: Duration,
     /// How long a call may take, retries included.
@@ -45,7 +46,7 @@ impl ClientConfig {
         Self {
             addresses: addresses.into_iter().map(Into::into).collect(),
             total_hash_ranges: None,
-            retry_count: 3,
+            retry_count: None,
             retry_delay: Duration::from_millis(100),
             call_timeout: Duration::from_secs(10),
             coalescing: Some(Coalescing::default()),

@@ -81,7 +81,7 @@ async fn a_lost_reply_does_not_turn_a_first_into_a_duplicate() {
 async fn a_claim_whose_replies_all_get_lost_may_be_applied_and_can_be_repeated() {
     let (cluster, proxy) = behind_proxy().await;
     let mut config = through(&proxy);
-    config.retry_count = 1;
+    config.retry_count = Some(1);
     let client = Client::connect(config).await.unwrap();
     client.get(["warm"]).await.unwrap();
     settled(&client, &cluster).await;
@@ -109,6 +109,7 @@ async fn a_node_that_cannot_be_reached_has_applied_nothing() {
     let mut cluster = Cluster::start(1).await;
     let mut config = cluster.config();
     config.retry_delay = Duration::from_millis(10);
+    config.retry_count = Some(3);
     // Not connected to the node yet: on a connection that breaks, nobody could know.
     let client = Client::connect(config).await.unwrap();
     cluster.stop(0).await;
@@ -127,10 +128,33 @@ async fn a_node_that_cannot_be_reached_has_applied_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn calls_wait_for_a_node_that_comes_back_within_their_time() {
+    let mut cluster = Cluster::start(1).await;
+    let client = Client::connect(cluster.config()).await.unwrap();
+    cluster.stop(0).await;
+    let calls = tokio::spawn(async move {
+        let claims = client.claim(keys(0..10), hour()).await;
+        let single = client.claim_one("single", hour()).await;
+        let present = client.get(["key-0"]).await;
+        client.put(["put"], hour()).await.unwrap();
+        (claims, single, present)
+    });
+    // Longer than a few retries take.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(!calls.is_finished());
+    cluster.restart(0).await;
+    let (claims, single, present) = calls.await.unwrap();
+    assert_eq!(claims.unwrap(), [First; 10]);
+    assert_eq!(single.unwrap(), First);
+    assert_eq!(present.unwrap(), [true]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn when_one_node_of_three_is_gone_a_write_to_all_may_be_applied_in_part() {
     let mut cluster = Cluster::start(3).await;
     let mut config = cluster.config();
     config.retry_delay = Duration::from_millis(10);
+    config.retry_count = Some(3);
     let client = Client::connect(config).await.unwrap();
     cluster.stop(1).await;
     let error = client.put(keys(0..300), hour()).await.unwrap_err();
@@ -147,7 +171,7 @@ async fn when_one_node_of_three_is_gone_a_write_to_all_may_be_applied_in_part() 
 async fn calls_go_on_when_a_stopped_node_is_back_on_its_port() {
     let mut cluster = Cluster::start(3).await;
     let mut config = cluster.config();
-    config.retry_count = 20;
+    config.retry_count = Some(20);
     let client = Client::connect(config).await.unwrap();
     let load: Vec<_> = (0..8)
         .map(|task| {

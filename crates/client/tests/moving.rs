@@ -34,7 +34,7 @@ fn moved(map: &ClusterMap, from: NodeId, to: NodeId) -> ClusterMap {
 async fn calls_follow_ranges_that_move_without_an_error() {
     let cluster = Cluster::start(3).await;
     let mut config = cluster.config();
-    config.retry_count = 20;
+    config.retry_count = Some(20);
     config.retry_delay = Duration::from_millis(20);
     let client = Client::connect(config).await.unwrap();
     let load: Vec<_> = (0..4)

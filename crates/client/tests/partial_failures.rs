@@ -43,6 +43,7 @@ fn keys(prefix: &str) -> Vec<String> {
 /// Single-key calls come together in batches with keys of all nodes.
 fn gathering(mut config: ClientConfig) -> ClientConfig {
     config.retry_delay = Duration::from_millis(5);
+    config.retry_count = Some(3);
     config.coalescing.as_mut().unwrap().wait_max = Duration::from_millis(100);
     config
 }

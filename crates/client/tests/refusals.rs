@@ -32,6 +32,7 @@ fn hour() -> Ttl {
 async fn quick(fake: &Fake) -> Client {
     let mut config = fake.config();
     config.retry_delay = Duration::from_millis(5);
+    config.retry_count = Some(3);
     Client::connect(config).await.unwrap()
 }
 
@@ -67,7 +68,7 @@ async fn a_stale_map_is_refreshed_once_for_all_who_wait() {
     let fake = Fake::start(listener, script).await;
     let mut config = fake.config();
     // Following a map that makes progress is not one of the retries.
-    config.retry_count = 0;
+    config.retry_count = Some(0);
     let client = Client::connect(config).await.unwrap();
     let calls: Vec<_> = (0..50)
         .map(|call| {
@@ -353,7 +354,7 @@ async fn no_sending_of_a_claim_can_be_applied_after_its_repeat() {
     let fake = Fake::start(listener, script).await;
     let mut config = fake.config();
     config.retry_delay = Duration::from_millis(1);
-    config.retry_count = 9;
+    config.retry_count = Some(9);
     config.call_timeout = Duration::from_secs(5);
     let client = Client::connect(config).await.unwrap();
     let claims = client.claim(["b", "a", "b"], hour()).await;

@@ -50,8 +50,6 @@ const BATCH_LIMITS: Limits = Limits {
 const KEYS_PER_REQUEST: usize = 8192;
 /// A longer line has no field and no JSON value that are looked for. Likewise.
 const KEYED_LINE_BYTES_MAX: usize = 16 << 20;
-/// A claim is tried again until its time is up: starting a long run over costs more than waiting.
-const RETRIES: u32 = 1000;
 
 pub(crate) fn run(args: DedupArgs) -> Result<ExitCode, Failure> {
     let inputs = args.inputs();
@@ -128,7 +126,6 @@ fn claimer(args: &DedupArgs) -> Result<Claimer, Failure> {
     }
     let mut config = connect::config(&args.connect)?;
     config.keys_per_request_max = KEYS_PER_REQUEST;
-    config.retry_count = RETRIES;
     config.coalescing = None;
     let runtime = connect::runtime()?;
     let client = runtime.block_on(connect::connect(config))?;

@@ -129,7 +129,7 @@ struct Retry {
 /// remember that its keys were there. So a sending is valid for a share of the call's time only, and a repeat waits until the
 /// sending before it is not valid any more.
 fn claim_valid_for(config: &ClientConfig) -> Duration {
-    (config.call_timeout / config.retry_count.saturating_add(1))
+    (config.call_timeout / config.retry_count.unwrap_or(3).saturating_add(1))
         .clamp(CLAIM_VALID_MIN, CLAIM_VALID_MAX)
 }
 
@@ -282,7 +282,7 @@ impl Part<'_> {
 
     async fn pause(&self, keys: Retry) -> Stepped {
         let config = &self.shared.config;
-        if keys.retries >= config.retry_count {
+        if config.retry_count.is_some_and(|max| keys.retries >= max) {
             return Stepped::GivenUp(keys);
         }
         let random = keydb_core::random::u64();
