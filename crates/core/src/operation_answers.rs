@@ -10,7 +10,8 @@
 //! group   := range (varint)  count (varint)  digest (8 bytes, little-endian; none if count is 0)
 //! ```
 //!
-//! A count of 0 stands for a range that was applied in part. A range lies in one part only: a newer answer replaces an older.
+//! A count of 0 stands for a range that was applied in part. The digest is that of all keys that were sent; where the key set refused
+//! one of them, only those before it are counted and answered. A range lies in one part only: a newer answer replaces an older.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -46,12 +47,13 @@ pub struct RangeAnswers {
 }
 
 impl RangeAnswers {
-    /// The XXH3-64 of the range's fingerprints, in the order in which they were sent.
+    /// The XXH3-64 of all of the range's fingerprints, in the order in which they were sent.
     pub const fn digest(&self) -> u64 {
         self.digest
     }
 
-    /// How many keys there were; 0 when they were applied in part, and nobody knows which.
+    /// How many keys are answered, from the first on: fewer than were sent where the next one was refused; 0 when they were applied in
+    /// part, and nobody knows which.
     pub const fn count(&self) -> usize {
         self.count
     }
@@ -90,6 +92,11 @@ impl AnswersDraft {
             first: Bits::default(),
             unknown: Bits::default(),
         }
+    }
+
+    /// The answers of this draft count until `expiry` at most.
+    pub fn expire_by(&mut self, expiry: Expiry) {
+        self.expiry = self.expiry.min(expiry);
     }
 
     /// Adds the answers to one range's keys, which have this `digest`: bits `offset..offset + count` of the bitmaps. There is at

@@ -7,6 +7,7 @@
 //! | this operation's earlier answers for the range | keys that are absent now | keys that are present now |
 //! | --- | --- | --- |
 //! | remembered, same keys in the same order, not yet expired: [`Recall::Same`] | as before, nothing applied | as before |
+//! | remembered for the first ones of the same keys, before the one that the key set refused: [`Recall::Prefix`] | as before; the rest stored, `First` | as before; the rest `Unknown` |
 //! | remembered, but for other keys, or expired, or applied only in part: [`Recall::Doubt`] | stored, `First` | `Unknown` |
 //! | not remembered, and earlier sendings may have been applied (`attempt > 0`): [`Recall::Nothing`] | stored, `First` | `Unknown` |
 //! | not remembered, and this is the first sending (`attempt == 0`): [`Recall::Nothing`] | stored, `First` | `Duplicate` |
@@ -21,7 +22,8 @@
 //!
 //! **Whatever is applied is recorded,** also when the caller goes away or the request is dropped half-way: what a chunk of a
 //! request applies is [remembered](Operation::remember) with its journal record, before the request waits for anything. A range
-//! that is in work at that time, or that the key set refused half-way, is recorded as applied in part.
+//! that is in work at that time is recorded as applied in part. Of one that the key set refused half-way, the answers to the keys before
+//! the refused one are recorded, with the digest of all: nobody was told them, but a repeat is.
 //!
 //! **It survives restarts:** a journal record carries the answers that belong to it, and when the journal is cut, a file with all
 //! remembered answers takes their place. A repeat's answers are told when the record that they came with is committed.
@@ -111,6 +113,8 @@ pub(crate) struct Operation<'a> {
 pub(crate) enum Recall<'a> {
     /// The answers to these very keys.
     Same(&'a RangeAnswers),
+    /// The answers to the first of these very keys. The key set refused the next one; the others were not applied with them.
+    Prefix(&'a RangeAnswers),
     /// Something was applied, but what these keys were told is not known (any more).
     Doubt,
     /// Nothing.
@@ -134,6 +138,11 @@ impl ClaimedKeys {
             digest: xxh3_64(keys.as_bytes()),
             count: keys.len(),
         }
+    }
+
+    /// The first `count` of them: recognised as a part of all.
+    pub(crate) const fn prefix(self, count: usize) -> Self {
+        Self { count, ..self }
     }
 }
 
@@ -310,17 +319,21 @@ impl Operation<'_> {
         match self.remembered.get(&keys.range) {
             None => Recall::Nothing,
             Some(answers)
-                if answers.count() == keys.count
+                if (1..=keys.count).contains(&answers.count())
                     && answers.digest() == keys.digest
                     && answers.expiry().is_live(self.begun.seconds()) =>
             {
-                Recall::Same(answers)
+                if answers.count() == keys.count {
+                    Recall::Same(answers)
+                } else {
+                    Recall::Prefix(answers)
+                }
             }
             Some(_) => Recall::Doubt,
         }
     }
 
-    /// The journal record that must be committed before [`Recall::Same`] answers are told.
+    /// The journal record that must be committed before remembered answers are told.
     pub(crate) const fn remembered_lsn(&self) -> Lsn {
         self.remembered_lsn
     }
@@ -329,6 +342,16 @@ impl Operation<'_> {
     pub(crate) fn expire_at(&mut self, expiry: Expiry) {
         self.expiry = expiry;
         self.draft = AnswersDraft::new(expiry);
+    }
+
+    /// The answers that are recorded next count until `expiry` at most, as some of them are older.
+    pub(crate) fn expire_by(&mut self, expiry: Expiry) {
+        self.draft.expire_by(expiry);
+    }
+
+    /// Nothing of the range that is in work was applied after all.
+    pub(crate) fn nothing_applied(&mut self) {
+        self.in_work = None;
     }
 
     /// Says that `range` is being applied from here on. Until [`record`](Self::record), it counts as applied in part.

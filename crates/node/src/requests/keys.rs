@@ -7,7 +7,7 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use keydb_core::{
-    Bitmap, Expiry, Fingerprint, InsertError, OperationId, PackedFingerprints, Times, Ttl,
+    Bitmap, Expiry, Fingerprint, InsertError, KeySet, OperationId, PackedFingerprints, Times, Ttl,
     UnixMillis,
 };
 use keydb_proto::{
@@ -219,7 +219,8 @@ struct Claiming<'a> {
     first: Bitmap,
     unknown: Option<Bitmap>,
     repeated_ranges: Vec<u32>,
-    /// The groups that the key set refused half-way: what they were told does not count.
+    /// The groups that the key set refused half-way: this reply tells nothing of them. What the keys before the refused one would
+    /// have been told is remembered for a repeat.
     partially_applied: Vec<Group>,
 }
 
@@ -260,6 +261,8 @@ impl<'a> Claiming<'a> {
     async fn group(&mut self, node: &Node, range: &OwnedRange, group: Group, pace: &mut Pace) {
         let keys = self.plan.keys(group);
         let claimed = ClaimedKeys::new(range.id, keys);
+        let mut known = 0;
+        let mut known_until = None;
         let in_doubt = match self.operation.recall(claimed) {
             Recall::Same(answers) => {
                 answers.answer(&mut self.first, &mut self.unknown, group.start);
@@ -267,10 +270,22 @@ impl<'a> Claiming<'a> {
                 self.repeated_ranges.push(range.id.0);
                 return;
             }
+            Recall::Prefix(answers) => {
+                answers.answer(&mut self.first, &mut self.unknown, group.start);
+                self.commit.wait_for(self.operation.remembered_lsn());
+                known = answers.count();
+                known_until = Some(answers.expiry());
+                true
+            }
             Recall::Doubt => true,
             Recall::Nothing => group.attempt > 0,
         };
-        for (start, end) in steps(group) {
+        let new = Group {
+            start: group.start + known,
+            ..group
+        };
+        let mut applied = group.end;
+        for (start, end) in steps(new) {
             if pace.spend(end - start) {
                 self.append();
                 tokio::task::yield_now().await;
@@ -289,18 +304,28 @@ impl<'a> Claiming<'a> {
                 start,
             );
             self.commit.claimed(range, keys, &self.first, start);
-            drop(set);
             if let Err(error) = stored {
+                applied = start + present_prefix(&set, keys, self.moment.times);
+                drop(set);
                 self.plan.refused.push(full(range, error));
                 self.partially_applied.push(group);
-                return;
+                break;
             }
         }
-        if in_doubt {
-            self.doubt(keys, group.start);
+        if applied == new.start {
+            // The first new key was refused: what is remembered is still all that there is.
+            self.operation.nothing_applied();
+            return;
         }
+        if in_doubt {
+            self.doubt(group.start, new.start, applied);
+        }
+        if let Some(expiry) = known_until {
+            self.operation.expire_by(expiry);
+        }
+        let answered = claimed.prefix(applied - group.start);
         self.operation
-            .record(claimed, &self.first, self.unknown.as_ref(), group.start);
+            .record(answered, &self.first, self.unknown.as_ref(), group.start);
     }
 
     /// Ends a chunk: its answers go into the memory of answers, and what was applied into the journal. In this order: a snapshot
@@ -317,14 +342,15 @@ impl<'a> Claiming<'a> {
         );
     }
 
-    /// Marks the keys that were present before as unknown. A key that this claim stored is not, wherever else it occurs.
-    fn doubt(&mut self, keys: PackedFingerprints<'_>, offset: usize) {
-        let indexed = || (offset..).zip(keys.iter());
+    /// Marks those of the keys `new..end` that were present before as unknown. A key that this claim stored, the keys from `start`
+    /// on included, is not, wherever else it occurs.
+    fn doubt(&mut self, start: usize, new: usize, end: usize) {
+        let indexed = || (start..).zip(self.plan.fingerprints.slice(start, end).iter());
         let stored: HashSet<Fingerprint> = indexed()
             .filter(|(index, _)| self.first.get(*index))
             .map(|(_, key)| key)
             .collect();
-        for (index, key) in indexed() {
+        for (index, key) in indexed().skip(new - start) {
             if !stored.contains(&key) {
                 self.unknown
                     .get_or_insert_with(|| Bitmap::new(self.first.len()))
@@ -342,16 +368,17 @@ impl<'a> Claiming<'a> {
         drop(self.operation);
         self.commit.committed().await?;
         let mut first = self.first.into_bytes();
+        let mut unknown = self.unknown.map_or_else(Vec::new, Bitmap::into_bytes);
         for group in self.partially_applied {
             clear_bits(&mut first, group.start, group.end);
+            if !unknown.is_empty() {
+                clear_bits(&mut unknown, group.start, group.end);
+            }
         }
         Ok(ClaimReply {
             header: Some(node.reply_header(membership_state.map())),
             first: first.into(),
-            unknown: self
-                .unknown
-                .map_or_else(Vec::new, Bitmap::into_bytes)
-                .into(),
+            unknown: unknown.into(),
             refused: self.plan.refused,
             repeated_ranges: self.repeated_ranges,
         })
@@ -451,6 +478,15 @@ impl Pace {
     }
 }
 
+/// How many of `keys`, from the first on, are in `set`, which refused one of them: it is the first one that is not.
+fn present_prefix(set: &KeySet, keys: PackedFingerprints<'_>, times: Times) -> usize {
+    let mut present = Bitmap::new(keys.len());
+    set.get(keys, times, &mut present, 0);
+    (0..keys.len())
+        .find(|index| !present.get(*index))
+        .unwrap_or(keys.len())
+}
+
 pub(crate) fn full(range: &OwnedRange, error: InsertError) -> RangeRefusal {
     RangeRefusal {
         range_id: range.id.0,
@@ -475,7 +511,7 @@ fn clear_bits(bytes: &mut [u8], start: usize, end: usize) {
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use keydb_core::{Clock, ClusterMap, Durability, NewCluster, NodeId};
+    use keydb_core::{Clock, ClusterMap, Durability, ManualClock, NewCluster, NodeId};
     use keydb_proto::shard::RangeKeys;
 
     use super::*;
@@ -535,6 +571,91 @@ mod tests {
         assert_eq!(reply.first[0], 1);
         let reply = super::claim(&node, &claim()).await.unwrap();
         assert_eq!(reply.first[0], 0);
+    }
+
+    #[tokio::test]
+    async fn what_a_key_set_stored_before_it_refused_a_key_is_first_for_the_repeat() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let map = ClusterMap::create(&NewCluster {
+            addresses: vec!["a:1".to_owned()],
+            range_count: 1,
+            durability: Durability::Memory,
+        })
+        .unwrap();
+        // No hashes, so that a key set refuses them from some number on.
+        let keys = |numbers: std::ops::Range<u64>| -> Vec<u8> {
+            numbers
+                .flat_map(|number| Fingerprint::from_parts(u64::MAX / 3, number as u32).to_bytes())
+                .collect()
+        };
+        let claim = |packed: Vec<u8>, ttl_seconds, name: &str, attempt| ClaimRequest {
+            header: Some(RequestHeader {
+                cluster_id: map.cluster_id.to_bytes().to_vec().into(),
+                lineage: map.lineage,
+                epoch: map.epoch,
+                target_node: 0,
+                not_after_unix_ms: START.plus(24 * HOUR).0,
+            }),
+            ranges: vec![RangeKeys {
+                range_id: 0,
+                generation: map.ranges[0].generation,
+                key_count: u32::try_from(packed.len() / 12).unwrap(),
+                attempt,
+            }],
+            fingerprints: packed.into(),
+            ttl_seconds,
+            operation_id: OperationId::from_name(name).to_bytes().to_vec().into(),
+        };
+        let clock = Arc::new(ManualClock::new(START));
+        let mut config = NodeConfig::new(NodeId(0));
+        config.limits.answer_memory_age = 24 * HOUR;
+        let node = Node::new(config, clock.clone());
+        let ranges = OwnedRanges::new(CurrentMap::new(map.clone()), NodeId(0), &node.arena, None);
+        node.set_membership_state(MembershipState::Serving(ranges));
+        // How many there is room for.
+        let mut room = 0_u64;
+        loop {
+            let name = format!("fill {room}");
+            let reply = super::claim(&node, &claim(keys(room..room + 1), 1, &name, 0)).await;
+            if !reply.unwrap().refused.is_empty() {
+                break;
+            }
+            room += 1;
+            assert!(room < 1_000_000);
+        }
+        let ranges = OwnedRanges::new(CurrentMap::new(map.clone()), NodeId(0), &node.arena, None);
+        node.set_membership_state(MembershipState::Serving(ranges));
+        // Ten are left, of which one is somebody else's for long. The claim wants twenty more.
+        for from in (0..room - 10).step_by(STEP_KEYS) {
+            let part = keys(from..(from + STEP_KEYS as u64).min(room - 10));
+            let fill = claim(part, 1, &format!("again {from}"), 0);
+            assert_eq!(super::claim(&node, &fill).await.unwrap().refused, []);
+        }
+        let other = claim(keys(room - 10..room - 9), 10_000, "other", 0);
+        assert_eq!(super::claim(&node, &other).await.unwrap().first[0], 1);
+        let wanted = keys(room - 10..room + 11);
+        let reply = super::claim(&node, &claim(wanted.clone(), 10_000, "a", 0)).await;
+        assert_eq!(reply.unwrap().refused.len(), 1);
+        // What filled it is over for so long that its room is used again.
+        clock.advance(2 * HOUR);
+        node.trust_clock(true);
+        let again = super::claim(&node, &claim(wanted, 10_000, "a", 1))
+            .await
+            .unwrap();
+        assert_eq!(again.refused, []);
+        let told = |bytes: &[u8]| -> String {
+            (0..21)
+                .map(|index| {
+                    if bytes[index / 8] >> (index % 8) & 1 == 1 {
+                        '1'
+                    } else {
+                        '0'
+                    }
+                })
+                .collect()
+        };
+        assert_eq!(told(&again.first), "011111111111111111111");
+        assert!(again.unknown.iter().all(|byte| *byte == 0));
     }
 
     #[test]

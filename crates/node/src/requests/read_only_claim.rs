@@ -45,6 +45,7 @@ pub(crate) async fn claim_known(
     for group in &plan.groups {
         let range = owned(table, *group);
         let claimed = ClaimedKeys::new(range.id, plan.keys(*group));
+        let mut new = *group;
         let in_doubt = match operation.recall(claimed) {
             Recall::Same(answers) => {
                 answers.answer(&mut first, &mut unknown, group.start);
@@ -52,10 +53,16 @@ pub(crate) async fn claim_known(
                 repeated_ranges.push(range.id.0);
                 continue;
             }
+            Recall::Prefix(answers) => {
+                answers.answer(&mut first, &mut unknown, group.start);
+                commit.wait_for(operation.remembered_lsn());
+                new.start += answers.count();
+                true
+            }
             Recall::Doubt => true,
             Recall::Nothing => group.attempt > 0,
         };
-        for (start, end) in steps(*group) {
+        for (start, end) in steps(new) {
             if pace.spend(end - start) {
                 tokio::task::yield_now().await;
             }
@@ -71,7 +78,7 @@ pub(crate) async fn claim_known(
         }
         if in_doubt {
             let unknown = unknown.get_or_insert_with(|| Bitmap::new(key_count));
-            (group.start..group.end).for_each(|index| unknown.or(index, true));
+            (new.start..new.end).for_each(|index| unknown.or(index, true));
         }
     }
     drop(operation);

@@ -76,6 +76,7 @@ fn recalled(operation: &Operation<'_>, keys: ClaimedKeys) -> String {
     match operation.recall(keys) {
         Recall::Nothing => "nothing".to_owned(),
         Recall::Doubt => "doubt".to_owned(),
+        Recall::Prefix(answers) => format!("the first {}", answers.count()),
         Recall::Same(answers) => {
             let mut first = Bitmap::new(keys.count + 3);
             let mut unknown = None;
@@ -110,6 +111,34 @@ fn nothing_is_remembered_of_another_operation_or_range() {
         recalled(&registered(&memory, "b", NOW), keys(7, 0, 5)),
         "nothing"
     );
+}
+
+#[test]
+fn the_first_of_some_keys_are_remembered_for_these_keys_only() {
+    let memory = memory();
+    told(&memory, "a", keys(7, 0, 5).prefix(3), "101", "");
+    let again = registered(&memory, "a", later(9));
+    assert_eq!(recalled(&again, keys(7, 0, 5)), "the first 3");
+    for other in [keys(7, 0, 3), keys(7, 0, 6), keys(7, 1, 5)] {
+        assert_eq!(recalled(&again, other), "doubt");
+    }
+    drop(again);
+    let expired = registered(&memory, "a", later(10));
+    assert_eq!(recalled(&expired, keys(7, 0, 5)), "doubt");
+}
+
+#[test]
+fn answers_of_which_some_are_older_expire_with_those() {
+    let memory = memory();
+    let mut operation = registered(&memory, "a", NOW);
+    operation.expire_by(Expiry::from_unix_seconds(1005).unwrap());
+    record(&mut operation, keys(7, 0, 5), "11111", "");
+    drop(operation);
+    let again = registered(&memory, "a", later(4));
+    assert_eq!(recalled(&again, keys(7, 0, 5)), "11111/");
+    drop(again);
+    let expired = registered(&memory, "a", later(5));
+    assert_eq!(recalled(&expired, keys(7, 0, 5)), "doubt");
 }
 
 #[test]
