@@ -10,7 +10,7 @@
 
 use std::{
     fs::OpenOptions,
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::Path,
     time::{Duration, Instant},
 };
@@ -27,6 +27,9 @@ use crate::disk::failpoint;
 
 /// How often the progress is logged.
 const LOG_INTERVAL: Duration = Duration::from_secs(3);
+
+/// How much of a segment is written again at once.
+const REWRITE_BYTES: u64 = 1 << 20;
 
 /// What was found in a journal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -142,15 +145,19 @@ pub(crate) fn replay(
     Ok(replayed)
 }
 
-/// Has a segment end behind its last record: what a write that was cut short has left there is overwritten with zeros. What was read
-/// may not have been synced before the crash, and from here on others are told of it, so it is synced now.
+/// Has a segment end behind its last record: what a write that was cut short has left there is overwritten with zeros. From here on
+/// others are told of what was read, so it must be on the disk.
+///
+/// A sync alone does not do that. After one that failed, the operating system may take the pages for clean and give them to whoever
+/// reads, though the disk never got them; the next sync has nothing to write then and succeeds. So all of it is written again. A crash
+/// meanwhile does no harm: the bytes are the same.
 fn end_here(path: &Path, end: &End) -> Result<(), JournalError> {
     failpoint::hit("journal.end", path)
-        .and_then(|()| OpenOptions::new().write(true).open(path))
+        .and_then(|()| OpenOptions::new().read(true).write(true).open(path))
         .and_then(|mut file| {
+            write_again(&mut file, end.offset)?;
             if end.torn.is_some() {
                 let bytes = file.metadata()?.len();
-                file.seek(SeekFrom::Start(end.offset))?;
                 io::copy(
                     &mut io::repeat(0).take(bytes.saturating_sub(end.offset)),
                     &mut file,
@@ -159,6 +166,21 @@ fn end_here(path: &Path, end: &End) -> Result<(), JournalError> {
             file.sync_all()
         })
         .map_err(|error| JournalError::io("end", path, &error))
+}
+
+/// Writes the first `bytes` of a file anew, as they are, and stays behind them.
+fn write_again(file: &mut (impl Read + Write + Seek), bytes: u64) -> io::Result<()> {
+    let mut chunk = Vec::new();
+    let mut offset = 0;
+    file.seek(SeekFrom::Start(0))?;
+    while offset < bytes {
+        chunk.resize((bytes - offset).min(REWRITE_BYTES) as usize, 0);
+        file.read_exact(&mut chunk)?;
+        file.seek(SeekFrom::Start(offset))?;
+        file.write_all(&chunk)?;
+        offset += chunk.len() as u64;
+    }
+    Ok(())
 }
 
 /// Says now and then how far the reading has come.
@@ -184,5 +206,56 @@ impl Progress {
             self.last_log = Instant::now();
             info!(%lsn, bytes = self.bytes, done = self.bytes_done, "reading the journal");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file whose sync failed: what is read comes from memory, and the disk has only what was written since.
+    struct Unsynced {
+        memory: io::Cursor<Vec<u8>>,
+        disk: Vec<u8>,
+    }
+
+    impl Read for Unsynced {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.memory.read(buffer)
+        }
+    }
+
+    impl Write for Unsynced {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let at = self.memory.position() as usize;
+            let written = self.memory.write(bytes)?;
+            self.disk[at..at + written].copy_from_slice(&bytes[..written]);
+            Ok(written)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Seek for Unsynced {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.memory.seek(to)
+        }
+    }
+
+    #[test]
+    fn all_that_is_kept_reaches_a_disk_that_has_none_of_it() {
+        let bytes = 2 * REWRITE_BYTES as usize + 17;
+        let content: Vec<u8> = (0..bytes + 100).map(|at| (at % 251) as u8 + 1).collect();
+        let mut file = Unsynced {
+            memory: io::Cursor::new(content.clone()),
+            disk: vec![0; content.len()],
+        };
+        write_again(&mut file, bytes as u64).unwrap();
+        assert_eq!(file.disk[..bytes], content[..bytes]);
+        assert_eq!(file.disk[bytes..], [0; 100]);
+        assert_eq!(file.memory.position(), bytes as u64);
+        assert_eq!(file.memory.into_inner(), content);
     }
 }
