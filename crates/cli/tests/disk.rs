@@ -453,6 +453,60 @@ fn a_lost_disk_is_given_up_by_name_and_the_node_comes_back_from_object_storage()
 }
 
 #[test]
+fn a_manifest_that_was_removed_stops_a_new_disk_and_garbage_collection_until_the_keys_are_given_up()
+{
+    let cluster = Cluster::create();
+    let running = cluster.start();
+    cluster.answer(["put", "lost"]);
+    cluster.json(["snapshot", "create", "--json"]);
+    drop(running);
+    fs::remove_dir_all(cluster.path("data")).unwrap();
+    let recover = ["recover", "--node", "0", "--accept-loss"];
+    cluster.answer(recover);
+    let manifest = cluster.path("storage").join("manifests+node-0.json");
+    let bytes = fs::read(&manifest).unwrap();
+    fs::remove_file(&manifest).unwrap();
+
+    let mut new_disk = cluster.launch();
+    let line = wait_for_line(&mut new_disk, "it was removed");
+    for words in [
+        "manifests/node-0.json",
+        "snapshots/node-0/",
+        "keydb recover",
+    ] {
+        assert!(line.contains(words), "{words:?} in {line}");
+    }
+    assert_eq!(new_disk.child.wait().unwrap().code(), Some(1));
+    let refused = cluster.run(["snapshot", "gc", "--older-than", "1h"]);
+    assert_code(&refused, 1);
+    assert!(
+        stderr(&refused).contains("manifests/node-0.json"),
+        "{}",
+        stderr(&refused)
+    );
+
+    // Put back, it is all there.
+    fs::write(&manifest, &bytes).unwrap();
+    let running = cluster.start();
+    assert_eq!(cluster.answer(["get", "lost"]), "present\tlost\n");
+    drop(running);
+
+    fs::remove_dir_all(cluster.path("data")).unwrap();
+    fs::remove_file(&manifest).unwrap();
+    let asked = cluster.run(["recover", "--node", "0"]);
+    assert_code(&asked, 2);
+    assert!(
+        stderr(&asked).contains("it was removed") && stderr(&asked).contains("Nothing was changed"),
+        "{}",
+        stderr(&asked)
+    );
+    assert!(!manifest.exists());
+    cluster.answer(recover);
+    let _running = cluster.start();
+    assert_eq!(cluster.answer(["get", "lost"]), "absent\tlost\n");
+}
+
+#[test]
 fn a_memory_cluster_has_no_disk_to_recover_and_no_snapshots() {
     let cluster = Cluster::create();
     let memory = |args: &[&str]| {

@@ -7,7 +7,7 @@ mod support;
 use std::{fs, path::Path, time::Duration};
 
 use keydb_core::{ClusterMap, Durability, Fingerprint, NodeId, OperationId};
-use keydb_node::{NodeError, object_key};
+use keydb_node::{NodeError, manifest_key, object_key};
 use keydb_proto::shard::{RangeState, RefusalCode};
 use keydb_storage::{MAP_KEY, Put};
 use support::{cluster::*, storage::*, *};
@@ -217,6 +217,30 @@ async fn a_disk_that_has_lost_everything_but_its_name_is_refused() {
         for words in ["manifest.json", "it is missing", "has made snapshots"] {
             assert!(error.contains(words), "{words:?} in {error}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_new_disk_does_not_take_objects_without_their_manifest_for_a_node_that_never_had_any() {
+    for durability in [Durability::Snapshot, Durability::Journal] {
+        let (cluster, node, mut client, map) = Cluster::new(durability).await;
+        cluster.put(&mut client, &map, 0..100).await;
+        cluster.snapshot(&mut client, false).await;
+        node.stop().await;
+        cluster.lose_disk().await;
+        let key = manifest_key(NodeId(0));
+        let manifest = cluster.storage.inner_get(&key).await;
+        cluster.world.storage.delete(&key).await.unwrap();
+        let error = refusal(&cluster).await.to_string();
+        for words in [&*key, "snapshots/node-0/", "it was removed"] {
+            assert!(error.contains(words), "{words:?} in {error}");
+        }
+        // Where its bucket gives it back, the keys are there.
+        cluster.storage.inner_put(&key, manifest).await;
+        let node = cluster.start().await;
+        let mut client = node.loaded().await;
+        assert_eq!(cluster.present(&mut client, &map, 0..100).await, 100);
+        node.stop().await;
     }
 }
 

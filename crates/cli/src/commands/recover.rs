@@ -4,8 +4,8 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use keydb_client::{Client, ClientConfig};
 use keydb_core::{ClusterMap, Incarnation, Manifest, NodeEntry, NodeId, UnixMillis};
-use keydb_node::manifest_key;
-use keydb_storage::{MapStore, ObjectStorage, UpdateError};
+use keydb_node::{first_object, manifest_key};
+use keydb_storage::{MapStore, ObjectStorage, Put, UpdateError};
 use serde_json::json;
 
 use crate::{
@@ -65,17 +65,27 @@ async fn recover(
             "durability is memory: a node keeps nothing, and takes its place again by itself when it is started",
         ));
     }
-    let Some(disk) = entry.disk_id else {
-        return Err(Failure::usage(format!(
-            "node {node} has no disk that could be lost: the cluster map waits for its first start, or for the one after an earlier `keydb recover`"
-        )));
-    };
-    refuse_if_it_answers(&map, entry, disk).await?;
     let key = manifest_key(node);
     let object = storage
         .get(&key)
         .await
         .map_err(|error| unreadable(&key, &error))?;
+    let unnamed = match object {
+        Some(_) => None,
+        None => first_object(&*storage, node)
+            .await
+            .map_err(|error| unreadable("the node's snapshot objects", &error))?,
+    };
+    let disk = entry.disk_id;
+    match disk {
+        Some(disk) => refuse_if_it_answers(&map, entry, disk).await?,
+        None if unnamed.is_none() => {
+            return Err(Failure::usage(format!(
+                "node {node} has no disk that could be lost: the cluster map waits for its first start, or for the one after an earlier `keydb recover`"
+            )));
+        }
+        None => {}
+    }
     let manifest = object
         .map(|object| {
             Manifest::from_json(&object.bytes).map_err(|error| {
@@ -86,14 +96,45 @@ async fn recover(
         })
         .transpose()?;
     let complete_to = manifest.and_then(|manifest| manifest.complete_to());
-    let kept = kept_text(complete_to);
+    let kept = match &unnamed {
+        Some(object) => format!(
+            "Object storage has snapshot objects of it, such as {object}, but not the manifest {key} that names them: it was removed. \
+             A bucket with versioning still has it; put it back if you can. Without it all of the node's keys are lost."
+        ),
+        None => kept_text(complete_to),
+    };
+    let what = disk.map_or_else(
+        || format!("node {node}"),
+        |disk| format!("the disk {disk} of node {node}"),
+    );
     if !args.accept_loss {
         return Err(Failure::usage(format!(
-            "node {node} would lose what its disk {disk} has and object storage does not.\n{kept}\n\
-             Nothing was changed. If the disk is lost for good: keydb recover --node {node} --accept-loss"
+            "{what} would be given up, with everything that object storage does not have of it.\n{kept}\n\
+             Nothing was changed. If it is lost for good: keydb recover --node {node} --accept-loss"
         )));
     }
-    let changed = give_up(&maps, &map, node, disk).await?;
+    if unnamed.is_some() {
+        let gone = disk.unwrap_or_else(Incarnation::random);
+        let empty = Manifest::new(map.cluster_id, map.lineage, node, gone);
+        match storage.put_if_absent(&key, empty.to_json().into()).await {
+            Ok(Put::Done(_)) => {}
+            Ok(Put::Conflict) => {
+                return Err(Failure::failed(format!(
+                    "{key} is there again; nothing was changed"
+                )));
+            }
+            Err(error) => {
+                return Err(Failure::new(
+                    Code::Unreachable,
+                    format!("cannot write {key} in {text}: {error}"),
+                ));
+            }
+        }
+    }
+    let changed = match disk {
+        Some(disk) => give_up(&maps, &map, node, disk).await?,
+        None => map,
+    };
     let lost = changed.node(node).map_or(0, |entry| entry.loss_count);
     let mut out = Stdout::open()?;
     if args.json {
@@ -108,7 +149,7 @@ async fn recover(
     } else {
         out.write(
             format!(
-                "the disk {disk} of node {node} is given up.\n{kept}\n\
+                "{what} is given up.\n{kept}\n\
                  Start the node with an empty data directory; it loads that from object storage.\n"
             )
             .as_bytes(),

@@ -421,10 +421,12 @@ impl Membership {
         let Some(own) = snapshot::local_manifest(data_dir)? else {
             return Ok(true);
         };
-        let look = snapshot::remote_manifest(&**self.store.storage(), map.cluster_id, id);
+        let look = snapshot::manifest_or_proof_of_none(&**self.store.storage(), map.cluster_id, id);
         let remote = match timeout(LOAD_TIMEOUT, look).await {
             Ok(Ok(remote)) => remote.map(|(manifest, _)| manifest),
-            Ok(Err(RemoteError::Unusable(reason))) => return Err(NodeError::Storage(reason)),
+            Ok(Err(error @ (RemoteError::Unusable(_) | RemoteError::Removed { .. }))) => {
+                return Err(NodeError::Storage(error.to_string()));
+            }
             Ok(Err(error)) => {
                 self.storage_fails(&error.to_string());
                 return Ok(false);

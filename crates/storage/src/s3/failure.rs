@@ -20,8 +20,10 @@ pub(super) enum FailureKind {
     ConditionFailed,
     /// Another write to the object is under way (409). Nothing was written; try again.
     Busy,
-    /// There is no such object, or no such upload (404).
+    /// There is no such object, or no such upload: the store's own word for that.
     NotFound,
+    /// Something is not there (404), and the answer does not say what: one without a body, as to a `HEAD`.
+    UnexplainedNotFound,
     /// The range lies behind the object's end (416).
     OutOfRange,
     /// Trying again will not help.
@@ -90,7 +92,8 @@ impl Failure {
             FailureKind::Retry
             | FailureKind::Busy
             | FailureKind::ConditionFailed
-            | FailureKind::NotFound => StorageErrorKind::Unavailable,
+            | FailureKind::NotFound
+            | FailureKind::UnexplainedNotFound => StorageErrorKind::Unavailable,
             FailureKind::OutOfRange | FailureKind::Refused => StorageErrorKind::Refused,
         };
         StorageError::new(kind, format!("cannot {what}: {}", self.reason))
@@ -160,9 +163,11 @@ fn meaning(status: u16, code: &str) -> (FailureKind, bool) {
         (400, "RequestTimeout" | "IncompleteBody" | "BadDigest" | "XAmzContentSHA256Mismatch") => {
             (FailureKind::Retry, false)
         }
-        // The object's name is fine for S3, so this is the bucket, the upload or the key.
         (404, "NoSuchBucket") => (FailureKind::Refused, false),
-        (404, _) => (FailureKind::NotFound, false),
+        (404, "NoSuchKey" | "NoSuchUpload") => (FailureKind::NotFound, false),
+        (404, "NotFound") => (FailureKind::UnexplainedNotFound, true),
+        // Of something between here and the store, or cut short.
+        (404, _) => (FailureKind::Retry, true),
         (409, _) => (FailureKind::Busy, false),
         (412, _) => (FailureKind::ConditionFailed, false),
         (416, _) => (FailureKind::OutOfRange, false),

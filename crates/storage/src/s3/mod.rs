@@ -153,16 +153,20 @@ impl S3Storage {
         };
         match attempts.run(request).await {
             Ok(head) => Ok(Some(head)),
-            // An answer without a body does not say what is missing. No object in a bucket that is not there is no answer.
-            Err(failure) if failure.kind == FailureKind::NotFound => {
+            // An answer without a body does not say what is missing; one to a read does.
+            Err(failure) if failure.kind == FailureKind::UnexplainedNotFound => {
                 let request = || {
-                    let head = self.inner.client.head_bucket();
-                    head.bucket(&self.inner.bucket).send()
+                    let get = self.inner.client.get_object();
+                    get.bucket(&self.inner.bucket)
+                        .key(self.full_key(key))
+                        .range("bytes=0-0")
+                        .send()
                 };
                 match attempts.run(request).await {
-                    Ok(_) => Ok(None),
-                    Err(failure) if failure.kind == FailureKind::NotFound => {
-                        Err(Failure::refused("there is no such bucket".to_owned()))
+                    Err(failure) if failure.kind == FailureKind::NotFound => Ok(None),
+                    Ok(_) => Err(Failure::replaced()),
+                    Err(failure) if failure.kind == FailureKind::OutOfRange => {
+                        Err(Failure::replaced())
                     }
                     Err(failure) => Err(failure),
                 }

@@ -121,7 +121,7 @@ impl Recovery {
     async fn remote_manifest(&self, map: &ClusterMap) -> Result<Option<Manifest>, NodeError> {
         let node = self.node.config.id;
         loop {
-            match snapshot::remote_manifest(&*self.storage, map.cluster_id, node).await {
+            match snapshot::manifest_or_proof_of_none(&*self.storage, map.cluster_id, node).await {
                 Ok(found) => {
                     self.node.warn_of("recovery", None);
                     return Ok(found.map(|(manifest, _)| manifest));

@@ -16,8 +16,8 @@ use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::{
-    Shared,
-    names::{MANIFESTS, OBJECTS, is_object_key},
+    Shared, manifest_key,
+    names::{MANIFESTS, OBJECTS, is_object_key, node_of_object},
     object_key,
 };
 
@@ -55,6 +55,17 @@ pub enum GarbageError {
         key: String,
         /// What is wrong with it.
         error: ManifestError,
+    },
+    /// A node has objects and no manifest. Each has one before its first object, so it was removed, and its objects may be all
+    /// that is left of the node's keys.
+    #[error(
+        "there is no manifest {key:?}, but there are objects that it must have named, such as {object:?}; nothing is removed until it is back"
+    )]
+    NoManifest {
+        /// The manifest.
+        key: String,
+        /// One of the objects.
+        object: String,
     },
 }
 
@@ -96,11 +107,11 @@ pub async fn collect_garbage(
         seen: objects.len(),
         ..Collected::default()
     };
-    let mut named = named_objects(storage).await?;
+    let mut named = named_objects(storage, &objects).await?;
     let mut named_at = Instant::now();
-    for object in objects.into_iter().filter(|it| is_old(it.modified)) {
+    for object in objects.iter().filter(|it| is_old(it.modified)) {
         if named_at.elapsed() > MANIFESTS_AGE_MAX {
-            named = named_objects(storage).await?;
+            named = named_objects(storage, &objects).await?;
             named_at = Instant::now();
         }
         if named.contains(&object.key) {
@@ -110,16 +121,20 @@ pub async fn collect_garbage(
             storage.delete(&object.key).await?;
         }
         collected.removed_bytes += object.size_bytes;
-        collected.removed.push(object.key);
+        collected.removed.push(object.key.clone());
     }
     Ok(collected)
 }
 
-/// The keys of the objects that manifests name.
-async fn named_objects(storage: &dyn ObjectStorage) -> Result<HashSet<String>, GarbageError> {
+/// The keys of the objects that manifests name. Each node of one of `objects` must have one.
+async fn named_objects(
+    storage: &dyn ObjectStorage,
+    objects: &[ObjectInfo],
+) -> Result<HashSet<String>, GarbageError> {
     let mut named = HashSet::new();
+    let mut nodes = HashSet::new();
     for info in list_all(storage, MANIFESTS).await? {
-        // A manifest that has gone since names nothing.
+        // One that has gone since is missed below.
         let Some(object) = storage.get(&info.key).await? else {
             continue;
         };
@@ -130,6 +145,15 @@ async fn named_objects(storage: &dyn ObjectStorage) -> Result<HashSet<String>, G
             })?;
         let files = manifest.files.iter();
         named.extend(files.map(|file| object_key(manifest.node, &file.name)));
+        nodes.insert(manifest.node);
+    }
+    for object in objects {
+        if let Some(node) = node_of_object(&object.key).filter(|node| !nodes.contains(node)) {
+            return Err(GarbageError::NoManifest {
+                key: manifest_key(node),
+                object: object.key.clone(),
+            });
+        }
     }
     Ok(named)
 }

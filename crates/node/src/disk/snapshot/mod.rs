@@ -55,7 +55,8 @@ pub(crate) use local::{
     file_path, local_manifest, manifest_path, open, save, skip_lost, take_clean_flag,
 };
 pub use names::{manifest_key, object_key};
-pub(crate) use remote::{RemoteError, remote_manifest};
+pub use remote::first_object;
+pub(crate) use remote::{RemoteError, manifest_or_proof_of_none, remote_manifest};
 
 use crate::{NodeError, disk::data_dir::DataDir, disk::journal::Journal, node::Node};
 

@@ -21,18 +21,15 @@ pub fn object_key(node: NodeId, file: &str) -> String {
 
 /// Whether an object of this key can be a snapshot file.
 pub(super) fn is_object_key(key: &str) -> bool {
-    let parts = key
-        .strip_prefix(OBJECTS)
-        .and_then(|rest| rest.split_once('/'));
-    let Some((folder, file)) = parts else {
-        return false;
-    };
-    let is_node = |text: &str| text.parse::<u32>().is_ok();
-    folder.strip_prefix("node-").is_some_and(is_node)
-        && !file.contains('/')
-        && file
-            .rsplit_once('.')
-            .is_some_and(|(_, extension)| extension == EXTENSION)
+    node_of_object(key).is_some()
+}
+
+/// The node whose snapshot file an object of this key can be.
+pub(super) fn node_of_object(key: &str) -> Option<NodeId> {
+    let (folder, file) = key.strip_prefix(OBJECTS)?.split_once('/')?;
+    let node = folder.strip_prefix("node-")?.parse().ok()?;
+    let (_, extension) = file.rsplit_once('.')?;
+    (!file.contains('/') && extension == EXTENSION).then_some(NodeId(node))
 }
 
 /// A name that no file has had yet: that of a delta, or of a full file of `range`.
@@ -51,7 +48,8 @@ mod tests {
         let disk_id = Incarnation::from_bytes([7; 16]);
         for range in [None, Some(RangeId(127))] {
             let name = file_name(disk_id, Lsn(u64::MAX), range);
-            assert!(is_object_key(&object_key(NodeId(12), &name)), "{name}");
+            let key = object_key(NodeId(12), &name);
+            assert_eq!(node_of_object(&key), Some(NodeId(12)), "{name}");
         }
         for key in [
             "snapshots/notes.keydb",

@@ -3,7 +3,10 @@
 use keydb_core::{ClusterId, Manifest, NodeId};
 use keydb_storage::{ObjectStorage, StorageError, Version};
 
-use super::manifest_key;
+use super::{
+    manifest_key,
+    names::{is_object_key, object_key},
+};
 
 /// Why a node's manifest could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -13,6 +16,15 @@ pub(crate) enum RemoteError {
     /// It is damaged, or another node's.
     #[error("{0}")]
     Unusable(String),
+    /// It is not there, and objects that it must have named are.
+    #[error(
+        "there is no manifest {manifest:?}, but there are snapshot objects of node {node}, such as {object:?}: it was removed. Put it back (a bucket with versioning has it); or, if that cannot be, give up the node's keys: keydb recover --node {node} --accept-loss"
+    )]
+    Removed {
+        node: NodeId,
+        manifest: String,
+        object: String,
+    },
 }
 
 /// The manifest of `node`, if there is one, and its object's version.
@@ -34,4 +46,55 @@ pub(crate) async fn remote_manifest(
         )));
     }
     Ok(Some((manifest, object.version)))
+}
+
+/// [`remote_manifest`] for whoever goes by it that there is none. A node's first manifest is written before its first object; so
+/// where there are objects, it was there.
+///
+/// # Errors
+/// Also when it was removed.
+pub(crate) async fn manifest_or_proof_of_none(
+    storage: &dyn ObjectStorage,
+    cluster: ClusterId,
+    node: NodeId,
+) -> Result<Option<(Manifest, Version)>, RemoteError> {
+    let found = remote_manifest(storage, cluster, node).await?;
+    if found.is_none()
+        && let Some(object) = first_object(storage, node).await?
+    {
+        return Err(RemoteError::Removed {
+            node,
+            manifest: manifest_key(node),
+            object,
+        });
+    }
+    Ok(found)
+}
+
+/// The key of a snapshot object of `node`; `None` when it has none.
+///
+/// # Errors
+/// When the storage fails.
+pub async fn first_object(
+    storage: &dyn ObjectStorage,
+    node: NodeId,
+) -> Result<Option<String>, StorageError> {
+    let mut after: Option<String> = None;
+    loop {
+        let page = storage
+            .list(&object_key(node, ""), after.as_deref())
+            .await?;
+        let mut keys = page.objects.into_iter().map(|object| object.key);
+        let mut last = None;
+        if let Some(found) = keys.find(|key| {
+            last = Some(key.clone());
+            is_object_key(key)
+        }) {
+            return Ok(Some(found));
+        }
+        if !page.more {
+            return Ok(None);
+        }
+        after = last;
+    }
 }

@@ -12,7 +12,7 @@ use std::{collections::HashMap, io::ErrorKind, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use keydb_core::{Lsn, Manifest, ManifestFile};
-use keydb_storage::{MapStore, Put, StorageErrorKind, Version};
+use keydb_storage::{MapStore, Put, StorageError, StorageErrorKind, Version};
 use tokio::{
     task::spawn_blocking,
     time::{Instant, sleep},
@@ -20,8 +20,8 @@ use tokio::{
 use tracing::{debug, info};
 
 use super::{
-    RETRY_MAX, RETRY_MIN, Reach, Shared, garbage::GARBAGE_AGE, local, local::file_path,
-    manifest_key, object_key, reach, remote_manifest,
+    RETRY_MAX, RETRY_MIN, Reach, Shared, first_object, garbage::GARBAGE_AGE, local,
+    local::file_path, manifest_key, object_key, reach, remote_manifest,
 };
 
 /// How often in a row a manifest is written anew after somebody else's write, or after one of unknown outcome.
@@ -132,6 +132,9 @@ impl Uploader {
             }
             self.check_owner(remote.as_ref().map(|(current, _)| current), manifest)
                 .await?;
+            if remote.is_none() && self.begin(manifest).await? {
+                continue;
+            }
             self.files(manifest, remote.as_ref().map(|(current, _)| current))
                 .await?;
             match self.publish(manifest, remote).await {
@@ -153,6 +156,25 @@ impl Uploader {
             }
         }
         Err(obstacle)
+    }
+
+    /// Before a node's first object there is a manifest, an empty one: so objects without a manifest show that it was removed.
+    /// False where it was: then the whole manifest is to take its place.
+    async fn begin(&self, manifest: &Manifest) -> Result<bool, String> {
+        let text = |error: StorageError| error.to_string();
+        let storage = &self.shared.storage;
+        let object = first_object(&**storage, manifest.node).await;
+        if manifest.files.is_empty() || object.map_err(text)?.is_some() {
+            return Ok(false);
+        }
+        let empty = Manifest::new(
+            manifest.cluster_id,
+            manifest.lineage,
+            manifest.node,
+            manifest.disk_id,
+        );
+        // Whoever wrote it, the next look finds it.
+        self.publish(&empty, None).await.map(|_| true).map_err(text)
     }
 
     async fn read_remote(&self, manifest: &Manifest) -> Result<Remote, String> {
@@ -269,11 +291,7 @@ impl Uploader {
         Ok(())
     }
 
-    async fn publish(
-        &self,
-        manifest: &Manifest,
-        remote: Remote,
-    ) -> Result<Put, keydb_storage::StorageError> {
+    async fn publish(&self, manifest: &Manifest, remote: Remote) -> Result<Put, StorageError> {
         let storage = &self.shared.storage;
         let key = manifest_key(manifest.node);
         let json = Bytes::from(manifest.to_json());

@@ -217,3 +217,28 @@ async fn a_reply_that_stands_still_in_the_middle_ends() {
     let error = setup.storage.list("", None).await.unwrap_err();
     assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{error}");
 }
+
+#[tokio::test]
+async fn only_the_stores_own_word_for_it_means_that_there_is_no_object() {
+    let setup = Setup::new().await;
+    setup.create("key", "here").await;
+    for code in ["", "NotFound", "PageNotFound"] {
+        for operation in [
+            Operation::GetObject,
+            Operation::HeadObject,
+            Operation::DeleteObject,
+        ] {
+            setup.proxy.always(operation, Fault::Answer(404, code));
+        }
+        let error = setup.storage.get("key").await.unwrap_err();
+        assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{code:?}");
+        let part = setup.storage.get_range("key", 0..4).await;
+        assert!(part.is_err(), "{code:?}");
+        let error = setup.storage.head("key").await.unwrap_err();
+        assert_eq!(error.kind(), StorageErrorKind::Unavailable, "{code:?}");
+        let error = setup.storage.delete("key").await.unwrap_err();
+        assert_eq!(error.kind(), StorageErrorKind::OutcomeUnknown, "{code:?}");
+    }
+    let stored = setup.stored("key").await.unwrap();
+    assert_eq!(&*stored.bytes, b"here");
+}

@@ -77,3 +77,42 @@ async fn nothing_is_removed_while_a_manifest_cannot_be_read() {
     assert_eq!(rig.collect(false).await.unwrap().removed.len(), 1);
     run.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_removed_while_a_node_has_objects_and_no_manifest() {
+    let rig = Rig::new().await;
+    let run = rig.start().await;
+    run.put(&rig.keys(0..100, EXPIRY)).await;
+    run.snapshot().await;
+    run.stop().await;
+    let key = manifest_key(NODE);
+    rig.storage.inner.delete(&key).await.unwrap();
+    rig.clock.advance(AGE * 2);
+    let before = rig.objects().await;
+    assert!(!before.is_empty());
+    for dry_run in [true, false] {
+        let refused = rig.collect(dry_run).await.unwrap_err().to_string();
+        assert!(refused.contains(&key), "{refused}");
+    }
+    assert_eq!(rig.objects().await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_has_a_manifest_before_its_first_object() {
+    let rig = Rig::new().await;
+    // There are files before the storage answers for the first time.
+    rig.storage.goes_wrong(|_, _| Some(Fault::Fails));
+    let run = rig.start().await;
+    run.put(&rig.keys(0..100, EXPIRY)).await;
+    run.snapshots.request(false, far()).await.unwrap_err();
+    assert_eq!(rig.remote().await, None);
+    // The upload ends at the first object, as with a crash.
+    rig.storage
+        .goes_wrong(|name, _| (name == "put_file").then_some(Fault::Fails));
+    run.snapshots.request(false, far()).await.unwrap_err();
+    assert_eq!(rig.remote().await.unwrap().files.len(), 0);
+    rig.storage.works();
+    run.snapshot().await;
+    assert_eq!(rig.remote_keys().await, rig.keys(0..100, EXPIRY));
+    run.stop().await;
+}
