@@ -183,9 +183,14 @@ In a `journal` cluster a node is its disk: another disk under its id is refused,
 missing. This gives that up: the node starts with an empty data directory, takes what object storage has of it, and the map counts
 a loss. Without --accept-loss it only says what would be lost, and exits with 2.
 
+With --map it puts the cluster map back into object storage, where that has lost it or has an older one: the newest of those that
+the running nodes (KEYDB_NODE_ADDRESSES), this machine's data directory (KEYDB_DATA_DIR) and the ones given with --data-dir have.
+
 Examples:
   keydb recover --node 2
-  keydb recover --node 2 --accept-loss";
+  keydb recover --node 2 --accept-loss
+  KEYDB_NODE_ADDRESSES=keydb-0:50051,keydb-1:50051 keydb recover --map
+  keydb recover --map --data-dir /mnt/node-0 --data-dir /mnt/node-1";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
@@ -337,11 +342,22 @@ pub(crate) struct JournalDirArgs {
 #[derive(Debug, Args)]
 pub(crate) struct RecoverArgs {
     /// Which node
-    #[arg(long, value_name = "N")]
-    pub(crate) node: u32,
+    #[arg(
+        long,
+        value_name = "N",
+        required_unless_present = "map",
+        conflicts_with = "map"
+    )]
+    pub(crate) node: Option<u32>,
     /// Yes: what object storage does not have of the node is lost
-    #[arg(long)]
+    #[arg(long, conflicts_with = "map")]
     pub(crate) accept_loss: bool,
+    /// Put the newest cluster map back that the nodes have kept
+    #[arg(long)]
+    pub(crate) map: bool,
+    /// A node's data directory that may have it; can be given several times
+    #[arg(long = "data-dir", value_name = "DIR", requires = "map")]
+    pub(crate) data_dirs: Vec<PathBuf>,
     /// Answer as JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -90,6 +90,10 @@ impl Cluster {
 
     /// The node, which may or may not come to serve.
     fn launch(&self) -> Process {
+        self.launch_with(&[])
+    }
+
+    fn launch_with<'a>(&'a self, more: &[(&'a str, &'a str)]) -> Process {
         let env = self.env();
         let mut settings: Vec<(&str, &str)> = vec![
             ("KEYDB_NODE_ID", "0"),
@@ -100,6 +104,7 @@ impl Cluster {
             ("KEYDB_SNAPSHOT_INTERVAL", "1h"),
         ];
         settings.extend(env.iter().map(|(name, value)| (*name, value.as_str())));
+        settings.extend(more);
         node(self.directory.path(), &settings)
     }
 
@@ -504,6 +509,56 @@ fn a_manifest_that_was_removed_stops_a_new_disk_and_garbage_collection_until_the
     cluster.answer(recover);
     let _running = cluster.start();
     assert_eq!(cluster.answer(["get", "lost"]), "absent\tlost\n");
+}
+
+#[test]
+fn a_cluster_map_that_was_removed_is_put_back_from_a_data_directory_or_a_running_node() {
+    let cluster = Cluster::create();
+    let running = cluster.start();
+    cluster.answer(["put", "kept"]);
+    cluster.json(["snapshot", "create", "--json"]);
+    drop(running);
+    let stored = cluster.path("storage").join("cluster-map.json");
+    fs::remove_file(&stored).unwrap();
+
+    let refused = cluster.run(["init"]);
+    assert_code(&refused, 1);
+    assert!(
+        stderr(&refused).contains("keydb recover --map"),
+        "{}",
+        stderr(&refused)
+    );
+    let mut node = cluster.launch_with(&[("KEYDB_INIT", "true")]);
+    wait_for_line(&mut node, "starting by the cluster map that was kept");
+    wait_for_line(&mut node, "keys are loaded");
+    assert_eq!(cluster.answer(["get", "kept"]), "present\tkept\n");
+    let status = cluster.answer(["status"]);
+    assert!(status.contains("no cluster map any more"), "{status}");
+
+    let from_node = cluster.answer(["recover", "--map"]);
+    assert!(
+        from_node.contains("as the node at 127.0.0.1"),
+        "{from_node}"
+    );
+    assert!(stored.exists());
+    drop(node);
+    fs::remove_file(&stored).unwrap();
+
+    let refused = cluster.run(["recover", "--map"]);
+    assert_code(&refused, 2);
+    assert!(
+        stderr(&refused).contains("--data-dir"),
+        "{}",
+        stderr(&refused)
+    );
+    let wrong = cluster.run(["recover", "--map", "--data-dir", "storage"]);
+    assert_code(&wrong, 2);
+    assert!(stderr(&wrong).contains("map.json"), "{}", stderr(&wrong));
+    let recover = ["recover", "--map", "--data-dir", "data", "--json"];
+    assert_eq!(cluster.json(recover)["restored"], true);
+    assert_eq!(cluster.json(recover)["restored"], false);
+    let _running = cluster.start();
+    assert_eq!(cluster.answer(["get", "kept"]), "present\tkept\n");
 }
 
 #[test]

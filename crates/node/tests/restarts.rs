@@ -6,7 +6,7 @@ mod support;
 
 use std::{fs, path::Path, time::Duration};
 
-use keydb_core::{ClusterMap, Durability, Fingerprint, NodeId, OperationId};
+use keydb_core::{ClusterMap, Durability, Fingerprint, Incarnation, NodeId, OperationId};
 use keydb_node::{NodeError, manifest_key, object_key};
 use keydb_proto::shard::{RangeState, RefusalCode};
 use keydb_storage::{MAP_KEY, Put};
@@ -197,6 +197,41 @@ async fn a_start_does_not_go_back_to_a_stored_map_that_is_older_than_its_own() {
         ClusterMap::from_json(&saved).unwrap().version(),
         newer.version()
     );
+}
+
+#[tokio::test]
+async fn a_node_that_was_a_member_starts_by_its_saved_map_when_the_stored_one_is_gone() {
+    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
+    cluster.put(&mut client, &map, 0..100).await;
+    node.stop().await;
+    cluster.world.storage.delete(MAP_KEY).await.unwrap();
+    let node = cluster.start().await;
+    let mut client = node.loaded().await;
+    assert_eq!(cluster.present(&mut client, &map, 0..200).await, 100);
+    cluster.put(&mut client, &map, 100..200).await;
+    assert!(warns(&client, &["no cluster map any more", "keydb recover --map"]).await);
+    // When it is back, nothing is left of that.
+    let saved = fs::read(cluster.data_dir().join("map.json")).unwrap();
+    cluster.storage.inner_put(MAP_KEY, saved).await;
+    eventually(async || status(&mut client.clone()).await.warnings.is_empty()).await;
+    assert_eq!(cluster.present(&mut client, &map, 0..200).await, 200);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_saved_map_that_names_another_disk_is_not_gone_by() {
+    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
+    cluster.put(&mut client, &map, 0..100).await;
+    node.stop().await;
+    let path = cluster.data_dir().join("map.json");
+    let mut saved = ClusterMap::from_json(&fs::read(&path).unwrap()).unwrap();
+    saved.epoch += 5;
+    saved.nodes[0].disk_id = Some(Incarnation::from_bytes([9; 16]));
+    fs::write(&path, saved.to_json()).unwrap();
+    let node = cluster.start().await;
+    let mut client = node.loaded().await;
+    assert_eq!(cluster.present(&mut client, &map, 0..200).await, 100);
+    node.stop().await;
 }
 
 #[tokio::test]

@@ -42,7 +42,10 @@ mod url;
 pub use error::{StorageError, StorageErrorKind};
 pub use key::{KEY_BYTES_MAX, check_key};
 pub use local::LocalStorage;
-pub use map_store::{Init, InitError, MAP_KEY, MapStore, MapStoreError, UpdateError};
+pub use map_store::{
+    Init, InitError, MANIFESTS, MAP_KEY, MapStore, MapStoreError, OtherCluster, Restored,
+    SNAPSHOTS, UpdateError,
+};
 pub use memory::MemoryStorage;
 pub use object::{
     LIST_PAGE_MAX, ListPage, OBJECT_BYTES_MAX, Object, ObjectInfo, ObjectStorage, ObjectStream,

@@ -9,6 +9,7 @@ pub(crate) mod journal;
 pub(crate) mod keys;
 pub(crate) mod node;
 pub(crate) mod recover;
+mod recover_map;
 pub(crate) mod snapshot;
 pub(crate) mod status;
 

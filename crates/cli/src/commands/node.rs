@@ -87,7 +87,9 @@ async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
             None => None,
         },
     };
-    if settings.init.value && id == NodeId(0) {
+    // One that was a member goes by the map that it kept, should the storage have lost its own.
+    let was_member = config.data_dir.join("map.json").exists();
+    if settings.init.value && id == NodeId(0) && !was_member {
         match super::init::create(settings).await? {
             Init::Created(map) => {
                 tracing::info!(cluster = %map.cluster_id, nodes = map.nodes.len(), durability = %map.durability, "created the cluster");

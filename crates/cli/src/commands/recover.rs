@@ -1,4 +1,4 @@
-//! `keydb recover`: gives up a node's lost disk.
+//! `keydb recover --node`: gives up a node's lost disk.
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
@@ -17,8 +17,8 @@ use crate::{
     settings,
 };
 
-/// How long the node has to answer, connecting included.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a node has to answer, connecting included.
+pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub(crate) fn run(args: &RecoverArgs) -> Result<ExitCode, Failure> {
     let settings = settings::load()?;
@@ -28,10 +28,15 @@ pub(crate) fn run(args: &RecoverArgs) -> Result<ExitCode, Failure> {
     }
     let storage = settings.open_storage()?;
     let text = settings.storage_text();
-    connect::runtime()?.block_on(recover(args, storage, &text))
+    let runtime = connect::runtime()?;
+    match args.node {
+        Some(node) => runtime.block_on(recover(NodeId(node), args, storage, &text)),
+        None => runtime.block_on(super::recover_map::run(args, &settings, storage, &text)),
+    }
 }
 
 async fn recover(
+    node: NodeId,
     args: &RecoverArgs,
     storage: Arc<dyn ObjectStorage>,
     text: &str,
@@ -52,7 +57,6 @@ async fn recover(
                 "there is no cluster in {text}: no cluster map is there"
             ))
         })?;
-    let node = NodeId(args.node);
     let entry = map.node(node).ok_or_else(|| {
         let ids: Vec<String> = map.nodes.iter().map(|node| node.id.to_string()).collect();
         Failure::usage(format!(

@@ -141,7 +141,9 @@ impl Membership {
 
     /// Counts a loss in the map, as soon as that can be written.
     async fn count_loss(&mut self, map: &ClusterMap) {
-        if !self.uncounted_loss {
+        // A successor of a map that is not in force would be another map under the version of one that was.
+        let in_force = |current: &ClusterMap| current.version() <= map.version();
+        if !self.uncounted_loss || !self.node.membership_state().map().is_some_and(in_force) {
             return;
         }
         let id = self.node.config.id;
@@ -172,12 +174,16 @@ impl Membership {
                 self.clock
                     .look(&self.node, &**self.store.storage(), map.clock_error_max_ms)
                     .await?;
+                self.take(map.clone()).await?;
                 self.count_loss(&map).await;
-                self.take(map).await
+                Ok(())
             }
             Ok(Ok(None)) => {
+                self.take_saved_map().await?;
                 if self.node.membership_state().map().is_some() {
-                    self.storage_fails("there is no cluster map in the storage any more");
+                    self.storage_fails(
+                        "object storage has no cluster map any more; `keydb recover --map` puts it back",
+                    );
                 } else {
                     self.storage_works();
                     self.wait(Waiting::ForMap);
@@ -196,21 +202,27 @@ impl Membership {
         }
     }
 
+    /// The newest map by which this disk was the node's.
+    fn saved_map(&self) -> Result<Option<ClusterMap>, NodeError> {
+        let root = &self.node.config.data_dir;
+        let Some(own) = data_dir::saved_disk_id(root)? else {
+            return Ok(None);
+        };
+        let names_it = |map: &ClusterMap| {
+            let entry = map.node(self.node.config.id);
+            entry.and_then(|entry| entry.disk_id) == Some(own)
+        };
+        Ok(data_dir::saved_map(root)?.filter(names_it))
+    }
+
     /// Without the storage's map, a node that has a disk starts by the map that it kept on it.
     async fn take_saved_map(&mut self) -> Result<(), NodeError> {
         if self.node.membership_state().map().is_some() {
             return Ok(());
         }
-        let Some(map) = data_dir::saved_map(&self.node.config.data_dir)? else {
+        let Some(map) = self.saved_map()? else {
             return Ok(());
         };
-        let own = data_dir::saved_disk_id(&self.node.config.data_dir)?;
-        let named = map
-            .node(self.node.config.id)
-            .and_then(|entry| entry.disk_id);
-        if own.is_none() || named != own {
-            return Ok(());
-        }
         warn!(
             node = %self.node.config.id,
             epoch = map.epoch,
@@ -264,12 +276,12 @@ impl Membership {
             if std::mem::replace(&mut self.older_map_seen, false) {
                 self.node.warn_of("map", None);
             }
-        } else if let Some(saved) = data_dir::saved_map(&self.node.config.data_dir)?
+        } else if let Some(saved) = self.saved_map()?
             && saved.cluster_id == map.cluster_id
             && saved.version() > map.version()
         {
             let text = format!(
-                "the storage holds an older cluster map (lineage {}, epoch {}) than the one that this node went by before (lineage {}, epoch {}), which stays in force; `keydb status` of the other nodes shows which of them is right",
+                "the storage holds an older cluster map (lineage {}, epoch {}) than the one that this node went by before (lineage {}, epoch {}), which stays in force; `keydb recover --map` puts it back",
                 map.lineage, map.epoch, saved.lineage, saved.epoch
             );
             self.older_map_seen = true;

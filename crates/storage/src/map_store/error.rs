@@ -1,6 +1,6 @@
 //! Why the cluster map could not be read, changed or created.
 
-use keydb_core::MapError;
+use keydb_core::{ClusterId, MapError};
 
 use crate::{MAP_KEY, StorageError};
 
@@ -57,6 +57,14 @@ pub enum UpdateError<E> {
     OutcomeUnknown(StorageError),
 }
 
+/// The storage has the map of another cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the map that is there is that of another cluster, {found}")]
+pub struct OtherCluster {
+    /// That cluster.
+    pub found: ClusterId,
+}
+
 /// The cluster was not created, or perhaps was. Running it again is harmless.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InitError {
@@ -73,6 +81,14 @@ pub enum InitError {
     NotExclusive {
         /// What was seen.
         found: String,
+    },
+    /// Nodes of a cluster have written there, whose map was removed; nothing was written.
+    #[error(
+        "there is no cluster map, but there are objects of a cluster, such as {object:?}: its map was removed. Put it back with `keydb recover --map`, or from the bucket's versions. For another cluster take another bucket or prefix"
+    )]
+    MapRemoved {
+        /// One of the objects.
+        object: String,
     },
     /// The storage failed; no map was written.
     #[error("the cluster was not created: {0}")]

@@ -15,11 +15,17 @@ use bytes::Bytes;
 use keydb_core::{ClusterMap, MapError, NewCluster, OperationId, random};
 use tokio::time::{Instant, sleep};
 
-pub use self::error::{InitError, MapStoreError, UpdateError};
+pub use self::error::{InitError, MapStoreError, OtherCluster, UpdateError};
 use crate::{ObjectStorage, Put, StorageError, StorageErrorKind, Version};
 
 /// The key of the object that is the cluster map.
 pub const MAP_KEY: &str = "cluster-map.json";
+
+/// What the keys of all nodes' manifests begin with.
+pub const MANIFESTS: &str = "manifests/";
+
+/// What the keys of all nodes' snapshot files begin with.
+pub const SNAPSHOTS: &str = "snapshots/";
 
 const ATTEMPTS_MAX: u32 = 32;
 /// No new attempt starts later than this after the first.
@@ -40,6 +46,15 @@ pub enum Init {
     Created(ClusterMap),
     /// There was one already; nothing was changed.
     Existing(ClusterMap),
+}
+
+/// How [`MapStore::restore`] ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Restored {
+    /// The map is there again.
+    Written,
+    /// There was this one, which is not older; nothing was changed.
+    Kept(ClusterMap),
 }
 
 impl MapStore {
@@ -135,7 +150,8 @@ impl MapStore {
     }
 
     /// Creates the cluster's first map, after proving with racing writers that the storage's conditional writes are exclusive.
-    /// Where there is a map already, nothing is done; so running it again, or several times at once, is harmless.
+    /// Where there is a map already, nothing is done; so running it again, or several times at once, is harmless. Where there is
+    /// none, and yet what nodes of a cluster write, the map was removed: another one would end that cluster.
     ///
     /// The proof writes a few small objects under `init-probe/` and removes them again.
     ///
@@ -145,6 +161,12 @@ impl MapStore {
         let map = ClusterMap::create(new)?;
         if let Some(existing) = self.load().await? {
             return Ok(Init::Existing(existing));
+        }
+        for prefix in [MANIFESTS, SNAPSHOTS] {
+            let page = self.storage.list(prefix, None).await?;
+            if let Some(object) = page.objects.into_iter().next() {
+                return Err(InitError::MapRemoved { object: object.key });
+            }
         }
         exclusivity::prove(&self.storage).await?;
         let json = Bytes::from(map.to_json());
@@ -181,6 +203,67 @@ impl MapStore {
             }
             if !attempts.again().await {
                 return Err(init_failed(in_doubt, failure));
+            }
+        }
+    }
+
+    /// Puts back a map that was in force, as it was, where the storage has none any more, or an older one.
+    ///
+    /// # Errors
+    /// All kinds but [`OutcomeUnknown`](UpdateError::OutcomeUnknown) mean that nothing was changed.
+    pub async fn restore(&self, map: &ClusterMap) -> Result<Restored, UpdateError<OtherCluster>> {
+        let json = Bytes::from(map.to_json());
+        let mut attempts = Attempts::new();
+        let mut in_doubt: Option<StorageError> = None;
+        let or_in_doubt = |in_doubt: Option<StorageError>, error| {
+            in_doubt.map_or(error, UpdateError::OutcomeUnknown)
+        };
+        loop {
+            let found = match self.read().await {
+                Ok(found) => found,
+                Err(MapStoreError::Storage(error))
+                    if error.kind() != StorageErrorKind::Refused && attempts.again().await =>
+                {
+                    continue;
+                }
+                Err(error) => return Err(or_in_doubt(in_doubt, error.into())),
+            };
+            let put = match found {
+                None => self.storage.put_if_absent(MAP_KEY, json.clone()).await,
+                Some((found, _)) if found.cluster_id != map.cluster_id => {
+                    let found = found.cluster_id;
+                    let error = UpdateError::Change(OtherCluster { found });
+                    return Err(or_in_doubt(in_doubt, error));
+                }
+                Some((found, _)) if in_doubt.is_some() && found == *map => {
+                    return Ok(Restored::Written);
+                }
+                Some((found, _)) if found.version() >= map.version() => {
+                    return Ok(Restored::Kept(found));
+                }
+                Some((_, version)) => {
+                    let json = json.clone();
+                    self.storage.put_if_match(MAP_KEY, json, &version).await
+                }
+            };
+            let failure = match put {
+                Ok(Put::Done(_)) => return Ok(Restored::Written),
+                Ok(Put::Conflict) => UpdateError::Contended {
+                    attempts: attempts.made,
+                },
+                Err(error) => {
+                    match error.kind() {
+                        StorageErrorKind::Refused => {
+                            return Err(or_in_doubt(in_doubt, UpdateError::NotWritten(error)));
+                        }
+                        StorageErrorKind::OutcomeUnknown => in_doubt = Some(error.clone()),
+                        StorageErrorKind::Unavailable => {}
+                    }
+                    UpdateError::NotWritten(error)
+                }
+            };
+            if !attempts.again().await {
+                return Err(or_in_doubt(in_doubt, failure));
             }
         }
     }

@@ -11,13 +11,13 @@ use std::{
 };
 
 use keydb_core::{Manifest, ManifestError, UnixMillis};
-use keydb_storage::{ObjectInfo, ObjectStorage, StorageError};
+use keydb_storage::{MANIFESTS, ObjectInfo, ObjectStorage, SNAPSHOTS, StorageError};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
 use super::{
     Shared, manifest_key,
-    names::{MANIFESTS, OBJECTS, is_object_key, node_of_object},
+    names::{is_object_key, node_of_object},
     object_key,
 };
 
@@ -100,7 +100,7 @@ pub async fn collect_garbage(
     dry_run: bool,
 ) -> Result<Collected, GarbageError> {
     let now = storage.now().await?;
-    let mut objects = list_all(storage, OBJECTS).await?;
+    let mut objects = list_all(storage, SNAPSHOTS).await?;
     objects.retain(|object| is_object_key(&object.key));
     let is_old = |modified: UnixMillis| modified.plus(age) < now;
     let mut collected = Collected {

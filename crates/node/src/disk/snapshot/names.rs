@@ -1,13 +1,9 @@
 //! What files and objects are called.
 
 use keydb_core::{Incarnation, Lsn, NodeId, RangeId, random};
+use keydb_storage::{MANIFESTS, SNAPSHOTS};
 
 use super::local::EXTENSION;
-
-/// The folder of all manifests in object storage.
-pub(super) const MANIFESTS: &str = "manifests/";
-/// The folder of all snapshot files there.
-pub(super) const OBJECTS: &str = "snapshots/";
 
 /// The key of a node's manifest in object storage.
 pub fn manifest_key(node: NodeId) -> String {
@@ -16,7 +12,7 @@ pub fn manifest_key(node: NodeId) -> String {
 
 /// The key of the object that is `node`'s snapshot file of this name.
 pub fn object_key(node: NodeId, file: &str) -> String {
-    format!("{OBJECTS}node-{node}/{file}")
+    format!("{SNAPSHOTS}node-{node}/{file}")
 }
 
 /// Whether an object of this key can be a snapshot file.
@@ -26,7 +22,7 @@ pub(super) fn is_object_key(key: &str) -> bool {
 
 /// The node whose snapshot file an object of this key can be.
 pub(super) fn node_of_object(key: &str) -> Option<NodeId> {
-    let (folder, file) = key.strip_prefix(OBJECTS)?.split_once('/')?;
+    let (folder, file) = key.strip_prefix(SNAPSHOTS)?.split_once('/')?;
     let node = folder.strip_prefix("node-")?.parse().ok()?;
     let (_, extension) = file.rsplit_once('.')?;
     (!file.contains('/') && extension == EXTENSION).then_some(NodeId(node))

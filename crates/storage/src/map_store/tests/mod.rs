@@ -399,3 +399,45 @@ async fn the_callers_own_error_comes_back_and_nothing_is_written() {
     assert_eq!(error.to_string(), "not like this");
     assert_eq!(stored(&storage).await, before);
 }
+
+#[tokio::test]
+async fn no_cluster_is_created_where_another_one_has_lost_its_map() {
+    for key in ["manifests/node-0.json", "snapshots/node-2/x.keydb"] {
+        let storage = memory();
+        let store = MapStore::new(storage.clone());
+        let put = storage.put_if_absent(key, Bytes::from("x")).await;
+        assert!(matches!(put, Ok(Put::Done(_))));
+        let refused = store.init(&three_nodes()).await.unwrap_err();
+        let expected = InitError::MapRemoved {
+            object: key.to_owned(),
+        };
+        assert_eq!(refused, expected);
+        assert!(refused.to_string().contains("keydb recover --map"));
+        assert_eq!(store.load().await, Ok(None));
+    }
+}
+
+#[tokio::test]
+async fn a_map_is_put_back_where_there_is_none_or_an_older_one_and_nowhere_else() {
+    let (storage, store) = cluster().await;
+    let first = stored(&storage).await;
+    let newer = store.update(set_zone).await.unwrap();
+    assert_eq!(
+        store.restore(&first).await.unwrap(),
+        Restored::Kept(newer.clone())
+    );
+    assert_eq!(stored(&storage).await, newer);
+
+    storage.inner.delete(MAP_KEY).await.unwrap();
+    assert_eq!(store.restore(&first).await.unwrap(), Restored::Written);
+    assert_eq!(stored(&storage).await, first);
+    assert_eq!(store.restore(&newer).await.unwrap(), Restored::Written);
+    assert_eq!(stored(&storage).await, newer);
+
+    let (_, other) = cluster().await;
+    let refused = other.restore(&newer).await.unwrap_err();
+    assert!(
+        matches!(refused, UpdateError::Change(OtherCluster { .. })),
+        "{refused}"
+    );
+}

@@ -1,0 +1,143 @@
+//! `keydb recover --map`: puts the cluster map back that object storage has lost.
+
+use std::{fs, io::ErrorKind, path::Path, process::ExitCode, sync::Arc};
+
+use futures_util::future::join_all;
+use keydb_client::{Client, ClientConfig};
+use keydb_core::ClusterMap;
+use keydb_storage::{MapStore, ObjectStorage, Restored, UpdateError};
+use serde_json::json;
+
+use super::recover::PROBE_TIMEOUT;
+use crate::{
+    args::RecoverArgs,
+    exit::{Code, Failure},
+    output::{Stdout, say},
+    settings::Settings,
+};
+
+/// A map that somebody has kept, and who.
+struct Found {
+    map: ClusterMap,
+    source: String,
+}
+
+pub(super) async fn run(
+    args: &RecoverArgs,
+    settings: &Settings,
+    storage: Arc<dyn ObjectStorage>,
+    text: &str,
+) -> Result<ExitCode, Failure> {
+    let mut found = Vec::new();
+    for dir in &args.data_dirs {
+        found.push(read(dir)?.ok_or_else(|| {
+            Failure::usage(format!(
+                "--data-dir {}: there is no map.json; a node that was a member of the cluster has one in its data directory",
+                dir.display()
+            ))
+        })?);
+    }
+    found.extend(read(&settings.data_dir.value)?);
+    let addresses = settings.addresses.as_deref().unwrap_or_default();
+    found.extend(ask(addresses).await);
+    let newest = newest(found)?;
+    let map = &newest.map;
+    let restored = MapStore::new(storage).restore(map).await.map_err(|error| {
+        let code = match &error {
+            UpdateError::OutcomeUnknown(_) => Code::Uncertain,
+            UpdateError::Change(_) => Code::Failed,
+            _ => Code::Unreachable,
+        };
+        Failure::new(code, format!("the map was not put into {text}: {error}"))
+    })?;
+    let (there, written) = match &restored {
+        Restored::Written => (map, true),
+        Restored::Kept(there) => (there, false),
+    };
+    let mut out = Stdout::open()?;
+    if args.json {
+        out.json(&json!({
+            "restored": written,
+            "source": newest.source,
+            "cluster_id": there.cluster_id,
+            "lineage": there.lineage,
+            "epoch": there.epoch,
+        }))?;
+    } else {
+        let (lineage, epoch) = there.version();
+        let line = if written {
+            format!(
+                "the map of cluster {} (lineage {lineage}, epoch {epoch}), as {} has it, is back in {text}\n",
+                there.cluster_id, newest.source
+            )
+        } else {
+            format!(
+                "{text} has the map of cluster {} (lineage {lineage}, epoch {epoch}), and nobody has a newer one; nothing was changed\n",
+                there.cluster_id
+            )
+        };
+        out.write(line.as_bytes())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The map that the node of this data directory kept.
+fn read(dir: &Path) -> Result<Option<Found>, Failure> {
+    let path = dir.join("map.json");
+    let failed = |error: &dyn std::fmt::Display| {
+        Failure::failed(format!("cannot read {}: {error}", path.display()))
+    };
+    let json = match fs::read(&path) {
+        Ok(json) => json,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(&error)),
+    };
+    Ok(Some(Found {
+        map: ClusterMap::from_json(&json).map_err(|error| failed(&error))?,
+        source: path.display().to_string(),
+    }))
+}
+
+/// The maps that running nodes go by.
+async fn ask(addresses: &[String]) -> Vec<Found> {
+    let answers = addresses.iter().map(async |address| {
+        let mut config = ClientConfig::new([address.clone()]);
+        config.call_timeout = PROBE_TIMEOUT;
+        match Client::connect(config).await {
+            Ok(client) => {
+                let map = ClusterMap::clone(&client.cluster_map());
+                client.close().await;
+                let source = format!("the node at {address}");
+                Some(Found { map, source })
+            }
+            Err(error) => {
+                say(&format!("warning: {address} was not asked: {error}"));
+                None
+            }
+        }
+    });
+    join_all(answers).await.into_iter().flatten().collect()
+}
+
+/// The newest of one cluster's maps.
+fn newest(found: Vec<Found>) -> Result<Found, Failure> {
+    let first = found
+        .first()
+        .map(|found| (found.map.cluster_id, found.source.clone()));
+    if let Some((cluster, source)) = first
+        && let Some(other) = found.iter().find(|it| it.map.cluster_id != cluster)
+    {
+        return Err(Failure::usage(format!(
+            "{source} has the map of cluster {cluster}, and {} that of cluster {}: name the directories and nodes of one cluster only",
+            other.source, other.map.cluster_id
+        )));
+    }
+    found
+        .into_iter()
+        .max_by_key(|found| found.map.version())
+        .ok_or_else(|| {
+            Failure::usage(
+                "nobody has a cluster map: name running nodes with KEYDB_NODE_ADDRESSES, or nodes' data directories with --data-dir",
+            )
+        })
+}
