@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use keydb_core::{ClusterId, Incarnation, Lsn, MapError, NodeId, UnixMillis};
+use keydb_core::{ClusterId, Incarnation, MapError, NodeId, UnixMillis};
 
 use crate::{DataDirError, JournalError};
 
@@ -107,16 +107,14 @@ pub enum NodeError {
     },
     /// The data directory is a copy from an earlier time.
     #[error(
-        "{} is a copy of the disk from an earlier time: its snapshots reach LSN {lsn}, and object storage has those of the same disk up to LSN {uploaded}. What was acknowledged in between is not here; see docs/operations.md, \"An older copy of a disk\"",
+        "{} is a copy of the disk from an earlier time: object storage has snapshots of the same disk (complete to {complete_to}) that this copy knows nothing of. What was acknowledged in between is not here; see docs/operations.md, \"An older copy of a disk\"",
         path.display()
     )]
     RolledBack {
         /// The data directory.
         path: PathBuf,
-        /// How far its snapshots reach.
-        lsn: Lsn,
         /// How far those in object storage reach.
-        uploaded: Lsn,
+        complete_to: UnixMillis,
     },
     /// The data directory cannot be used.
     #[error(transparent)]

@@ -15,7 +15,7 @@ use tonic::Status;
 use tracing::{info, warn};
 
 use crate::{
-    NodeConfig,
+    NodeConfig, NodeError,
     cluster::clock_check::ClockTrust,
     disk::Disk,
     disk::journal::Journal,
@@ -47,6 +47,9 @@ pub(crate) struct Node {
     membership_state: RwLock<Arc<MembershipState>>,
     hinted: Mutex<(u64, u64)>,
     newer_map: Notify,
+    /// Why the node is to end.
+    ending: Mutex<Option<NodeError>>,
+    ended: Notify,
 }
 
 /// How the node stands with its cluster.
@@ -103,6 +106,8 @@ impl Node {
             membership_state: RwLock::new(Arc::new(MembershipState::NoMap)),
             hinted: Mutex::default(),
             newer_map: Notify::new(),
+            ending: Mutex::default(),
+            ended: Notify::new(),
             config,
             clock,
         }
@@ -247,6 +252,24 @@ impl Node {
     /// Waits until somebody has been heard of who goes by a newer map.
     pub(crate) async fn heard_of_newer_map(&self) {
         self.newer_map.notified().await;
+    }
+
+    /// Has the node end; the first reason counts.
+    pub(crate) fn end(&self, reason: NodeError) {
+        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        ending.get_or_insert(reason);
+        self.ended.notify_one();
+    }
+
+    /// Waits until somebody has the node end.
+    pub(crate) async fn ended(&self) -> NodeError {
+        loop {
+            self.ended.notified().await;
+            let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(reason) = ending.take() {
+                return reason;
+            }
+        }
     }
 
     /// Why requests for keys are refused as things stand.

@@ -114,6 +114,8 @@ impl Running {
         let mut membership = JoinSet::new();
         membership.spawn(Membership::new(Arc::clone(node), store).follow());
         membership.spawn(journal_failed(Arc::clone(node)));
+        let ending = Arc::clone(node);
+        membership.spawn(async move { ending.ended().await });
         let mut sweeper = JoinSet::new();
         sweeper.spawn(sweep(Arc::clone(node)));
         Self {

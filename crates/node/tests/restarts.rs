@@ -162,6 +162,41 @@ async fn a_copy_of_the_disk_from_an_earlier_time_is_refused() {
 }
 
 #[tokio::test]
+async fn a_copy_of_the_disk_that_is_found_out_late_ends_the_node_and_object_storage_keeps_what_is_newer()
+ {
+    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
+    cluster.put(&mut client, &map, 0..100).await;
+    cluster.snapshot(&mut client, false).await;
+    node.stop().await;
+    let copy = cluster.data_dir().with_file_name("copy");
+    copy_dir(&cluster.data_dir(), &copy);
+    let node = cluster.start().await;
+    let mut client = node.loaded().await;
+    cluster.put(&mut client, &map, 100..200).await;
+    cluster.snapshot(&mut client, false).await;
+    node.stop().await;
+    fs::remove_dir_all(cluster.data_dir()).unwrap();
+    fs::rename(&copy, cluster.data_dir()).unwrap();
+    let key = manifest_key(NodeId(0));
+    let newest = cluster.storage.inner_get(&key).await;
+
+    let manifests = key.clone();
+    cluster
+        .storage
+        .goes_wrong(move |_, key| (key == manifests).then_some(DOWN));
+    let node = cluster.start().await;
+    let mut client = node.loaded().await;
+    // It gets further than the disk whose copy it is ever was.
+    for start in [1000, 2000, 3000, 4000] {
+        cluster.put(&mut client, &map, start..start + 500).await;
+    }
+    cluster.storage.works();
+    let error = node.ended().await.unwrap_err();
+    assert!(matches!(error, NodeError::RolledBack { .. }), "{error}");
+    assert_eq!(cluster.storage.inner_get(&key).await, newest);
+}
+
+#[tokio::test]
 async fn a_start_does_not_go_back_to_a_stored_map_that_is_older_than_its_own() {
     let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
     cluster.put(&mut client, &map, 0..100).await;

@@ -41,19 +41,21 @@ pub(super) async fn run(
     let addresses = settings.addresses.as_deref().unwrap_or_default();
     found.extend(ask(addresses).await);
     let newest = newest(found)?;
-    let map = &newest.map;
-    let restored = MapStore::new(storage).restore(map).await.map_err(|error| {
-        let code = match &error {
-            UpdateError::OutcomeUnknown(_) => Code::Uncertain,
-            UpdateError::Change(_) => Code::Failed,
-            _ => Code::Unreachable,
-        };
-        Failure::new(code, format!("the map was not put into {text}: {error}"))
-    })?;
-    let (there, written) = match &restored {
-        Restored::Written => (map, true),
-        Restored::Kept(there) => (there, false),
-    };
+    let restored = MapStore::new(storage)
+        .restore(&newest.map)
+        .await
+        .map_err(|error| {
+            let code = match &error {
+                UpdateError::OutcomeUnknown(_) => Code::Uncertain,
+                UpdateError::Change(_) => Code::Failed,
+                _ => Code::Unreachable,
+            };
+            Failure::new(code, format!("the map was not put into {text}: {error}"))
+        })?;
+    let Restored {
+        written,
+        map: there,
+    } = &restored;
     let mut out = Stdout::open()?;
     if args.json {
         out.json(&json!({
@@ -65,7 +67,7 @@ pub(super) async fn run(
         }))?;
     } else {
         let (lineage, epoch) = there.version();
-        let line = if written {
+        let line = if *written {
             format!(
                 "the map of cluster {} (lineage {lineage}, epoch {epoch}), as {} has it, is back in {text}\n",
                 there.cluster_id, newest.source

@@ -8,7 +8,7 @@
 //! journal/        what was written since
 //! snapshots/      the snapshot files
 //! answers         the remembered answers to claims whose journal records are gone
-//! uploaded        what object storage has, as far as was known last
+//! published.json  which manifests of this disk object storage may have
 //! clean           there when the node stopped cleanly
 //! ```
 

@@ -50,11 +50,11 @@ pub enum Init {
 
 /// How [`MapStore::restore`] ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Restored {
-    /// The map is there again.
-    Written,
-    /// There was this one, which is not older; nothing was changed.
-    Kept(ClusterMap),
+pub struct Restored {
+    /// Whether this call wrote it. Otherwise there was one that is not older, and nothing was changed.
+    pub written: bool,
+    /// The map that is there now.
+    pub map: ClusterMap,
 }
 
 impl MapStore {
@@ -215,6 +215,7 @@ impl MapStore {
         let json = Bytes::from(map.to_json());
         let mut attempts = Attempts::new();
         let mut in_doubt: Option<StorageError> = None;
+        let restored = |written, map: ClusterMap| Ok(Restored { written, map });
         let or_in_doubt = |in_doubt: Option<StorageError>, error| {
             in_doubt.map_or(error, UpdateError::OutcomeUnknown)
         };
@@ -236,10 +237,10 @@ impl MapStore {
                     return Err(or_in_doubt(in_doubt, error));
                 }
                 Some((found, _)) if in_doubt.is_some() && found == *map => {
-                    return Ok(Restored::Written);
+                    return restored(true, found);
                 }
                 Some((found, _)) if found.version() >= map.version() => {
-                    return Ok(Restored::Kept(found));
+                    return restored(false, found);
                 }
                 Some((_, version)) => {
                     let json = json.clone();
@@ -247,7 +248,7 @@ impl MapStore {
                 }
             };
             let failure = match put {
-                Ok(Put::Done(_)) => return Ok(Restored::Written),
+                Ok(Put::Done(_)) => return restored(true, map.clone()),
                 Ok(Put::Conflict) => UpdateError::Contended {
                     attempts: attempts.made,
                 },

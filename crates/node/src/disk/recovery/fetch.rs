@@ -16,7 +16,7 @@ use super::{Recovery, STORAGE_PAUSE};
 use crate::{
     DataDirError, NodeError,
     disk::data_dir,
-    disk::snapshot::{self, RemoteError, object_key},
+    disk::snapshot::{self, Published, RemoteError, object_key},
     ranges::owned::OwnedRanges,
 };
 
@@ -100,21 +100,15 @@ impl Recovery {
         Ok(manifest)
     }
 
-    /// A copy of the disk from an earlier time, as a volume that was restored is, lacks what the disk has acknowledged since. It
-    /// gives itself away where object storage has more; when that does not answer at once, the start goes on without it.
+    /// A copy of the disk from an earlier time must not answer. When object storage does not answer at once, the start goes on without
+    /// it, and whoever uploads finds out later.
     pub(super) async fn check_not_rolled_back(&self, own: &Manifest) -> Result<(), NodeError> {
         let look = snapshot::remote_manifest(&*self.storage, own.cluster_id, own.node);
         let Ok(Ok(Some((remote, _)))) = timeout(GLANCE_TIMEOUT, look).await else {
             return Ok(());
         };
-        if remote.disk_id == own.disk_id && remote.lsn > own.lsn {
-            return Err(NodeError::RolledBack {
-                path: self.data_dir.root().to_owned(),
-                lsn: own.lsn,
-                uploaded: remote.lsn,
-            });
-        }
-        Ok(())
+        let published = Published::load(&self.data_dir)?;
+        published.check(&remote, own.disk_id, self.data_dir.root())
     }
 
     /// Waits as long as the storage does not answer: that there is nothing is not to be guessed.

@@ -3,14 +3,12 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::{self, ErrorKind},
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
-use keydb_core::{Lsn, Manifest, UnixMillis};
+use keydb_core::{Lsn, Manifest};
 use tracing::info;
-
-use super::Reach;
 
 use crate::{
     DataDirError,
@@ -24,9 +22,6 @@ const MANIFEST: &str = "manifest.json";
 const FILES: &str = "snapshots";
 /// The file that says that the node stopped cleanly.
 const CLEAN: &str = "clean";
-
-/// The file that says what object storage has, as far as was known last.
-const UPLOADED: &str = "uploaded";
 
 /// What every snapshot file's name ends in.
 pub(super) const EXTENSION: &str = "keydb";
@@ -121,28 +116,6 @@ pub(crate) fn take_clean_flag(data_dir: &DataDir) -> Result<bool, DataDirError> 
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(DataDirError::io("remove", &path, error)),
     }
-}
-
-/// Remembers in the data directory `root` what object storage has, for the status of a node that starts while that does not
-/// answer. Nothing else goes by it, so it is not synced.
-pub(super) fn set_uploaded(root: &Path, reach: Reach) -> io::Result<()> {
-    let path = root.join(UPLOADED);
-    let temporary = path.with_extension("tmp");
-    fs::write(
-        &temporary,
-        format!("{} {}\n", reach.lsn.0, reach.complete_to.0),
-    )?;
-    fs::rename(temporary, path)
-}
-
-/// What is remembered of that.
-pub(super) fn uploaded(data_dir: &DataDir) -> Option<Reach> {
-    let text = fs::read_to_string(data_dir.root().join(UPLOADED)).ok()?;
-    let (lsn, complete_to) = text.trim_end().split_once(' ')?;
-    Some(Reach {
-        lsn: Lsn(lsn.parse().ok()?),
-        complete_to: UnixMillis(complete_to.parse().ok()?),
-    })
 }
 
 fn files(data_dir: &DataDir) -> impl Iterator<Item = PathBuf> {

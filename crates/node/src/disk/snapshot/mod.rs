@@ -28,6 +28,7 @@ mod local;
 mod make;
 mod names;
 mod pace;
+mod published;
 mod remote;
 mod round;
 #[cfg(test)]
@@ -55,6 +56,7 @@ pub(crate) use local::{
     file_path, local_manifest, manifest_path, open, save, skip_lost, take_clean_flag,
 };
 pub use names::{manifest_key, object_key};
+pub(crate) use published::Published;
 pub use remote::first_object;
 pub(crate) use remote::{RemoteError, manifest_or_proof_of_none, remote_manifest};
 
@@ -153,8 +155,9 @@ impl Snapshotter {
         manifest: Manifest,
         backlog: Backlog,
     ) -> Result<Self, NodeError> {
+        let published = Published::load(&data_dir)?;
         let known = Progress {
-            uploaded_reach: local::uploaded(&data_dir).unwrap_or_default(),
+            uploaded_reach: published.reach(),
             ..Progress::default()
         };
         let shared = Arc::new(Shared {
@@ -192,7 +195,7 @@ impl Snapshotter {
             let shared = Arc::clone(&shared);
             async move {
                 let _report_panic = ReportPanic(&shared, "the task that uploads snapshots");
-                upload::run(Arc::clone(&shared)).await;
+                upload::run(Arc::clone(&shared), published).await;
             }
         });
         uploader.spawn(garbage::run(Arc::clone(&shared)));

@@ -20,7 +20,7 @@ use tokio::{
 use tracing::{debug, info};
 
 use super::{
-    RETRY_MAX, RETRY_MIN, Reach, Shared, first_object, garbage::GARBAGE_AGE, local,
+    Published, RETRY_MAX, RETRY_MIN, Reach, Shared, first_object, garbage::GARBAGE_AGE,
     local::file_path, manifest_key, object_key, reach, remote_manifest,
 };
 
@@ -40,9 +40,9 @@ const _: () = assert!(DOUBT_AFTER.as_secs() < GARBAGE_AGE.as_secs() / 2);
 const SETTLED_AFTER: Duration = Duration::from_secs(300);
 
 /// Uploads until the node closes.
-pub(super) async fn run(shared: Arc<Shared>) {
+pub(super) async fn run(shared: Arc<Shared>, published: Published) {
     let mut progress = shared.progress.subscribe();
-    let mut uploader = Uploader::new(shared);
+    let mut uploader = Uploader::new(shared, published);
     let mut retry_after = RETRY_MIN;
     loop {
         let (rounds, made) = {
@@ -74,6 +74,7 @@ pub(super) async fn run(shared: Arc<Shared>) {
 struct Uploader {
     shared: Arc<Shared>,
     maps: MapStore,
+    published: Published,
     /// When the files that no remote manifest named yet were uploaded; `None`: they were found there.
     uploaded: HashMap<String, Option<Instant>>,
     /// Files that were, or may have been, named long after they were uploaded, and when.
@@ -105,13 +106,14 @@ impl Drop for Pinned<'_> {
 }
 
 impl Uploader {
-    fn new(shared: Arc<Shared>) -> Self {
+    fn new(shared: Arc<Shared>, published: Published) -> Self {
         // An earlier process may have named some late, and not have lived to look at them again.
         let named = Arc::clone(&shared.state().manifest);
         let now = Instant::now();
         Self {
             maps: MapStore::new(Arc::clone(&shared.storage)),
             shared,
+            published,
             uploaded: HashMap::new(),
             named_late: named.files.iter().map(|file| (file.clone(), now)).collect(),
         }
@@ -160,10 +162,9 @@ impl Uploader {
 
     /// Before a node's first object there is a manifest, an empty one: so objects without a manifest show that it was removed.
     /// False where it was: then the whole manifest is to take its place.
-    async fn begin(&self, manifest: &Manifest) -> Result<bool, String> {
+    async fn begin(&mut self, manifest: &Manifest) -> Result<bool, String> {
         let text = |error: StorageError| error.to_string();
-        let storage = &self.shared.storage;
-        let object = first_object(&**storage, manifest.node).await;
+        let object = first_object(&*self.shared.storage, manifest.node).await;
         if manifest.files.is_empty() || object.map_err(text)?.is_some() {
             return Ok(false);
         }
@@ -183,6 +184,12 @@ impl Uploader {
         let Some((current, version)) = remote.map_err(|error| error.to_string())? else {
             return Ok(None);
         };
+        let root = self.shared.data_dir.root();
+        if let Err(error) = self.published.check(&current, manifest.disk_id, root) {
+            let reason = error.to_string();
+            self.shared.node.end(error);
+            return Err(reason);
+        }
         self.shared
             .progress
             .send_modify(|progress| progress.uploaded_reach = reach_of(&current, manifest));
@@ -208,12 +215,6 @@ impl Uploader {
         };
         let key = manifest_key(manifest.node);
         if current.disk_id == manifest.disk_id {
-            if current.lsn > manifest.lsn {
-                return Err(format!(
-                    "object {key:?} reaches LSN {}, and this disk's own files only {}: another process writes it",
-                    current.lsn, manifest.lsn
-                ));
-            }
             return Ok(());
         }
         let named = map.node(manifest.node).and_then(|node| node.disk_id);
@@ -291,7 +292,11 @@ impl Uploader {
         Ok(())
     }
 
-    async fn publish(&self, manifest: &Manifest, remote: Remote) -> Result<Put, StorageError> {
+    async fn publish(&mut self, manifest: &Manifest, remote: Remote) -> Result<Put, StorageError> {
+        if self.published.announce(manifest.write_nonce) {
+            let saved = self.save_published().await;
+            saved.map_err(|error| StorageError::new(StorageErrorKind::Unavailable, error))?;
+        }
         let storage = &self.shared.storage;
         let key = manifest_key(manifest.node);
         let json = Bytes::from(manifest.to_json());
@@ -312,13 +317,23 @@ impl Uploader {
         }
     }
 
-    async fn works(&self, manifest: &Manifest, made: u64) {
-        self.shared.node.warn_of("upload", None);
-        let reach = reach(manifest);
+    /// Writes down what is published.
+    async fn save_published(&self) -> Result<(), String> {
         // Not the directory itself, which must be free when this task has ended.
         let root = self.shared.data_dir.root().to_owned();
-        let kept = spawn_blocking(move || local::set_uploaded(&root, reach)).await;
-        if let Ok(Err(error)) = kept {
+        let published = self.published.clone();
+        let saved = spawn_blocking(move || published.save(&root)).await;
+        saved
+            .map_err(|error| error.to_string())?
+            .map_err(|error| error.to_string())
+    }
+
+    async fn works(&mut self, manifest: &Manifest, made: u64) {
+        self.shared.node.warn_of("upload", None);
+        let reach = reach(manifest);
+        self.published.confirm(manifest.write_nonce, reach);
+        // What is on the disk says too much until the next time, which does no harm.
+        if let Err(error) = self.save_published().await {
             debug!(%error, "what object storage has is not remembered");
         }
         self.shared.progress.send_modify(|progress| {

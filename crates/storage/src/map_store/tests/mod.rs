@@ -422,17 +422,16 @@ async fn a_map_is_put_back_where_there_is_none_or_an_older_one_and_nowhere_else(
     let (storage, store) = cluster().await;
     let first = stored(&storage).await;
     let newer = store.update(set_zone).await.unwrap();
-    assert_eq!(
-        store.restore(&first).await.unwrap(),
-        Restored::Kept(newer.clone())
-    );
-    assert_eq!(stored(&storage).await, newer);
-
+    let restore = async |map: &ClusterMap| {
+        let restored = store.restore(map).await.unwrap();
+        assert_eq!(restored.map, stored(&storage).await);
+        (restored.written, restored.map.epoch)
+    };
+    assert_eq!(restore(&first).await, (false, newer.epoch));
     storage.inner.delete(MAP_KEY).await.unwrap();
-    assert_eq!(store.restore(&first).await.unwrap(), Restored::Written);
-    assert_eq!(stored(&storage).await, first);
-    assert_eq!(store.restore(&newer).await.unwrap(), Restored::Written);
-    assert_eq!(stored(&storage).await, newer);
+    assert_eq!(restore(&first).await, (true, first.epoch));
+    assert_eq!(restore(&newer).await, (true, newer.epoch));
+    assert_eq!(restore(&newer).await, (false, newer.epoch));
 
     let (_, other) = cluster().await;
     let refused = other.restore(&newer).await.unwrap_err();

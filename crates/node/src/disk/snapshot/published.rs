@@ -1,0 +1,93 @@
+//! What this disk has published in object storage, kept on the disk.
+//!
+//! A copy of a disk from an earlier time, as a volume that was restored is, lacks what the disk has acknowledged since. It gives itself
+//! away by the manifest in object storage: that is this disk's, and the copy knows nothing of it. So the nonce of each manifest is
+//! written down here before the manifest is written there.
+
+use std::path::Path;
+
+use keydb_core::{Incarnation, Lsn, Manifest, OperationId, UnixMillis};
+use serde::{Deserialize, Serialize};
+
+use super::Reach;
+use crate::{
+    DataDirError, NodeError,
+    disk::data_dir::{self, DataDir},
+};
+
+/// The file in the data directory.
+const PUBLISHED: &str = "published.json";
+
+/// What object storage has of this disk, as far as is known.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Published {
+    /// How far the manifest reached that was there last.
+    lsn: Lsn,
+    complete_to_ms: UnixMillis,
+    /// The manifests that may be there: the last one that was there for certain, and those that were tried since.
+    nonces: Vec<OperationId>,
+}
+
+impl Published {
+    /// Reads it; nothing was published where there is no file.
+    pub(crate) fn load(data_dir: &DataDir) -> Result<Self, DataDirError> {
+        let path = data_dir.root().join(PUBLISHED);
+        let Some(json) = data_dir::read(&path)? else {
+            return Ok(Self::default());
+        };
+        serde_json::from_slice(&json).map_err(|error| DataDirError::Damaged {
+            path,
+            reason: error.to_string(),
+        })
+    }
+
+    /// How far object storage reaches.
+    pub(super) fn reach(&self) -> Reach {
+        Reach {
+            lsn: self.lsn,
+            complete_to: self.complete_to_ms,
+        }
+    }
+
+    /// A manifest with this nonce is about to be published. Returns whether that was not known yet, so that it must be saved first.
+    pub(super) fn announce(&mut self, nonce: OperationId) -> bool {
+        let is_new = !self.nonces.contains(&nonce);
+        if is_new {
+            self.nonces.push(nonce);
+        }
+        is_new
+    }
+
+    /// The manifest with this nonce is there: none that was tried before can get there any more.
+    pub(super) fn confirm(&mut self, nonce: OperationId, reach: Reach) {
+        self.nonces = vec![nonce];
+        self.lsn = reach.lsn;
+        self.complete_to_ms = reach.complete_to;
+    }
+
+    /// Writes it to the data directory `root`, for good.
+    pub(super) fn save(&self, root: &Path) -> Result<(), DataDirError> {
+        let json = serde_json::to_vec(self)
+            .expect("it has only numbers and strings, so it always serialises");
+        data_dir::replace(&root.join(PUBLISHED), &json)
+    }
+
+    /// Whether `remote`, which is in object storage, is none that this disk, `disk_id`, may have put there.
+    ///
+    /// # Errors
+    /// When it is this disk's all the same: this is a copy of it from an earlier time.
+    pub(crate) fn check(
+        &self,
+        remote: &Manifest,
+        disk_id: Incarnation,
+        root: &Path,
+    ) -> Result<(), NodeError> {
+        if remote.disk_id != disk_id || self.nonces.contains(&remote.write_nonce) {
+            return Ok(());
+        }
+        Err(NodeError::RolledBack {
+            path: root.to_owned(),
+            complete_to: remote.complete_to_ms,
+        })
+    }
+}
