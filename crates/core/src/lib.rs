@@ -33,7 +33,7 @@ mod ttl;
 pub use answers_file::{AnswerEntry, AnswersError, AnswersFile};
 pub use bitmap::Bitmap;
 pub use claim::Claim;
-pub use clock::{Clock, ManualClock};
+pub use clock::{Clock, ManualClock, SinceBoot};
 pub use cluster_map::{
     ClusterMap, Durability, Follower, FollowerRole, FollowerState, HashSpec, MapError, NewCluster,
     NodeEntry, NodeState, RangeEntry, Target,

@@ -77,6 +77,18 @@ pub enum NodeError {
         /// How far they may differ.
         error_max_ms: u64,
     },
+    /// Object storage does not confirm the clock, and it does not fit what the disk knows of the time.
+    #[error(
+        "this machine's clock shows {clock}; object storage does not answer to confirm that, and by what this disk knows it is between {earliest} and {latest}; set the clock right (NTP), or start the node when object storage answers"
+    )]
+    ClockUnconfirmed {
+        /// What the clock shows.
+        clock: UnixMillis,
+        /// The earliest time that would be gone by.
+        earliest: UnixMillis,
+        /// The latest one.
+        latest: UnixMillis,
+    },
     /// The clock shows a time before one at which this node has already written.
     #[error(
         "this machine's clock has gone back: it shows {clock}, but the node wrote at {written} before; set the clock right (NTP)"

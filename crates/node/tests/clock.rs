@@ -6,7 +6,7 @@ mod support;
 
 use std::{sync::Arc, time::Duration};
 
-use keydb_core::{Clock, Durability, ManualClock, OperationId, UnixMillis};
+use keydb_core::{Clock, Durability, ManualClock, OperationId, SinceBoot, UnixMillis};
 use keydb_node::NodeError;
 use support::{cluster::*, storage::*, *};
 
@@ -16,6 +16,14 @@ impl Cluster {
     /// From the next start on the node's clock shows this time.
     fn set_clock(&mut self, now: UnixMillis) {
         self.world.clock = Arc::new(ManualClock::new(now));
+    }
+
+    /// Waits until the node's disk knows that its clock was right at this time.
+    async fn clock_is_kept(&self) {
+        let now = self.world.clock.now().0.to_string();
+        let path = self.data_dir().join("clock.json");
+        let knows = |text: String| text.contains(&now);
+        eventually(async || std::fs::read_to_string(&path).is_ok_and(knows)).await;
     }
 
     /// Waits until the node has looked a few times for what expired, by its clock, which goes on for that.
@@ -135,8 +143,9 @@ async fn while_the_storage_does_not_tell_its_time_a_node_starts_and_reclaims_not
     node.stop().await;
 
     for is_down in [true, false] {
-        // By a day too late: nobody can tell.
-        cluster.set_clock(UnixMillis(cluster.storage.clock.now().0).plus(24 * HOUR));
+        // By less than an hour too late: nobody can tell.
+        let late = Duration::from_secs(3000);
+        cluster.set_clock(UnixMillis(cluster.storage.clock.now().0).plus(late));
         cluster
             .storage
             .goes_wrong(move |call, _| (is_down || call == "now").then_some(DOWN));
@@ -158,8 +167,12 @@ async fn while_the_storage_does_not_tell_its_time_a_node_starts_and_reclaims_not
         let error = cluster.start().await.ended().await.unwrap_err();
         assert!(matches!(error, NodeError::Clock { .. }), "{error}");
         // The storage's clock was the wrong one.
-        cluster.storage.clock.advance(24 * HOUR);
+        cluster.storage.clock.advance(late);
         cluster.advance(Duration::from_secs(60));
+        let node = cluster.start().await;
+        node.loaded().await;
+        cluster.clock_is_kept().await;
+        node.stop().await;
     }
     let node = cluster.start().await;
     let mut client = node.loaded().await;
@@ -182,5 +195,110 @@ async fn an_outage_alone_does_not_keep_memory_from_being_given_back() {
     }
     eventually(async || status(&mut client.clone()).await.keys == 1).await;
     assert!(!warns(&client, &["clock"]).await);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_clock_that_is_far_ahead_is_not_gone_by_while_object_storage_is_away() {
+    let (mut cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
+    cluster.put_for(&mut client, &map, 0..10, 3600).await;
+    cluster.clock_is_kept().await;
+    node.stop().await;
+    cluster.storage.all(DOWN);
+    cluster.set_clock(START.plus(1000 * HOUR));
+    let error = cluster.start().await.ended().await.unwrap_err();
+    assert!(
+        matches!(error, NodeError::ClockUnconfirmed { .. }),
+        "{error}"
+    );
+    for words in ["object storage does not answer", "NTP"] {
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    // The same where the storage answers, and only does not tell its time.
+    cluster
+        .storage
+        .goes_wrong(|call, _| (call == "now").then_some(DOWN));
+    let error = cluster.start().await.ended().await.unwrap_err();
+    assert!(
+        matches!(error, NodeError::ClockUnconfirmed { .. }),
+        "{error}"
+    );
+    cluster.storage.all(DOWN);
+    cluster.set_clock(START.plus(Duration::from_secs(60)));
+    let node = cluster.start().await;
+    let mut client = node.loaded().await;
+    assert_eq!(cluster.present(&mut client, &map, 0..20).await, 10);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn since_the_same_boot_the_machine_itself_knows_how_late_it_is() {
+    let (mut cluster, node, ..) = Cluster::new(Durability::Journal).await;
+    node.stop().await;
+    let at = |boot_id: &str, minutes: u64| SinceBoot {
+        boot_id: boot_id.to_owned(),
+        elapsed_ms: minutes * 60_000,
+    };
+    let minute = Duration::from_secs(60);
+    cluster.set_clock(START);
+    cluster.world.clock.set_since_boot(at("a", 5));
+    let node = cluster.start().await;
+    node.loaded().await;
+    eventually(async || {
+        let kept = std::fs::read_to_string(cluster.data_dir().join("clock.json"));
+        kept.is_ok_and(|text| text.contains("boot_id"))
+    })
+    .await;
+    node.stop().await;
+
+    cluster.storage.all(DOWN);
+    for (later, since_boot, goes) in [
+        (601, at("a", 605), false),
+        (5, at("a", 605), false),
+        (600, at("b", 1), false),
+        (5, at("b", 1), true),
+        (600, at("a", 605), true),
+    ] {
+        cluster.set_clock(START.plus(minute * later));
+        cluster.world.clock.set_since_boot(since_boot.clone());
+        let node = cluster.start().await;
+        if goes {
+            node.loaded().await;
+            node.stop().await;
+        } else {
+            let error = node.ended().await.unwrap_err();
+            assert!(
+                matches!(error, NodeError::ClockUnconfirmed { .. }),
+                "{later} {since_boot:?}: {error}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_date_of_before_is_only_warned_of_where_object_storage_confirms_the_clock() {
+    let (mut cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
+    let wrong = START.plus(1000 * HOUR);
+    cluster.world.clock.set(wrong);
+    cluster.storage.clock.set(wrong);
+    cluster.put_for(&mut client, &map, 0..10, 3600).await;
+    cluster.snapshot(&mut client, false).await;
+    cluster.put_for(&mut client, &map, 10..20, 3600).await;
+    node.kill().await;
+
+    cluster.storage.clock.set(START);
+    cluster.set_clock(START);
+    let node = cluster.start().await;
+    let mut client = node.loaded().await;
+    assert!(warns(&client, &["clock was wrong before"]).await);
+    assert_eq!(cluster.present(&mut client, &map, 0..30).await, 20);
+    cluster.put_for(&mut client, &map, 20..30, 3600).await;
+    assert_eq!(cluster.snapshot(&mut client, true).await, START.0);
+    node.stop().await;
+    // A new disk takes it over.
+    cluster.lose_disk().await;
+    let node = cluster.start().await;
+    let mut client = node.loaded().await;
+    assert_eq!(cluster.present(&mut client, &map, 0..30).await, 30);
     node.stop().await;
 }

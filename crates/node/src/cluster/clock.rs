@@ -1,8 +1,14 @@
 //! The real clock.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    fs,
+    time::{Duration, SystemTime},
+};
 
-use keydb_core::{Clock, UnixMillis};
+use keydb_core::{Clock, SinceBoot, UnixMillis};
+
+/// Where Linux says which boot this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// The wall clock at the time of [`new`](Self::new), and from there on the time since, sleep included: it never jumps, neither
 /// when somebody sets the wall clock nor when the machine wakes up.
@@ -10,6 +16,7 @@ use keydb_core::{Clock, UnixMillis};
 pub struct SystemClock {
     wall_at_start: UnixMillis,
     started: Duration,
+    boot_id: Option<String>,
 }
 
 impl SystemClock {
@@ -25,6 +32,9 @@ impl SystemClock {
         Self {
             wall_at_start: UnixMillis(0).plus(wall),
             started: since_boot(),
+            boot_id: fs::read_to_string(BOOT_ID)
+                .ok()
+                .map(|text| text.trim().to_owned()),
         }
     }
 }
@@ -39,6 +49,13 @@ impl Clock for SystemClock {
     fn now(&self) -> UnixMillis {
         self.wall_at_start
             .plus(since_boot().saturating_sub(self.started))
+    }
+
+    fn since_boot(&self) -> Option<SinceBoot> {
+        Some(SinceBoot {
+            boot_id: self.boot_id.clone()?,
+            elapsed_ms: u64::try_from(since_boot().as_millis()).ok()?,
+        })
     }
 }
 
@@ -70,6 +87,7 @@ mod tests {
             let clock = SystemClock {
                 wall_at_start,
                 started: since_boot().saturating_sub(hour),
+                boot_id: None,
             };
             let gone = clock.now().0 - wall_at_start.0;
             let hour_ms = 3_600_000.min(since_boot().as_millis() as u64);

@@ -1,20 +1,27 @@
 //! Whether the node's clock can be trusted: it is compared with the object storage's.
 //!
+//! **A start that object storage does not confirm** goes by what the disk knows of the time: the clock as it was confirmed last, and
+//! the time that the machine has run since. Where it has booted in between, a clock that is ahead by more than an hour is not gone by:
+//! by a clock that is years ahead every key would be over.
+//!
 //! A clock that is off by more than the cluster allows must not decide that keys are over. A node does not start with one. One
 //! that finds out later goes on answering, says so loudly, and reclaims nothing until the clocks agree again. Nothing is reclaimed
 //! either before the storage has told its time for the first time, nor after a clock's step that it has not confirmed. A storage
 //! that only stops to tell its time changes nothing.
 
 use std::{
+    path::Path,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
-use keydb_core::{Clock, UnixMillis};
+use keydb_core::{Clock, SinceBoot, UnixMillis};
 use keydb_storage::ObjectStorage;
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
+use tracing::warn;
 
-use crate::{NodeError, node::Node};
+use crate::{DataDirError, NodeError, disk::data_dir, node::Node};
 
 /// How often the clock is compared with the storage's, by either clock.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -28,6 +35,106 @@ const GRAIN_MS: u64 = 1000;
 
 /// How long the storage may take to tell its time. An answer that took long says little.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// After another boot a clock that nobody confirms may be ahead of the last known time by this much. So much earlier may keys be over,
+/// and no more.
+const UNCONFIRMED_AHEAD_MAX_MS: u64 = 3_600_000;
+
+/// The file in the data directory that has the clock as it was confirmed last.
+const KNOWN: &str = "clock.json";
+
+/// The clock as object storage has confirmed it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KnownClock {
+    now_ms: UnixMillis,
+    since_boot: Option<SinceBoot>,
+}
+
+impl KnownClock {
+    /// What `clock`, which was just confirmed, shows.
+    pub(crate) fn of(clock: &dyn Clock) -> Self {
+        Self {
+            now_ms: clock.now(),
+            since_boot: clock.since_boot(),
+        }
+    }
+
+    /// Keeps it in the data directory `root`.
+    pub(crate) fn save(&self, root: &Path) -> Result<(), DataDirError> {
+        let json = serde_json::to_vec(self)
+            .expect("it has only numbers and strings, so it always serialises");
+        data_dir::replace(&root.join(KNOWN), &json)
+    }
+
+    fn load(root: &Path) -> Option<Self> {
+        let path = root.join(KNOWN);
+        let read = data_dir::read(&path).map_err(|error| error.to_string());
+        let parsed = read.and_then(|json| {
+            let parsed = json.map(|json| serde_json::from_slice(&json));
+            parsed.transpose().map_err(|error| error.to_string())
+        });
+        parsed.unwrap_or_else(|error| {
+            warn!(path = %path.display(), "when the clock was right last is not known: {error}");
+            None
+        })
+    }
+
+    /// The earliest and the latest time that a right clock of a machine that tells this of its boot may show now.
+    fn bounds(
+        &self,
+        since_boot: Option<&SinceBoot>,
+        error_max_ms: u64,
+    ) -> (UnixMillis, UnixMillis) {
+        let same_boot = self
+            .since_boot
+            .as_ref()
+            .zip(since_boot)
+            .filter(|(then, now)| then.boot_id == now.boot_id);
+        let (at_least, allowance) = match same_boot {
+            Some((then, now)) => {
+                let elapsed = now.elapsed_ms.saturating_sub(then.elapsed_ms);
+                // Clocks do not run quite alike.
+                (self.now_ms.0.saturating_add(elapsed), elapsed / 1000)
+            }
+            None => (self.now_ms.0, UNCONFIRMED_AHEAD_MAX_MS),
+        };
+        let earliest = at_least.saturating_sub(error_max_ms);
+        let latest = at_least
+            .saturating_add(error_max_ms)
+            .saturating_add(allowance);
+        (UnixMillis(earliest), UnixMillis(latest))
+    }
+}
+
+/// Whether a clock that object storage has not confirmed can be gone by, as far as the data directory `root` knows.
+///
+/// # Errors
+/// When it cannot.
+pub(crate) fn check_unconfirmed(
+    clock: &dyn Clock,
+    root: &Path,
+    error_max_ms: u64,
+) -> Result<(), NodeError> {
+    let Some(known) = KnownClock::load(root) else {
+        return Ok(());
+    };
+    let (earliest, latest) = known.bounds(clock.since_boot().as_ref(), error_max_ms);
+    let now = clock.now();
+    if (earliest..=latest).contains(&now) {
+        return Ok(());
+    }
+    if now.0.saturating_add(error_max_ms) < known.now_ms.0 {
+        return Err(NodeError::ClockWentBack {
+            clock: now,
+            written: known.now_ms,
+        });
+    }
+    Err(NodeError::ClockUnconfirmed {
+        clock: now,
+        earliest,
+        latest,
+    })
+}
 
 /// Whether the clock may decide that keys are over.
 #[derive(Debug, Default)]
@@ -114,6 +221,11 @@ impl ClockWatch {
             Comparison::Unknown => self.cannot_look(node),
         }
         Ok(())
+    }
+
+    /// When the storage has confirmed the clock last, unless it was found to be off since.
+    pub(crate) fn confirmed(&self) -> Option<UnixMillis> {
+        self.agreed.map(|(_, clock)| clock)
     }
 
     /// The storage does not answer.
@@ -225,6 +337,29 @@ mod tests {
         assert!(!trust.holds(now), "only a comparison wins it again");
         trust.set(true, now);
         assert!(trust.holds(now));
+    }
+
+    #[test]
+    fn without_the_storage_a_clock_is_measured_by_the_last_known_time_and_the_time_since_boot() {
+        let since = |boot_id: &str, elapsed_ms| {
+            Some(SinceBoot {
+                boot_id: boot_id.to_owned(),
+                elapsed_ms,
+            })
+        };
+        let known = KnownClock {
+            now_ms: UnixMillis(100_000_000),
+            since_boot: since("a", 50_000),
+        };
+        let bounds = |since_boot: Option<SinceBoot>| {
+            let (earliest, latest) = known.bounds(since_boot.as_ref(), 2000);
+            (earliest.0, latest.0)
+        };
+        // By a thousandth of the ten million milliseconds that have passed.
+        assert_eq!(bounds(since("a", 10_050_000)), (109_998_000, 110_012_000));
+        let other_boot = (99_998_000, 103_602_000);
+        assert_eq!(bounds(since("b", 10_050_000)), other_boot);
+        assert_eq!(bounds(None), other_boot);
     }
 
     #[test]

@@ -15,7 +15,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use keydb_core::{ClusterMap, Durability, Incarnation, Manifest, MapError, NodeEntry};
+use keydb_core::{ClusterMap, Durability, Incarnation, Manifest, MapError, NodeEntry, UnixMillis};
 use keydb_proto::shard::{
     NodeStatusReply, NodeStatusRequest, shard_service_client::ShardServiceClient,
 };
@@ -25,11 +25,11 @@ use tokio::{
     time::timeout,
 };
 use tonic::transport::Endpoint;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     NodeError,
-    cluster::clock_check::ClockWatch,
+    cluster::clock_check::{ClockWatch, KnownClock, check_unconfirmed},
     disk::data_dir::{self, DataDir},
     disk::recovery::{Recovered, Recovery},
     disk::snapshot::{self, RemoteError},
@@ -67,6 +67,8 @@ pub(crate) struct Membership {
     /// Keys were lost at this start, which the map does not count yet.
     uncounted_loss: bool,
     clock: ClockWatch,
+    /// The confirmation of the clock that the disk knows of.
+    clock_kept: Option<UnixMillis>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -94,6 +96,7 @@ impl Membership {
             recovery: JoinSet::new(),
             uncounted_loss: false,
             clock: ClockWatch::default(),
+            clock_kept: None,
         }
     }
 
@@ -139,6 +142,22 @@ impl Membership {
         Ok(())
     }
 
+    /// Writes down that the clock is right, where it was found to be since the last time.
+    async fn keep_clock(&mut self) {
+        let (Some(data_dir), Some(confirmed)) = (&self.data_dir, self.clock.confirmed()) else {
+            return;
+        };
+        if self.clock_kept.replace(confirmed) == Some(confirmed) {
+            return;
+        }
+        let known = KnownClock::of(&*self.node.clock);
+        let data_dir = Arc::clone(data_dir);
+        let saved = spawn_blocking(move || known.save(data_dir.root())).await;
+        if let Ok(Err(error)) = saved {
+            debug!("when the clock was right is not kept: {error}");
+        }
+    }
+
     /// Counts a loss in the map, as soon as that can be written.
     async fn count_loss(&mut self, map: &ClusterMap) {
         // A successor of a map that is not in force would be another map under the version of one that was.
@@ -176,6 +195,7 @@ impl Membership {
                     .await?;
                 self.take(map.clone()).await?;
                 self.count_loss(&map).await;
+                self.keep_clock().await;
                 Ok(())
             }
             Ok(Ok(None)) => {
@@ -336,6 +356,10 @@ impl Membership {
         if newer {
             self.node
                 .set_membership_state(MembershipState::NotRegistered(CurrentMap::new(map.clone())));
+        }
+        if map.durability.has_disk() && !self.node.clock_is_trusted() {
+            let root = &self.node.config.data_dir;
+            check_unconfirmed(&*self.node.clock, root, map.clock_error_max_ms)?;
         }
         let disk_id = self.open_disk(&map).await?;
         if entry.disk_id == Some(disk_id) {

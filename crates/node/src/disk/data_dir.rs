@@ -9,6 +9,7 @@
 //! snapshots/      the snapshot files
 //! answers         the remembered answers to claims whose journal records are gone
 //! published.json  which manifests of this disk object storage may have
+//! clock.json      the clock as object storage has confirmed it last
 //! clean           there when the node stopped cleanly
 //! ```
 

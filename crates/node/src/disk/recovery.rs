@@ -146,12 +146,20 @@ impl Recovery {
         }))
     }
 
-    /// The clock must not show a time before one at which this disk was written.
+    /// The clock must not show a time before one at which this disk was written; unless object storage has confirmed it, for then it
+    /// was wrong at that time.
     fn check_clock(&self, map: &ClusterMap, written: UnixMillis) -> Result<(), NodeError> {
         let clock = self.node.clock.now();
-        if clock.0.saturating_add(map.clock_error_max_ms) < written.0 {
+        if clock.0.saturating_add(map.clock_error_max_ms) >= written.0 {
+            return Ok(());
+        }
+        if !self.node.clock_is_trusted() {
             return Err(NodeError::ClockWentBack { clock, written });
         }
+        let text = format!(
+            "this machine's clock was wrong before: the node wrote at {written}, and it is {clock}; keys from that time live so much longer"
+        );
+        self.node.warn_of("earlier clock", Some(text));
         Ok(())
     }
 
