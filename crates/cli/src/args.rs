@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use keydb_core::Ttl;
+use keydb_core::{Namespace, Ttl};
 
 use crate::{bench::BenchArgs, commands::snapshot::SnapshotArgs, dedup::DedupArgs, exit, settings};
 
@@ -239,6 +239,14 @@ pub(crate) struct ConnectArgs {
     pub(crate) timeout: Duration,
 }
 
+/// Which of the cluster's key spaces is meant.
+#[derive(Debug, Args)]
+pub(crate) struct NamespaceArg {
+    /// The key space: keys of different namespaces never meet [default: KEYDB_NAMESPACE, or the one without a name]
+    #[arg(long, value_name = "NAME", value_parser = settings::namespace)]
+    pub(crate) namespace: Option<Namespace>,
+}
+
 /// Checked addresses. A type of its own, since clap takes a plain list for a repeatable argument.
 #[derive(Debug, Clone)]
 pub(crate) struct Addresses(pub(crate) Vec<String>);
@@ -259,6 +267,8 @@ pub(crate) struct KeyArgs {
     /// Answer with one JSON object a line: {"key":…,"answer":…}, or key_hex where a key is not UTF-8
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) namespace: NamespaceArg,
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
 }
@@ -311,6 +321,8 @@ pub(crate) struct ImportArgs {
     /// Say what was done as JSON
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) namespace: NamespaceArg,
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
 }

@@ -6,7 +6,7 @@ use keydb_client::{Client, ClientConfig};
 use tokio::runtime::{self, Runtime};
 
 use crate::{
-    args::{Addresses, ConnectArgs},
+    args::{Addresses, ConnectArgs, NamespaceArg},
     exit::Failure,
     logging,
     output::say,
@@ -38,6 +38,18 @@ pub(crate) fn config(args: &ConnectArgs) -> Result<ClientConfig, Failure> {
     };
     let mut config = ClientConfig::new(addresses);
     config.call_timeout = args.timeout;
+    Ok(config)
+}
+
+/// [`config`] for a command that sends keys. The flag outranks the environment here, too.
+pub(crate) fn key_config(
+    args: &ConnectArgs,
+    namespace: &NamespaceArg,
+) -> Result<ClientConfig, Failure> {
+    let mut config = config(args)?;
+    let settings = ClientSettings::read(settings::environment()?)?;
+    let named = namespace.namespace.clone().or(settings.namespace);
+    config.namespace = named.unwrap_or_default();
     Ok(config)
 }
 

@@ -244,6 +244,89 @@ fn keys_can_be_fields_or_json_values() {
 }
 
 #[test]
+fn jobs_in_namespaces_of_their_own_do_not_take_each_others_keys_and_a_header_always_passes() {
+    let dev = Dev::start();
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let monday = file("orders-mon.csv", "id,sum\n17,3\n18,4\n");
+    let tuesday = file("orders-tue.csv", "id,sum\n18,4\n19,5\n");
+    let customers = file("customers.csv", "id,name\n17,Ada\n20,Bob\n");
+    let dedup = |namespace: &str, files: &[&str]| {
+        let args = ["dedup", "--header", "--field", "1", "--delimiter", ","];
+        dev.answer(
+            args.into_iter()
+                .chain(["--namespace", namespace])
+                .chain(files.iter().copied()),
+        )
+    };
+    assert_eq!(dedup("orders", &[&monday]), "id,sum\n17,3\n18,4\n");
+    assert_eq!(
+        dedup("customers", &[&customers]),
+        "id,name\n17,Ada\n20,Bob\n"
+    );
+    assert_eq!(dedup("orders", &[&tuesday]), "id,sum\n19,5\n");
+    // Of files with the same header it comes once, another one is kept.
+    assert_eq!(
+        dedup("all", &[&monday, &tuesday, &customers]),
+        "id,sum\n17,3\n18,4\n19,5\nid,name\n20,Bob\n"
+    );
+
+    // The setting, and the flag that outranks it.
+    let get = |namespace: &str, args: &[&str]| {
+        let mut command = dev.client(["get", "17"]);
+        command.args(args).env("KEYDB_NAMESPACE", namespace);
+        stdout(&command.output().unwrap())
+    };
+    assert_eq!(get("orders", &[]), "present\t17\n");
+    assert_eq!(get("other", &[]), "absent\t17\n");
+    assert_eq!(get("other", &["--namespace", "customers"]), "present\t17\n");
+    assert_eq!(dev.answer(["get", "17"]), "absent\t17\n");
+    let long = "x".repeat(256);
+    for (value, words) in [("", "has 0 bytes"), (&*long, "has 256 bytes")] {
+        let refused = dev
+            .client(["get", "17", "--namespace", value])
+            .output()
+            .unwrap();
+        assert_code(&refused, 2);
+        assert!(stderr(&refused).contains(words), "{}", stderr(&refused));
+        let mut command = dev.client(["get", "17"]);
+        let refused = command.env("KEYDB_NAMESPACE", value).output().unwrap();
+        assert_code(&refused, 2);
+        let said = stderr(&refused);
+        assert!(
+            said.contains("KEYDB_NAMESPACE") && said.contains(words),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn bench_stores_its_keys_in_a_namespace_of_its_own() {
+    let dev = Dev::start();
+    let bench = |args: &[&str]| {
+        let all = [
+            "bench",
+            "--yes",
+            "--seed",
+            "5",
+            "--operations",
+            "100",
+            "--json",
+        ];
+        let out = dev.answer(all.iter().chain(args));
+        let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+        report["total"]["first"].as_u64().unwrap()
+    };
+    assert_eq!(bench(&[]), 100);
+    assert_eq!(bench(&["--namespace", "mine"]), 100);
+    assert_eq!(bench(&["--namespace", "keydb-bench"]), 0);
+}
+
+#[test]
 fn duplicates_can_be_kept() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("duplicates");

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::future::join_all;
-use keydb_core::{Claim, ClusterMap, Fingerprint, HashSeed, NodeEntry, Ttl};
+use keydb_core::{Claim, ClusterMap, Fingerprint, HashSeed, Namespace, NodeEntry, Ttl};
 use keydb_proto::shard::NodeStatusRequest;
 use tokio::{
     runtime::Handle,
@@ -46,6 +46,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Client {
     owner: Arc<Owner>,
+    /// What keys are hashed with: the cluster's seed in this client's namespace.
+    seed: HashSeed,
 }
 
 /// What all clones own together: the end of the last one stops the background tasks.
@@ -64,7 +66,6 @@ impl Drop for Owner {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: ClientConfig,
-    pub(crate) seed: HashSeed,
     pub(crate) router: Router,
     gets: Coalescer<bool>,
     puts: Coalescer<()>,
@@ -114,8 +115,8 @@ impl Client {
     /// ```
     pub async fn connect(config: ClientConfig) -> Result<Self, ConnectError> {
         let routing = connect(&config).await?;
+        let seed = routing.map.hash.seed.in_namespace(&config.namespace);
         let shared = Arc::new(Shared {
-            seed: routing.map.hash.seed,
             router: Router::new(
                 routing,
                 config.addresses.clone(),
@@ -135,7 +136,30 @@ impl Client {
         });
         Ok(Self {
             owner: Arc::new(Owner { shared }),
+            seed,
         })
+    }
+
+    /// This client for the keys of `namespace` instead of its own: the same connections, and everything else that clones share.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// use keydb_client::Namespace;
+    ///
+    /// let orders = client.in_namespace(&Namespace::new("orders").unwrap());
+    /// orders.put(["17"], "1h".parse().unwrap()).await.unwrap();
+    /// assert_eq!(orders.get(["17"]).await.unwrap(), [true]);
+    /// assert_eq!(client.get(["17"]).await.unwrap(), [false]);
+    /// # });
+    /// ```
+    #[must_use]
+    pub fn in_namespace(&self, namespace: &Namespace) -> Self {
+        let cluster = self.shared().router.current().map.hash.seed;
+        Self {
+            owner: Arc::clone(&self.owner),
+            seed: cluster.in_namespace(namespace),
+        }
     }
 
     /// Whether each key exists now, in the order of the keys.
@@ -413,7 +437,7 @@ impl Client {
         &self,
         keys: impl IntoIterator<Item = K>,
     ) -> Result<Vec<Fingerprint>, NotApplied> {
-        let seed = self.shared().seed;
+        let seed = self.seed;
         let keys = keys.into_iter();
         let mut out = Vec::with_capacity(keys.size_hint().0);
         for (index, key) in keys.enumerate() {
@@ -426,7 +450,7 @@ impl Client {
     }
 
     fn fingerprint(&self, key: &[u8]) -> Result<Fingerprint, NotApplied> {
-        Fingerprint::of(key, self.shared().seed)
+        Fingerprint::of(key, self.seed)
             .map_err(|source| NotApplied::InvalidKey { index: 0, source })
     }
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use keydb_core::Namespace;
+
 /// What a [`Client`](crate::Client) goes by.
 ///
 /// ```
@@ -16,6 +18,9 @@ use std::time::Duration;
 pub struct ClientConfig {
     /// `host:port` of any nodes of the cluster. The others are learned from the cluster map, so one that answers is enough.
     pub addresses: Vec<String>,
+    /// Whose keys are meant: keys of different namespaces never meet. See also
+    /// [`Client::in_namespace`](crate::Client::in_namespace).
+    pub namespace: Namespace,
     /// How many hash ranges the cluster is expected to have; [`connect`](crate::Client::connect) fails when its map has another
     /// number. `None`: whatever the map says.
     pub total_hash_ranges: Option<u32>,
@@ -36,7 +41,7 @@ pub struct ClientConfig {
 }
 
 impl ClientConfig {
-    /// The defaults: 3 retries from 100 ms on, 10 s a call, coalescing on, 8,192 keys a request, 16 requests in flight a node.
+    /// The defaults: retries from 100 ms on for as long as a call's 10 s last, the default namespace, coalescing on, 8,192 keys a request, 16 requests in flight a node.
     ///
     /// ```
     /// let config = keydb_client::ClientConfig::new(["localhost:50051"]);
@@ -45,6 +50,7 @@ impl ClientConfig {
     pub fn new(addresses: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self {
             addresses: addresses.into_iter().map(Into::into).collect(),
+            namespace: Namespace::default(),
             total_hash_ranges: None,
             retry_count: None,
             retry_delay: Duration::from_millis(100),

@@ -62,7 +62,8 @@ pub use config::{ClientConfig, Coalescing};
 pub use error::{ConnectError, GetError, MaybeApplied, NotApplied, WriteError};
 pub use keydb_core::{
     Claim, ClusterMap, Durability, IdError, Incarnation, KEY_BYTES_MAX, KeyError, Lsn, MapError,
-    NodeEntry, NodeId, OperationId, RangeEntry, RangeId, Ttl, TtlError, UnixMillis,
+    NAMESPACE_BYTES_MAX, Namespace, NamespaceError, NodeEntry, NodeId, OperationId, RangeEntry,
+    RangeId, Ttl, TtlError, UnixMillis,
 };
 pub use operation::Operation;
 pub use status::{DiskStatus, NodeStatus, RangeState, RangeStatus};

@@ -24,6 +24,7 @@ mod journal;
 mod keyset;
 mod lsn;
 mod manifest;
+mod namespace;
 mod operation_answers;
 mod placement;
 pub mod random;
@@ -52,6 +53,7 @@ pub use journal::{
 pub use keyset::{Arena, Entry, InsertError, KeySet, Provisioner, Sweep, Times};
 pub use lsn::Lsn;
 pub use manifest::{Manifest, ManifestError, ManifestFile, ManifestRange, SnapshotKind};
+pub use namespace::{NAMESPACE_BYTES_MAX, Namespace, NamespaceError};
 pub use operation_answers::{AnswersDraft, OperationAnswers, RangeAnswers};
 pub use placement::{PlacementError, place};
 pub use snapshot::{

@@ -3,7 +3,7 @@
 use std::{str::FromStr, time::Duration};
 
 use clap::Args;
-use keydb_core::Ttl;
+use keydb_core::{Namespace, Ttl};
 use serde::Serialize;
 
 use crate::{args::ConnectArgs, exit::Failure, settings};
@@ -17,7 +17,7 @@ With --rate, calls are due at fixed times, and a call's latency counts from when
 later (corrected for coordinated omission). Without it, each of the concurrent callers makes its next call when the one
 before has been answered.
 
-What is stored lives for ten minutes, unless --ttl says otherwise. Before anything is stored in a cluster that has keys, bench
+What is stored lies in the namespace keydb-bench and lives for ten minutes, unless --namespace and --ttl say otherwise. Before anything is stored in a cluster that has keys, bench
 asks; --yes answers that, also where there is no terminal to ask at.
 
 Examples:
@@ -76,6 +76,9 @@ pub(crate) struct BenchArgs {
     /// Answer as JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// The key space [default: keydb-bench]
+    #[arg(long, value_name = "NAME", value_parser = settings::namespace, conflicts_with = "embedded")]
+    pub(crate) namespace: Option<Namespace>,
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
 }

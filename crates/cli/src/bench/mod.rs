@@ -15,7 +15,7 @@ use std::{
 };
 
 use keydb_client::Client;
-use keydb_core::random;
+use keydb_core::{Namespace, random};
 
 pub(crate) use args::{BenchArgs, EXAMPLES};
 use load::Load;
@@ -28,6 +28,9 @@ use crate::{
     output::{Stdout, thousands},
 };
 
+/// Whose keys a measurement takes where nobody says: nobody else's.
+const NAMESPACE: &str = "keydb-bench";
+
 const LIVE_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
@@ -36,7 +39,14 @@ pub(crate) fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
     let (config, runtime) = if args.embedded {
         (None, connect::runtime()?)
     } else {
-        (Some(connect::config(&args.connect)?), connect::runtime()?)
+        let mut config = connect::config(&args.connect)?;
+        config.namespace = match args.namespace {
+            Some(namespace) => namespace,
+            None => {
+                Namespace::new(NAMESPACE).map_err(|error| Failure::failed(error.to_string()))?
+            }
+        };
+        (Some(config), connect::runtime()?)
     };
     let report = runtime.block_on(async {
         let target = match config {

@@ -29,13 +29,14 @@ pub(crate) fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
     } else {
         Input::File(args.file.clone())
     };
-    let config = connect::config(&args.connect)?;
+    let config = connect::key_config(&args.connect, &args.namespace)?;
     let runtime = connect::runtime()?;
     let client = runtime.block_on(connect::connect(config))?;
     let format = Format {
         terminator: if args.null { 0 } else { b'\n' },
         extract: Extract::WholeLine,
         line_bytes_max: LINE_BYTES_MAX,
+        has_header: false,
     };
     let name = input.to_string();
     let started = Instant::now();

@@ -52,7 +52,7 @@ fn run(args: &KeyArgs, operation: Operation) -> Result<ExitCode, Failure> {
         check(key)
             .map_err(|error| Failure::failed(format!("key {number}: {error}; nothing was done")))?;
     }
-    let config = connect::config(&args.connect)?;
+    let config = connect::key_config(&args.connect, &args.namespace)?;
     let runtime = connect::runtime()?;
     let client = runtime.block_on(connect::connect(config))?;
     let mut session = Session {
@@ -100,6 +100,7 @@ impl Session<'_> {
             terminator: self.terminator,
             extract: Extract::WholeLine,
             line_bytes_max: LINE_BYTES_MAX,
+            has_header: false,
         };
         let lines = Lines::start(vec![Input::Stdin], format, BATCH_LIMITS, Fill::WhatIsThere)
             .map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
@@ -158,7 +159,7 @@ pub(super) fn check_batch(input: &str, batch: &Batch, before: u64) -> Result<(),
     }
     for (line, number) in batch.lines().zip(before + 1..) {
         let problem = match (line.key, line.form) {
-            (Some(_), _) => continue,
+            (Some(_), _) | (None, Form::Header | Form::HeaderAgain) => continue,
             (None, Form::Line) => match check(&line.raw[..line.raw.len() - 1]) {
                 Err(error) => error.to_string(),
                 Ok(()) => continue,

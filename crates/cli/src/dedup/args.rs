@@ -6,7 +6,7 @@ use clap::Args;
 use keydb_core::OperationId;
 
 use crate::{
-    args::{ConnectArgs, TtlArg},
+    args::{ConnectArgs, NamespaceArg, TtlArg},
     lines::{Extract, Input, JsonPointer},
 };
 
@@ -45,11 +45,15 @@ pub(crate) struct DedupArgs {
     /// The key is the string, number or truth value that this JSON pointer names in the line
     #[arg(long, value_name = "POINTER", value_parser = JsonPointer::from_str)]
     pub(crate) json_pointer: Option<JsonPointer>,
+    /// The first line is a header: it is written, whatever it is, and not claimed. So is the first line of each further file,
+    /// unless it is the same
+    #[arg(long)]
+    pub(crate) header: bool,
     /// Write the lines that are dropped to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) duplicates: Option<PathBuf>,
     /// Remember the keys in this process's memory instead of a cluster
-    #[arg(long, conflicts_with_all = ["addresses", "timeout", "run"])]
+    #[arg(long, conflicts_with_all = ["addresses", "timeout", "run", "namespace"])]
     pub(crate) embedded: bool,
     /// A name for this run, so that it can be repeated with --again
     #[arg(long, value_name = "ID", value_parser = run_id)]
@@ -60,6 +64,8 @@ pub(crate) struct DedupArgs {
     /// Write the summary, on standard error, as JSON
     #[arg(long)]
     pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) namespace: NamespaceArg,
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
 }

@@ -64,6 +64,7 @@ pub(crate) fn run(args: DedupArgs) -> Result<ExitCode, Failure> {
         terminator: b'\n',
         extract: args.extract(),
         line_bytes_max: line_bytes_max(&args.extract()),
+        has_header: args.header,
     };
     let run = args.named_run();
     let fill = match run {
@@ -124,7 +125,7 @@ fn claimer(args: &DedupArgs) -> Result<Claimer, Failure> {
     if args.embedded {
         return Ok(Claimer::Embedded(Box::new(EmbeddedKeys::new(ttl))));
     }
-    let mut config = connect::config(&args.connect)?;
+    let mut config = connect::key_config(&args.connect, &args.namespace)?;
     config.keys_per_request_max = KEYS_PER_REQUEST;
     config.coalescing = None;
     let runtime = connect::runtime()?;

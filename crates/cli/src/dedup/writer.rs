@@ -63,9 +63,10 @@ impl Writer {
         let (mut run_start, mut run_is_kept) = (0, true);
         for line in batch.lines() {
             let claim = line.key.and_then(|_| claims.next().copied());
-            let is_kept = claim != Some(Claim::Duplicate);
-            if line.form != Form::LongMore {
-                counts.add(claim);
+            let is_kept = claim != Some(Claim::Duplicate) && line.form != Form::HeaderAgain;
+            match line.form {
+                Form::Line | Form::LongFirst => counts.add(claim),
+                Form::LongMore | Form::Header | Form::HeaderAgain => {}
             }
             if is_kept != run_is_kept {
                 self.run(&bytes[run_start..at], run_is_kept);

@@ -28,6 +28,10 @@ pub(crate) enum Form {
     LongFirst,
     /// A further piece of such a line.
     LongMore,
+    /// The header. It has no key.
+    Header,
+    /// The same header again, of a further input. It has no key.
+    HeaderAgain,
 }
 
 /// A line or a piece of one.

@@ -38,6 +38,8 @@ pub(crate) struct Format {
     pub(crate) extract: Extract,
     /// A line with more bytes than this comes in pieces.
     pub(crate) line_bytes_max: usize,
+    /// Each input's first line is a header.
+    pub(crate) has_header: bool,
 }
 
 /// How large a batch gets.

@@ -46,6 +46,10 @@ struct Splitter<'a> {
     in_long_line: bool,
     records: Vec<Record>,
     decoded: Vec<u8>,
+    /// The first input's header.
+    header: Option<Vec<u8>>,
+    /// The next line is an input's first one.
+    at_header: bool,
 }
 
 impl<'a> Splitter<'a> {
@@ -58,11 +62,14 @@ impl<'a> Splitter<'a> {
             in_long_line: false,
             records: Vec::new(),
             decoded: Vec::new(),
+            header: None,
+            at_header: false,
         }
     }
 
     /// Splits one input; a last line without terminator gets one.
     fn split(&mut self, mut input: impl Read) -> io::Result<Result<(), Abandoned>> {
+        self.at_header = self.format.has_header;
         loop {
             let searched = self.filled;
             if self.buffer.len() - self.filled < CHUNK_BYTES / 2 {
@@ -103,6 +110,15 @@ impl<'a> Splitter<'a> {
             let content = &self.buffer[start..end];
             let (form, key) = if self.in_long_line {
                 (Form::LongMore, KeyAt::Nowhere)
+            } else if self.at_header {
+                let is_same = self.header.as_deref() == Some(content);
+                self.header.get_or_insert_with(|| content.to_vec());
+                let form = if is_same {
+                    Form::HeaderAgain
+                } else {
+                    Form::Header
+                };
+                (form, KeyAt::Nowhere)
             } else {
                 let key = self.format.extract.key(content, &mut self.decoded);
                 (Form::Line, key)
@@ -112,7 +128,7 @@ impl<'a> Splitter<'a> {
                 form,
                 key,
             });
-            self.in_long_line = false;
+            (self.in_long_line, self.at_header) = (false, false);
             start = end + 1;
             from = start;
         }

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use keydb_core::{ClusterMap, Durability, HASH_RANGES_MAX, NodeId};
+use keydb_core::{ClusterMap, Durability, HASH_RANGES_MAX, Namespace, NodeId};
 use keydb_node::{Limits, MemoryPolicy};
 use keydb_storage::{ObjectStorage, StorageError};
 use serde::Deserialize;
@@ -105,6 +105,8 @@ pub(crate) struct SettingsError(Vec<String>);
 pub(crate) struct ClientSettings {
     /// The cluster's nodes.
     pub(crate) addresses: Option<Vec<String>>,
+    /// The key space.
+    pub(crate) namespace: Option<Namespace>,
     /// The log filter.
     pub(crate) log: Option<String>,
 }
@@ -134,6 +136,7 @@ struct Raw {
     answer_memory_age: Option<String>,
     request_keys_max: Option<String>,
     requests_in_flight_max: Option<String>,
+    namespace: Option<String>,
     log: Option<String>,
 }
 
@@ -355,9 +358,14 @@ impl ClientSettings {
         let mut check = Check::default();
         let raw = raw(check.known(vars, None));
         let addresses = check.given("KEYDB_NODE_ADDRESSES", &raw.node_addresses, addresses);
+        let namespace = check.given("KEYDB_NAMESPACE", &raw.namespace, namespace);
         let log = check.given("KEYDB_LOG", &raw.log, log_filter);
         if check.0.is_empty() {
-            Ok(Self { addresses, log })
+            Ok(Self {
+                addresses,
+                namespace,
+                log,
+            })
         } else {
             Err(check.into_error())
         }
@@ -544,6 +552,11 @@ fn log_filter(text: &str) -> Result<String, String> {
     Err(format!(
         "is not a log filter ({error}); give a level such as debug, or keydb_node=debug,info"
     ))
+}
+
+/// A key space by its name.
+pub(crate) fn namespace(text: &str) -> Result<Namespace, String> {
+    Namespace::new(text).map_err(|error| error.to_string())
 }
 
 /// A duration as settings write it, for messages.

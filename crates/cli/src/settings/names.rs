@@ -1,7 +1,7 @@
 //! The names of settings: which there are, and what a wrong one was meant to be.
 
 /// Every setting, in the order in which they are shown.
-pub(crate) const NAMES: [&str; 23] = [
+pub(crate) const NAMES: [&str; 24] = [
     "KEYDB_NODE_ID",
     "KEYDB_NODE_ADDRESSES",
     "KEYDB_CLUSTER_SIZE",
@@ -24,6 +24,7 @@ pub(crate) const NAMES: [&str; 23] = [
     "KEYDB_ANSWER_MEMORY_AGE",
     "KEYDB_REQUEST_KEYS_MAX",
     "KEYDB_REQUESTS_IN_FLIGHT_MAX",
+    "KEYDB_NAMESPACE",
     "KEYDB_LOG",
 ];
 
