@@ -341,6 +341,156 @@ fn duplicates_can_be_kept() {
     assert_eq!(fs::read(&file).unwrap(), b"a\na\n");
 }
 
+#[test]
+fn an_id_that_was_used_is_refused_unless_it_is_said_to_be_a_repeat() {
+    let dev = Dev::start();
+    let dedup = |args: &[&str], input: &str| {
+        let all = ["dedup", "--run", "d"].iter().chain(args);
+        let mut command = dev.client(all);
+        with_input(&mut command, input.as_bytes())
+    };
+    assert_eq!(stdout(&dedup(&[], "rr1\nrr2\n")), "rr1\nrr2\n");
+    // What is another input's is a duplicate, as under any other ID.
+    assert_eq!(stdout(&dedup(&[], "rr2\nrr3\n")), "rr3\n");
+    let refused = dedup(&[], "rr1\nrr2\n");
+    assert_code(&refused, 1);
+    assert_eq!(stdout(&refused), "");
+    let said = stderr(&refused);
+    for words in ["\"d\" was used before", "--again", "another ID"] {
+        assert!(said.contains(words), "{words:?} in {said}");
+    }
+    assert_eq!(stdout(&dedup(&["--again"], "rr1\nrr2\n")), "rr1\nrr2\n");
+}
+
+#[test]
+fn a_run_without_an_id_that_fails_names_the_command_that_goes_on_and_loses_nothing() {
+    let dev = Dev::start();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lines");
+    let lines = numbers(200_000);
+    fs::write(&path, &lines).unwrap();
+    let path = path.to_str().unwrap();
+    let said = break_off(&dev, &["dedup", path]);
+    let command = said.lines().find(|line| line.contains("--again=")).unwrap();
+    let command = command.rsplit_once(": ").unwrap().1;
+    assert!(command.contains("--run "), "{command}");
+    let args: Vec<&str> = command.split_whitespace().skip(1).collect();
+    let again = dev.client(&args).output().unwrap();
+    assert_code(&again, 0);
+    assert!(stdout(&again) == lines, "{}", stderr(&again));
+}
+
+#[test]
+fn lines_of_a_pipe_come_out_though_their_batch_is_not_full() {
+    let dev = Dev::start();
+    let mut child = dev
+        .client(["dedup", "--run", "tail"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    for line in ["one\n", "two\n"] {
+        input.write_all(line.as_bytes()).unwrap();
+        let mut written = String::new();
+        output.read_line(&mut written).unwrap();
+        assert_eq!(written, line);
+    }
+    drop(input);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_key_that_is_looked_for_in_the_wrong_place_is_no_success() {
+    let input = b"{\"id\":1}\n{\"id\":2}\n";
+    let dedup = |args: &[&str]| with_input(keydb().args(["dedup", "--embedded"]).args(args), input);
+    let wrong = dedup(&["--json-pointer", "/key"]);
+    assert_code(&wrong, 1);
+    assert_eq!(wrong.stdout, input);
+    assert!(
+        stderr(&wrong).contains("none of the 2 lines has a key"),
+        "{}",
+        stderr(&wrong)
+    );
+    let strict = dedup(&["--json-pointer", "/key", "--strict"]);
+    assert_code(&strict, 1);
+    assert_eq!(stdout(&strict), "");
+    assert!(
+        stderr(&strict).contains("line 1 has no key"),
+        "{}",
+        stderr(&strict)
+    );
+    assert_code(&dedup(&["--json-pointer", "/id", "--strict"]), 0);
+    let mixed = with_input(
+        keydb().args(["dedup", "--embedded", "--json-pointer", "/id", "--strict"]),
+        b"{\"id\":1}\n{}\n",
+    );
+    assert_code(&mixed, 1);
+    assert!(
+        stderr(&mixed).contains("line 2 has no key"),
+        "{}",
+        stderr(&mixed)
+    );
+}
+
+/// How often the dedup of the next test is killed; 100 in a long run.
+fn kills() -> u32 {
+    std::env::var("DEDUP_KILLS").map_or(12, |text| text.parse().unwrap())
+}
+
+#[test]
+fn a_dedup_that_is_killed_at_any_time_and_continued_loses_no_line() {
+    let dev = Dev::start();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lines");
+    let lines = numbers(150_000);
+    fs::write(&path, lines.repeat(2)).unwrap();
+    let path = path.to_str().unwrap();
+    let mut random = 0x9E37_79B9_7F4A_7C15_u64;
+    for round in 0..kills() {
+        let namespace = format!("round-{round}");
+        let dedup = |again: &[&str]| {
+            let args = ["dedup", "--json", "--run", "r", "--namespace", &namespace];
+            let mut command = dev.client(args.iter().chain(again).chain(&[path]));
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.spawn().unwrap()
+        };
+        let mut child = dedup(&[]);
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        let wait = std::time::Duration::from_micros((random >> 32) % 150_000);
+        let mut out = child.stdout.take().unwrap();
+        let reading = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            out.read_to_end(&mut bytes).unwrap();
+            bytes
+        });
+        std::thread::sleep(wait);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let before = reading.join().unwrap();
+        assert!(
+            lines.as_bytes().starts_with(&before),
+            "killed after {wait:?}"
+        );
+        let again = dedup(&["--again"]).wait_with_output().unwrap();
+        assert_code(&again, 0);
+        let summary: serde_json::Value = serde_json::from_slice(&again.stderr).unwrap();
+        // What was killed before it was told is first again; what is unknown is written as well, and nothing else twice.
+        let written = stdout(&again);
+        let mut seen = HashSet::new();
+        let twice = written.lines().filter(|line| !seen.insert(*line)).count() as u64;
+        assert_eq!(seen.len(), 150_000, "killed after {wait:?}");
+        assert!(
+            twice <= summary["unknown"].as_u64().unwrap(),
+            "killed after {wait:?}: {twice} twice, {summary}"
+        );
+    }
+}
+
 /// Runs `keydb dedup` and closes its output after the first few bytes; returns what it said.
 fn break_off(dev: &Dev, args: &[&str]) -> String {
     let mut child = dev
@@ -382,8 +532,10 @@ fn a_run_whose_pipe_was_closed_can_be_repeated_from_the_start() {
     let again = dev.client(&args).output().unwrap();
     assert_code(&again, 0);
     assert!(stdout(&again) == lines, "{}", stderr(&again));
-    // Said once more, it gives the same answers again.
-    let again = dev.client(&args).output().unwrap();
+    // Said once more, lines that it takes for new ones are not; as a repeat of all of them it gives the same answers again.
+    assert_code(&dev.client(&args).output().unwrap(), 1);
+    let all = ["dedup", "--run", "import-7", "--again", "--", path];
+    let again = dev.client(all).output().unwrap();
     assert!(stdout(&again) == lines, "{}", stderr(&again));
     // Without it, everything has been seen.
     let other = dev.client(["dedup", path]).output().unwrap();
@@ -537,7 +689,7 @@ fn a_cluster_that_does_not_answer_is_said_with_how_to_go_on() {
     assert!(matches!(output.status.code(), Some(3 | 4)), "{output:?}");
     let said = stderr(&output);
     assert!(
-        said.contains("the same input") && said.contains("--again=2 --run dead"),
+        said.contains("the same input") && said.contains("--again=32769 --run dead"),
         "{said}"
     );
     assert!(said.contains("32,768 lines"), "{said}");

@@ -132,6 +132,7 @@ impl Failure {
             keys_answered: self.answered,
             keys_uncertain: self.uncertain,
             operation,
+            operation_id_used: matches!(self.reason, NotApplied::OperationIdUsed { .. }),
             cause: GetError::from(self.reason).to_string().into(),
         })
     }

@@ -97,6 +97,13 @@ pub enum NotApplied {
     /// The client was closed before anything was sent.
     #[error("not applied: the client was closed")]
     Closed,
+    /// A claim that was said to be the first sending of its operation has an id that was used before, see
+    /// [`Operation::first`](crate::Operation::first).
+    #[error("not applied, refused: {message}")]
+    OperationIdUsed {
+        /// Which node, and what to do.
+        message: Arc<str>,
+    },
     /// A node refused the request for a reason that a repeat would meet again.
     #[error("not applied, refused: {message}")]
     Refused {
@@ -125,7 +132,9 @@ impl From<NotApplied> for GetError {
                 waiting_for,
             },
             NotApplied::Closed => Self::Closed,
-            NotApplied::Refused { message } => Self::Refused { message },
+            NotApplied::OperationIdUsed { message } | NotApplied::Refused { message } => {
+                Self::Refused { message }
+            }
         }
     }
 }
@@ -165,11 +174,12 @@ pub struct MaybeApplied {
     pub keys_answered: usize,
     /// Of how many others nobody knows. Those that are neither were not applied.
     pub keys_uncertain: usize,
-    /// Of a claim, the operation to repeat with [`Operation::with_id`](crate::Operation::with_id) and
-    /// [`again`](crate::Operation::again). `None` for a put, and for a coalesced claim, whose operation belonged to many callers.
+    /// Of a claim, the operation to repeat with [`Operation::with_id`](crate::Operation::with_id). `None` for a put, and for a coalesced claim, whose operation belonged to many callers.
     pub operation: Option<OperationId>,
     /// What ended the call.
     pub cause: Arc<str>,
+    /// Whether that was an id that had been used before, though this was said to be the first sending.
+    pub operation_id_used: bool,
 }
 
 /// Why a `put` or `claim` failed, and whether it may have done something.

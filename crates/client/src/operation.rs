@@ -20,7 +20,7 @@ use keydb_core::OperationId;
 /// let operation = Operation::new();
 /// assert_eq!(client.claim_as(operation, ["a"], ttl).await.unwrap(), [Claim::First]);
 /// // The program was interrupted here, and starts again with the id that it had noted down.
-/// let repeat = Operation::with_id(operation.id()).again();
+/// let repeat = Operation::with_id(operation.id());
 /// assert_eq!(client.claim_as(repeat, ["a"], ttl).await.unwrap(), [Claim::First]);
 /// assert_eq!(client.claim(["a"], ttl).await.unwrap(), [Claim::Duplicate]);
 /// # });
@@ -44,10 +44,27 @@ impl Operation {
         reason = "a default that differs each time would surprise"
     )]
     pub fn new() -> Self {
-        Self::with_id(OperationId::random())
+        Self::first(OperationId::random())
     }
 
-    /// The operation with an id that the caller keeps.
+    /// The first sending of an operation with an id that the caller keeps. A node that remembers the id refuses it.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// use keydb_client::{Operation, OperationId};
+    ///
+    /// let (id, ttl) = (OperationId::from_name("import-7"), "30d".parse().unwrap());
+    /// client.claim_as(Operation::first(id), ["a"], ttl).await.unwrap();
+    /// assert!(client.claim_as(Operation::first(id), ["a"], ttl).await.is_err());
+    /// # });
+    /// ```
+    pub const fn first(id: OperationId) -> Self {
+        Self { id, repeat: false }
+    }
+
+    /// The operation with an id that the caller keeps, as a repeat: whoever forgets whether it was sent before is told `Unknown` for
+    /// keys that are present, never a wrong `Duplicate`. See [`first`](Self::first) for its first sending.
     ///
     /// ```
     /// use keydb_client::{Operation, OperationId};
@@ -56,7 +73,7 @@ impl Operation {
     /// # let _ = operation;
     /// ```
     pub const fn with_id(id: OperationId) -> Self {
-        Self { id, repeat: false }
+        Self { id, repeat: true }
     }
 
     /// The same operation, marked as the repeat of a call that may have been applied.

@@ -53,6 +53,8 @@ pub(crate) struct RequestFailure {
     pub(crate) maybe_applied: bool,
     /// A repeat would meet the same.
     pub(crate) permanent: bool,
+    /// An operation id was used before.
+    pub(crate) id_used: bool,
     /// The range belongs to another node, or to this one under another generation.
     pub(crate) moved: bool,
 }
@@ -72,6 +74,7 @@ impl RequestFailure {
                 RefusalCode::NotOwner | RefusalCode::Loading | RefusalCode::Closed
             ),
             permanent: code == RefusalCode::Closed,
+            id_used: false,
             moved: code == RefusalCode::NotOwner,
         }
     }
@@ -88,8 +91,10 @@ impl RequestFailure {
                     ErrorCode::InvalidRequest
                         | ErrorCode::WrongCluster
                         | ErrorCode::OverMemoryLimit
+                        | ErrorCode::OperationIdUsed
                 )
             ),
+            id_used: code == Some(ErrorCode::OperationIdUsed),
             moved: false,
         }
     }
@@ -100,6 +105,7 @@ impl RequestFailure {
             message: format!("{node} gave a reply that cannot be read: {what}").into(),
             maybe_applied: true,
             permanent: false,
+            id_used: false,
             moved: false,
         }
     }

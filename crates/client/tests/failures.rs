@@ -92,7 +92,7 @@ async fn a_claim_whose_replies_all_get_lost_may_be_applied_and_can_be_repeated()
     };
     assert_eq!((maybe.keys, maybe.keys_answered), (100, 0));
     proxy.set(Mode::Pass);
-    let operation = Operation::with_id(maybe.operation.unwrap()).again();
+    let operation = Operation::with_id(maybe.operation.unwrap());
     let claims = client.claim_as(operation, keys(0..100), hour()).await;
     assert_eq!(claims.unwrap(), [First; 100]);
 

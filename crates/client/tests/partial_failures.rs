@@ -108,7 +108,7 @@ async fn a_claim_of_many_keys_that_one_node_failed_is_repeated_under_its_operati
     assert_eq!(maybe.keys, keys.len());
     assert!((1..keys.len()).contains(&maybe.keys_answered), "{error}");
     cluster.restart(1).await;
-    let operation = Operation::with_id(maybe.operation.unwrap()).again();
+    let operation = Operation::with_id(maybe.operation.unwrap());
     let claims = client.claim_as(operation, &keys, hour()).await.unwrap();
     assert!(claims.iter().all(|claim| *claim == First), "{claims:?}");
 }

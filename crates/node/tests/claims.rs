@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use keydb_core::{Fingerprint, OperationId};
 use keydb_node::{Limits, NodeConfig};
-use keydb_proto::shard::ErrorCode;
+use keydb_proto::{error_code, shard::ErrorCode};
 use support::*;
 
 fn all(answer: char, count: usize) -> String {
@@ -65,7 +65,7 @@ async fn a_repeat_gets_the_same_answers_and_says_for_which_ranges() {
     assert_eq!(answers(&map, &keys, &told), all('D', 500) + &all('F', 500));
     assert!(told.repeated_ranges.is_empty());
 
-    for attempt in [0, 1, 2] {
+    for attempt in [1, 2, 3] {
         let mut again = claim.clone();
         for range in &mut again.ranges {
             range.attempt = attempt;
@@ -103,7 +103,7 @@ async fn the_same_operation_with_other_keys_finds_what_is_present_unknown() {
     world
         .claim(&mut client, &map, &keys[..500], operation, 0)
         .await;
-    let answers = world.claim(&mut client, &map, &keys, operation, 0);
+    let answers = world.claim(&mut client, &map, &keys, operation, 1);
     assert_eq!(answers.await, all('U', 500) + &all('F', 500));
     // And these answers are the ones that count from now on.
     let answers = world.claim(&mut client, &map, &keys, operation, 1);
@@ -329,4 +329,23 @@ async fn a_claim_whose_caller_goes_away_is_remembered_as_far_as_it_got() {
         world.clock.advance(Duration::from_secs(61));
     }
     node.stop().await;
+}
+
+#[tokio::test]
+async fn a_first_sending_under_an_id_that_was_used_is_refused_as_a_whole() {
+    let (world, map, _node, mut client) = one_node().await;
+    let operation = OperationId::from_name("used");
+    let keys = keys(&map, 0..400);
+    let answers = world.claim(&mut client, &map, &keys[..200], operation, 0);
+    assert_eq!(answers.await, all('F', 200));
+    for again in [&keys[..200], &keys[100..]] {
+        let request = world.claim_request(&map, again, operation, 0);
+        let refused = client.claim(request).await.unwrap_err();
+        assert_eq!(error_code(&refused), Some(ErrorCode::OperationIdUsed));
+        assert!(refused.message().contains("was used before"), "{refused}");
+    }
+    let present = world.get(&mut client, &map, &keys).await;
+    assert_eq!(present.iter().filter(|is_there| **is_there).count(), 200);
+    let answers = world.claim(&mut client, &map, &keys[..200], operation, 1);
+    assert_eq!(answers.await, all('F', 200));
 }

@@ -34,6 +34,7 @@ pub fn refusal_status(code: ErrorCode, message: impl Into<String>) -> Status {
         ErrorCode::WrongCluster | ErrorCode::WrongNode | ErrorCode::NotPossible => {
             Code::FailedPrecondition
         }
+        ErrorCode::OperationIdUsed => Code::AlreadyExists,
         ErrorCode::NoMap | ErrorCode::Stopping => Code::Unavailable,
         ErrorCode::Overloaded | ErrorCode::OverMemoryLimit | ErrorCode::DiskFull => {
             Code::ResourceExhausted

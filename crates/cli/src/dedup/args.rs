@@ -22,12 +22,16 @@ Examples:
   keydb dedup --field 2 --delimiter , orders.csv
   tail -F events.jsonl | keydb dedup --json-pointer /event/id --ttl 7d | ./consumer
   keydb dedup --embedded words.txt                      without a cluster, in this process's memory
-  keydb dedup --run import-7 big.log > unique.log       can be repeated from the start after a failure:
+  keydb dedup --run import-7 big.log > unique.log       a run that fails can be repeated from the start:
   keydb dedup --run import-7 --again big.log > unique.log
 
-A run that breaks off says with which --again=N it is best repeated: batches up to N are repeats, later ones are new. A
-bare --again takes every batch as a repeat. Nodes remember the answers of recent batches only (KEYDB_ANSWER_MEMORY_AGE, 5
-minutes, and KEYDB_ANSWER_MEMORY_BYTES); keys that they no longer remember are unknown, so their lines are written.";
+Every run through a cluster has an ID. A run that fails says with which command it is repeated: keys that it has claimed are first
+again then, and what it has written so far is to be discarded. The ID is made up, unless --run gives one; then it must be another one
+for each input (a date belongs into that of a nightly job), and one that was used is refused without --again. --again=N says that the
+first N lines were sent before, a bare --again that any may have been. Nodes remember the answers of recent batches only
+(KEYDB_ANSWER_MEMORY_AGE, 5 minutes, and KEYDB_ANSWER_MEMORY_BYTES); keys that they no longer remember are unknown, so their lines
+are written. The same goes for lines that came in other batches the first time, which is possible where the input is a pipe: of that, a
+part of a batch goes when nothing has come for 100 ms. Input from files always makes the same batches.";
 
 #[derive(Debug, Args)]
 pub(crate) struct DedupArgs {
@@ -45,6 +49,9 @@ pub(crate) struct DedupArgs {
     /// The key is the string, number or truth value that this JSON pointer names in the line
     #[arg(long, value_name = "POINTER", value_parser = JsonPointer::from_str)]
     pub(crate) json_pointer: Option<JsonPointer>,
+    /// Fail at the first line without a key instead of writing it
+    #[arg(long)]
+    pub(crate) strict: bool,
     /// The first line is a header: it is written, whatever it is, and not claimed. So is the first line of each further file,
     /// unless it is the same
     #[arg(long)]
@@ -55,10 +62,10 @@ pub(crate) struct DedupArgs {
     /// Remember the keys in this process's memory instead of a cluster
     #[arg(long, conflicts_with_all = ["addresses", "timeout", "run", "namespace"])]
     pub(crate) embedded: bool,
-    /// A name for this run, so that it can be repeated with --again
+    /// The ID of this run, by which it can be repeated with --again; another one for each input [default: random]
     #[arg(long, value_name = "ID", value_parser = run_id)]
     pub(crate) run: Option<String>,
-    /// Repeat the run with this ID: lines that it found to be first are written again. With =N, only batches up to N were sent
+    /// Repeat the run with this ID: lines that it found to be first are written again. With =N, only the first N lines were sent
     #[arg(long, value_name = "N", requires = "run", require_equals = true, num_args = 0..=1, default_missing_value = "all", value_parser = again)]
     pub(crate) again: Option<Again>,
     /// Write the summary, on standard error, as JSON
@@ -70,21 +77,23 @@ pub(crate) struct DedupArgs {
     pub(crate) connect: ConnectArgs,
 }
 
-/// Which batches of a run may have been sent before.
+/// Which lines of a run may have been sent before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Again {
     /// Any of them.
     All,
-    /// Those up to this one, counted from 1.
+    /// The first so many.
     Through(u64),
 }
 
 /// A run that can be repeated.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
+    /// As it is said on the command line.
+    pub(crate) id: String,
     /// What the batches' operation ids are derived from.
     pub(crate) operation: OperationId,
-    /// Which batches are repeats.
+    /// Which lines are repeats.
     pub(crate) again: Option<Again>,
 }
 
@@ -116,31 +125,37 @@ impl DedupArgs {
         }
     }
 
-    /// The run, if it has a name.
-    pub(crate) fn named_run(&self) -> Option<Run> {
-        self.run.as_ref().map(|id| Run {
-            operation: OperationId::from_name(id),
+    /// The run; of one that is not through a cluster there is nothing to repeat.
+    pub(crate) fn run(&self) -> Option<Run> {
+        if self.embedded {
+            return None;
+        }
+        let id = self.run.clone();
+        let id = id.unwrap_or_else(|| OperationId::random().to_string());
+        Some(Run {
+            operation: OperationId::from_name(&id),
+            id,
             again: self.again,
         })
     }
 }
 
 impl Run {
-    /// Whether batch `number`, counted from 1, may have been sent before.
-    pub(crate) const fn is_repeat(&self, number: u64) -> bool {
+    /// Whether a batch whose first line is `line`, counted from 0, may have been sent before, in part or as a whole.
+    pub(crate) const fn is_repeat(&self, line: u64) -> bool {
         match self.again {
             None => false,
             Some(Again::All) => true,
-            Some(Again::Through(last)) => number <= last,
+            Some(Again::Through(sent)) => line < sent,
         }
     }
 
-    /// Which batches may have been sent by now, if this one got as far as batch `sent`.
+    /// Which lines may have been sent by now, if this one has sent the first `sent`.
     pub(crate) fn sent_through(&self, sent: u64) -> Again {
         match self.again {
             None => Again::Through(sent),
             Some(Again::All) => Again::All,
-            Some(Again::Through(last)) => Again::Through(last.max(sent)),
+            Some(Again::Through(before)) => Again::Through(before.max(sent)),
         }
     }
 }
@@ -156,7 +171,7 @@ fn again(text: &str) -> Result<Again, String> {
     match text {
         "all" => Ok(Again::All),
         _ => text.parse().map(Again::Through).map_err(|_| {
-            "not a batch number; give the number that the broken run named, or --again alone"
+            "not a number of lines; give the one that the failed run named, or --again alone"
                 .to_owned()
         }),
     }
@@ -243,6 +258,7 @@ mod tests {
     #[test]
     fn a_repeat_covers_what_any_earlier_run_may_have_sent() {
         let run = |again| Run {
+            id: String::new(),
             operation: OperationId::from_name("x"),
             again,
         };
@@ -252,8 +268,8 @@ mod tests {
             Again::Through(9)
         );
         assert_eq!(run(Some(Again::All)).sent_through(5), Again::All);
-        assert!(run(Some(Again::Through(9))).is_repeat(9));
-        assert!(!run(Some(Again::Through(9))).is_repeat(10));
+        assert!(run(Some(Again::Through(9))).is_repeat(8));
+        assert!(!run(Some(Again::Through(9))).is_repeat(9));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Who says which keys are new: a cluster, or a key set of this process.
 
-use keydb_client::{Client, Operation};
+use keydb_client::{Client, NotApplied, Operation, WriteError};
 use keydb_core::{Claim, Ttl};
 use tokio::runtime::Runtime;
+use xxhash_rust::xxh3::Xxh3Default;
 
 use super::args::Run;
 use crate::{embedded::EmbeddedKeys, exit::Failure, lines::Batch};
@@ -17,18 +18,28 @@ pub(crate) enum Claimer {
 }
 
 impl Claimer {
-    /// Claims the keys of batch `number`, counted from 1.
-    pub(crate) fn claim(&mut self, batch: &Batch, number: u64) -> Result<Vec<Claim>, Failure> {
+    /// Claims the keys of a batch, whose first line is `line` of the input, counted from 0.
+    pub(crate) fn claim(&mut self, batch: &Batch, line: u64) -> Result<Vec<Claim>, Failure> {
         if batch.key_count() == 0 {
             return Ok(Vec::new());
         }
         match self {
-            Self::Cluster(claimer) => claimer.claim(batch, number),
+            Self::Cluster(claimer) => claimer.claim(batch, line),
             Self::Embedded(keys) => keys
                 .claim(batch.keys())
                 .map_err(|error| Failure::failed(error.to_string())),
         }
     }
+}
+
+/// What tells a batch's keys from others in its place.
+fn digest(batch: &Batch) -> u64 {
+    let mut hasher = Xxh3Default::new();
+    for key in batch.keys() {
+        hasher.update(&(key.len() as u32).to_le_bytes());
+        hasher.update(key);
+    }
+    hasher.digest()
 }
 
 /// Claims through a cluster.
@@ -37,24 +48,31 @@ pub(crate) struct ClusterClaimer {
     pub(crate) runtime: Runtime,
     pub(crate) client: Client,
     pub(crate) ttl: Ttl,
-    pub(crate) run: Option<Run>,
+    pub(crate) run: Run,
 }
 
 impl ClusterClaimer {
-    fn claim(&mut self, batch: &Batch, number: u64) -> Result<Vec<Claim>, Failure> {
-        let claims = match &self.run {
-            None => self
-                .runtime
-                .block_on(self.client.claim(batch.keys(), self.ttl)),
-            Some(run) => {
-                let mut operation = Operation::with_id(run.operation.part(number));
-                if run.is_repeat(number) {
-                    operation = operation.again();
-                }
-                let call = self.client.claim_as(operation, batch.keys(), self.ttl);
-                self.runtime.block_on(call)
-            }
+    fn claim(&mut self, batch: &Batch, line: u64) -> Result<Vec<Claim>, Failure> {
+        let id = self.run.operation.part(line).part(digest(batch));
+        let operation = if self.run.is_repeat(line) {
+            Operation::with_id(id)
+        } else {
+            Operation::first(id)
         };
-        Ok(claims?)
+        let call = self.client.claim_as(operation, batch.keys(), self.ttl);
+        self.runtime.block_on(call).map_err(|error| {
+            let is_used = match &error {
+                WriteError::NotApplied(NotApplied::OperationIdUsed { .. }) => true,
+                WriteError::NotApplied(_) => false,
+                WriteError::MaybeApplied(what) => what.operation_id_used,
+            };
+            if !is_used {
+                return error.into();
+            }
+            Failure::failed(format!(
+                "run {:?} was used before, for this very input: to repeat that run give it --again as well; another input takes another ID",
+                self.run.id
+            ))
+        })
     }
 }

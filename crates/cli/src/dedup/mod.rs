@@ -4,9 +4,10 @@
 //! claims the keys, one writes. Batches are claimed one after the other, so that the first line with a key in input order is the
 //! one that is written; within a batch the claim itself sees to that. At most one batch waits between two stages.
 //!
-//! In a named run (`--run`) a batch's operation id is derived from the run's name and the batch's number, and the batches
-//! depend on the input only: [`BATCH_LIMITS`], [`line_bytes_max`] and [`KEYS_PER_REQUEST`] are part of what a repeated run must
-//! have in common with the first.
+//! A batch's operation id is derived from the run's ID, the number of its first line and a digest of its keys. The batches of a file
+//! depend on it only: [`BATCH_LIMITS`], [`line_bytes_max`] and [`KEYS_PER_REQUEST`] are part of what a repeated run must have in common
+//! with the first. Of other inputs they depend on when lines came. A repeat that has other batches has other operation ids for them,
+//! which nobody remembers; as it says that it is a repeat, its keys are `Unknown` then, and written.
 
 mod args;
 mod claim;
@@ -36,7 +37,7 @@ use crate::{
     connect,
     embedded::EmbeddedKeys,
     exit::Failure,
-    lines::{Extract, Fill, Format, Input, Limits, Lines, Stopper},
+    lines::{Batch, Extract, Fill, Form, Format, Input, Limits, Line, Lines, Stopper},
     output::{Stdout, json_line, say, shell_word},
     signals::StopSignals,
 };
@@ -55,7 +56,8 @@ pub(crate) fn run(args: DedupArgs) -> Result<ExitCode, Failure> {
     let inputs = args.inputs();
     let out = Stdout::open()?;
     check_files(&args, &inputs, &out)?;
-    let claimer = claimer(&args)?;
+    let run = args.run();
+    let claimer = claimer(&args, run.as_ref())?;
     let duplicates = match &args.duplicates {
         Some(path) => Some(create_duplicates(path)?),
         None => None,
@@ -66,16 +68,16 @@ pub(crate) fn run(args: DedupArgs) -> Result<ExitCode, Failure> {
         line_bytes_max: line_bytes_max(&args.extract()),
         has_header: args.header,
     };
-    let run = args.named_run();
     let fill = match run {
-        Some(_) => Fill::Exact,
+        Some(_) => Fill::FullOrSilent,
         None => Fill::WhatIsThere,
     };
     let started = Instant::now();
     let lines = Lines::start(inputs, format, BATCH_LIMITS, fill).map_err(no_thread)?;
     stop_at_signals(lines.stopper())?;
     let writer = Writer::new(out, duplicates, Progress::start());
-    let (counts, sent, result) = pump(&lines, claimer, writer)?;
+    let (counts, sent, result) = pump(&lines, claimer, writer, args.strict)?;
+    let result = result.and_then(|()| check_keys(&args, &counts));
     let elapsed = started.elapsed();
     if args.json {
         say(&json_line(&counts.json(elapsed))?);
@@ -84,7 +86,7 @@ pub(crate) fn run(args: DedupArgs) -> Result<ExitCode, Failure> {
     }
     match result {
         Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(failure) => Err(failure.with_line(&how_to_go_on(&args, run.as_ref(), sent, &counts))),
+        Err(failure) => Err(failure.with_line(&how_to_go_on(&args, run.as_ref(), sent))),
     }
 }
 
@@ -120,11 +122,23 @@ const fn line_bytes_max(extract: &Extract) -> usize {
     }
 }
 
-fn claimer(args: &DedupArgs) -> Result<Claimer, Failure> {
-    let ttl = args.ttl.ttl;
-    if args.embedded {
-        return Ok(Claimer::Embedded(Box::new(EmbeddedKeys::new(ttl))));
+/// That no line at all has a key means that it was looked for in the wrong place.
+fn check_keys(args: &DedupArgs, counts: &Counts) -> Result<(), Failure> {
+    let is_part = !matches!(args.extract(), Extract::WholeLine);
+    if !is_part || counts.lines == 0 || counts.without_key < counts.lines {
+        return Ok(());
     }
+    Err(Failure::failed(format!(
+        "none of the {} lines has a key where it was looked for, so all of them were written: is the field or the JSON pointer right?",
+        counts.lines
+    )))
+}
+
+fn claimer(args: &DedupArgs, run: Option<&Run>) -> Result<Claimer, Failure> {
+    let ttl = args.ttl.ttl;
+    let Some(run) = run else {
+        return Ok(Claimer::Embedded(Box::new(EmbeddedKeys::new(ttl))));
+    };
     let mut config = connect::key_config(&args.connect, &args.namespace)?;
     config.keys_per_request_max = KEYS_PER_REQUEST;
     config.coalescing = None;
@@ -134,16 +148,16 @@ fn claimer(args: &DedupArgs) -> Result<Claimer, Failure> {
         runtime,
         client,
         ttl,
-        run: args.named_run(),
+        run: run.clone(),
     })))
 }
 
-/// Claims batch after batch and hands each on to be written. Returns what was written, the number of the last batch that was
-/// sent, and how it ended.
+/// Claims batch after batch and hands each on to be written. Returns what was written, how many lines were sent, and how it ended.
 fn pump(
     lines: &Lines,
     mut claimer: Claimer,
     mut writer: Writer,
+    strict: bool,
 ) -> Result<(Counts, u64, Result<(), Failure>), Failure> {
     let (to_writer, answered): (SyncSender<Answered>, Receiver<Answered>) = sync_channel(1);
     let (give_back, spares) = sync_channel(4);
@@ -170,8 +184,12 @@ fn pump(
             Ok(None) => break Ok(()),
             Err(error) => break Err(Failure::from(error)),
         };
-        sent += 1;
-        match claimer.claim(&batch, sent) {
+        if strict && let Err(failure) = check_strictly(&batch, sent) {
+            break Err(failure);
+        }
+        let start = sent;
+        sent += batch.len() as u64;
+        match claimer.claim(&batch, start) {
             // The writer has failed, and says why.
             Ok(claims) => {
                 if to_writer.send(Answered { batch, claims }).is_err() {
@@ -189,11 +207,9 @@ fn pump(
 }
 
 /// What somebody whose run broke off can do.
-fn how_to_go_on(args: &DedupArgs, run: Option<&Run>, sent: u64, counts: &Counts) -> String {
-    if args.embedded {
-        return "nothing is kept of this run; start it again".to_owned();
-    }
+fn how_to_go_on(args: &DedupArgs, run: Option<&Run>, sent: u64) -> String {
     match run {
+        Some(_) if sent == 0 => "nothing was claimed; start it again".to_owned(),
         Some(run) => {
             let again = match run.sent_through(sent) {
                 Again::All => "--again".to_owned(),
@@ -204,21 +220,37 @@ fn how_to_go_on(args: &DedupArgs, run: Option<&Run>, sent: u64, counts: &Counts)
             format!(
                 "to go on, give it the same input from its start{}, and discard what was written so far: {}",
                 if stdin { " on standard input" } else { "" },
-                repeat_command(words, &again)
+                repeat_command(words, &run.id, &again)
             )
         }
-        None => format!(
-            "{} lines were written; keys claimed after them count as seen, so the same lines would be dropped by another run. With --run ID a run can be repeated",
-            counts.lines - counts.duplicates
-        ),
+        None => "nothing is kept of this run; start it again".to_owned(),
     }
 }
 
-/// The command that these words are, said again with `again` in the place of any that it has.
-fn repeat_command(words: impl IntoIterator<Item = String>, again: &str) -> String {
+/// A line without a key, at the earliest `before` lines after the beginning of the input.
+fn check_strictly(batch: &Batch, before: u64) -> Result<(), Failure> {
+    let is_keyless =
+        |line: &Line<'_>| line.key.is_none() && matches!(line.form, Form::Line | Form::LongFirst);
+    let Some(at) = batch.lines().position(|line| is_keyless(&line)) else {
+        return Ok(());
+    };
+    Err(Failure::failed(format!(
+        "line {} has no key (--strict); nothing was claimed from line {} on",
+        before + at as u64 + 1,
+        before + 1
+    )))
+}
+
+/// The command that these words are, said again with the run's ID and with `again` in the place of any that it has.
+fn repeat_command(words: impl IntoIterator<Item = String>, run: &str, again: &str) -> String {
     let mut repeated: Vec<String> = Vec::new();
     // What follows a `--` is files, whatever it looks like.
     let (mut said, mut options) = (false, true);
+    let words: Vec<String> = words.into_iter().collect();
+    let options_end = words.iter().position(|word| word == "--");
+    let has_run = words[..options_end.unwrap_or(words.len())]
+        .iter()
+        .any(|word| word == "--run" || word.starts_with("--run="));
     for (index, word) in words.into_iter().enumerate() {
         options &= word != "--";
         if options && (word == "--again" || word.starts_with("--again=")) {
@@ -227,6 +259,9 @@ fn repeat_command(words: impl IntoIterator<Item = String>, again: &str) -> Strin
         repeated.push(shell_word(&word));
         // The first word is the program.
         if !said && index > 0 && word == "dedup" {
+            if !has_run {
+                repeated.extend(["--run".to_owned(), shell_word(run)]);
+            }
             repeated.push(again.to_owned());
             said = true;
         }
@@ -284,7 +319,19 @@ mod tests {
     use super::*;
 
     fn repeated(command: &str, again: &str) -> String {
-        repeat_command(command.split(' ').map(str::to_owned), again)
+        repeat_command(command.split(' ').map(str::to_owned), "7f", again)
+    }
+
+    #[test]
+    fn a_run_whose_id_was_made_up_is_repeated_under_it() {
+        let command = repeated("keydb dedup lines", "--again=3");
+        assert_eq!(command, "keydb dedup --run 7f --again=3 lines");
+        assert_eq!(
+            repeated(&command, "--again=3"),
+            "keydb dedup --again=3 --run 7f lines"
+        );
+        let file = repeated("keydb dedup -- --run", "--again=3");
+        assert_eq!(file, "keydb dedup --run 7f --again=3 -- --run");
     }
 
     #[test]

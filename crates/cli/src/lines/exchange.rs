@@ -1,8 +1,11 @@
 //! One batch that the reader fills and the taker takes.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
 
-use super::{Batch, Fill, InputError, Limits, batch::Record};
+use super::{AGE_MAX, Batch, Fill, InputError, Limits, SILENCE, batch::Record};
 
 /// The place where reader and taker meet.
 #[derive(Debug)]
@@ -20,6 +23,10 @@ struct State {
     batch: Batch,
     /// The batch has reached a limit.
     full: bool,
+    /// The input may fall silent before its end.
+    can_wait: bool,
+    /// When the batch's first and last records were added.
+    added_at: Option<(Instant, Instant)>,
     /// The input has ended, well or not.
     end: Option<Result<(), InputError>>,
     /// Nobody takes batches any more.
@@ -65,10 +72,20 @@ impl Exchange {
             let (now_decoded, later_decoded) = decoded.split_at(fit.decoded);
             state.batch.extend(now, now_bytes, now_decoded);
             state.full = fit.fills;
+            if state.can_wait {
+                let now = Instant::now();
+                let (first, _) = state.added_at.unwrap_or((now, now));
+                state.added_at = Some((first, now));
+            }
             (records, bytes, decoded) = (later, later_bytes, later_decoded);
             self.added.notify_one();
         }
         Ok(())
+    }
+
+    /// Another input begins, which may fall silent before its end, or not.
+    pub(crate) fn input_begins(&self, can_wait: bool) {
+        self.lock().can_wait = can_wait;
     }
 
     /// The input has ended, well or not; what comes after the first end is not added.
@@ -86,13 +103,21 @@ impl Exchange {
             let failed = matches!(state.end, Some(Err(_)));
             let there = match fill {
                 Fill::WhatIsThere => !state.batch.is_empty(),
-                Fill::Exact => {
+                Fill::Exact | Fill::FullOrSilent => {
                     state.full || (state.end.is_some() && !failed && !state.batch.is_empty())
                 }
             };
+            let due = match (fill, state.added_at) {
+                (Fill::FullOrSilent, Some((first, last))) if !failed => {
+                    Some((last + SILENCE).min(first + AGE_MAX))
+                }
+                _ => None,
+            };
+            let remaining = due.map(|due| due.saturating_duration_since(Instant::now()));
+            let there = there || remaining.is_some_and(|remaining| remaining.is_zero());
             if there {
                 std::mem::swap(&mut state.batch, &mut spare);
-                state.full = false;
+                (state.full, state.added_at) = (false, None);
                 self.taken.notify_one();
                 return Ok(Some(spare));
             }
@@ -100,10 +125,16 @@ impl Exchange {
                 state.end = Some(Ok(()));
                 return end.map(|()| None);
             }
-            state = self
-                .added
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = match remaining {
+                Some(remaining) => {
+                    let waited = self.added.wait_timeout(state, remaining);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self
+                    .added
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
+            };
         }
     }
 

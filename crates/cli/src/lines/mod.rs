@@ -4,7 +4,8 @@
 //! takes the batch. A line that is too long to hold as a whole comes in pieces, without a key.
 //!
 //! With [`Fill::Exact`] the batches depend on the input only: each ends at the first record that brings it to one of its limits.
-//! With [`Fill::WhatIsThere`] a batch is handed out as soon as there is anything in it, so a slow input is answered line by line
+//! With [`Fill::FullOrSilent`] that holds for inputs that are files; of another one, such as a pipe, a part of a batch is handed out when
+//! nothing has come for a while. With [`Fill::WhatIsThere`] a batch is handed out as soon as there is anything in it, so a slow input is answered line by line
 //! and a fast one in full batches.
 
 mod batch;
@@ -13,9 +14,9 @@ mod extract;
 mod json_pointer;
 mod reader;
 
-use std::{fmt, io, path::PathBuf, sync::Arc, thread};
+use std::{fmt, io, path::PathBuf, sync::Arc, thread, time::Duration};
 
-pub(crate) use batch::{Batch, Form, KeyAt};
+pub(crate) use batch::{Batch, Form, KeyAt, Line};
 use exchange::Exchange;
 pub(crate) use extract::Extract;
 pub(crate) use json_pointer::JsonPointer;
@@ -58,7 +59,15 @@ pub(crate) enum Fill {
     WhatIsThere,
     /// When it is full, or the input ends. What was read before an input failed is not handed out.
     Exact,
+    /// Likewise; and when an input that is no file has brought nothing for [`SILENCE`], or there has been something in the batch for
+    /// [`AGE_MAX`].
+    FullOrSilent,
 }
+
+/// How long an input is silent before a part of a batch is handed out.
+const SILENCE: Duration = Duration::from_millis(100);
+/// How long a line waits at most for the rest of its batch.
+const AGE_MAX: Duration = Duration::from_secs(1);
 
 /// Why there are no more lines although the input has not ended.
 #[derive(Debug, thiserror::Error)]

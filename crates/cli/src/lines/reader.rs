@@ -19,7 +19,11 @@ const CHUNK_BYTES: usize = 256 * 1024;
 pub(crate) fn run(inputs: &[Input], format: &Format, exchange: &Exchange) {
     let mut splitter = Splitter::new(format, exchange);
     for input in inputs {
-        match open(input).and_then(|file| splitter.split(file)) {
+        let opened = open(input).inspect(|file| {
+            let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+            exchange.input_begins(!is_file);
+        });
+        match opened.and_then(|file| splitter.split(file)) {
             Ok(Ok(())) => {}
             Ok(Err(Abandoned)) => return,
             Err(error) => return exchange.end(Err(input.error(error))),

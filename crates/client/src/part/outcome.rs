@@ -134,8 +134,11 @@ impl Part<'_> {
             self.account(&request_failure, positions, range.attempt == before, state);
         }
         if request_failure.permanent {
-            let reason = NotApplied::Refused {
-                message: request_failure.message,
+            let message = request_failure.message;
+            let reason = if request_failure.id_used {
+                NotApplied::OperationIdUsed { message }
+            } else {
+                NotApplied::Refused { message }
             };
             receiver.failed(&sending.share.positions, reason, &self.progress)?;
             return Ok(None);

@@ -12,6 +12,8 @@
 //! | not remembered, and earlier sendings may have been applied (`attempt > 0`): [`Recall::Nothing`] | stored, `First` | `Unknown` |
 //! | not remembered, and this is the first sending (`attempt == 0`): [`Recall::Nothing`] | stored, `First` | `Duplicate` |
 //!
+//! A first sending whose range is remembered as [`Recall::Same`] or [`Recall::Doubt`] is refused as a whole: its id was used before.
+//!
 //! Why `Unknown` and never `Duplicate`: the key may be present through an earlier sending of this very operation, whose reply
 //! nobody got. Saying `Duplicate` would then mean that nobody was ever told `First`.
 //!
@@ -331,6 +333,11 @@ impl Operation<'_> {
             }
             Some(_) => Recall::Doubt,
         }
+    }
+
+    /// Whether anything is remembered of earlier sendings.
+    pub(crate) fn is_remembered(&self) -> bool {
+        !self.remembered.is_empty()
     }
 
     /// The journal record that must be committed before remembered answers are told.

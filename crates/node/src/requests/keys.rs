@@ -139,6 +139,7 @@ pub(crate) async fn claim(node: &Node, request: &ClaimRequest) -> Result<ClaimRe
         let moment = Moment::new(node, now, ttl)?;
         match node.answers.begin(id, now, moment.expiry) {
             Begin::Registered(operation) => {
+                check_unused(&operation, table, &plan)?;
                 let commit = match commit {
                     Ok(commit) => commit,
                     Err(full) => {
@@ -158,6 +159,29 @@ pub(crate) async fn claim(node: &Node, request: &ClaimRequest) -> Result<ClaimRe
             }
         }
     }
+}
+
+/// A first sending has an operation id that nobody has used: its answers would be those of somebody else, who was told them.
+fn check_unused(
+    operation: &Operation<'_>,
+    table: &OwnedRanges,
+    plan: &Plan<'_>,
+) -> Result<(), Status> {
+    if !operation.is_remembered() {
+        return Ok(());
+    }
+    let is_used = |group: &Group| {
+        let claimed = ClaimedKeys::new(owned(table, *group).id, plan.keys(*group));
+        // What the key set refused half-way was not applied as far as its sender knows, who may send it again like this.
+        group.attempt == 0 && matches!(operation.recall(claimed), Recall::Same(_) | Recall::Doubt)
+    };
+    if plan.groups.iter().any(is_used) {
+        return Err(refusal_status(
+            ErrorCode::OperationIdUsed,
+            "the operation id was used before: to repeat that claim, say that it is a repeat; for another claim take another id. Nothing was applied",
+        ));
+    }
+    Ok(())
 }
 
 /// Room in the journal for everything that the request may write.

@@ -30,7 +30,7 @@ impl Operation {
 }
 
 /// Why whole requests are refused: every code of the wire, and what has none.
-const ERROR_CODES: [(ErrorCode, &str); 11] = [
+const ERROR_CODES: [(ErrorCode, &str); 12] = [
     (ErrorCode::InvalidRequest, "invalid_request"),
     (ErrorCode::WrongCluster, "wrong_cluster"),
     (ErrorCode::WrongNode, "wrong_node"),
@@ -40,6 +40,7 @@ const ERROR_CODES: [(ErrorCode, &str); 11] = [
     (ErrorCode::TooLate, "too_late"),
     (ErrorCode::OverMemoryLimit, "over_memory_limit"),
     (ErrorCode::DiskFull, "disk_full"),
+    (ErrorCode::OperationIdUsed, "operation_id_used"),
     (ErrorCode::NotPossible, "not_possible"),
     (ErrorCode::Unspecified, "other"),
 ];

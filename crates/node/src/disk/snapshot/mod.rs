@@ -110,6 +110,8 @@ struct Shared {
     /// Told when the maker has something to do.
     work: Condvar,
     progress: watch::Sender<Progress>,
+    /// Held while what is published is written down; true when nothing more is to be.
+    saving_ended: Arc<Mutex<bool>>,
 }
 
 #[derive(Debug)]
@@ -175,6 +177,7 @@ impl Snapshotter {
             }),
             work: Condvar::new(),
             progress: watch::Sender::new(known),
+            saving_ended: Arc::default(),
         });
         let runtime = tokio::runtime::Handle::current();
         let maker = std::thread::Builder::new()
@@ -299,6 +302,7 @@ impl Snapshotter {
             }
         }
         self.uploader.lock().await.shutdown().await;
+        *lock(&self.shared.saving_ended) = true;
         self.shared.failed(STOPPING.to_owned());
         if made.closed {
             Ok(())
@@ -317,6 +321,7 @@ impl Snapshotter {
         if let Ok(mut uploader) = self.uploader.try_lock() {
             uploader.abort_all();
         }
+        *lock(&self.shared.saving_ended) = true;
         let maker = lock(&self.maker).take();
         if let Some(maker) = maker {
             // A panic in it was printed.

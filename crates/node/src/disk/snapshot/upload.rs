@@ -21,7 +21,7 @@ use tracing::{debug, info};
 
 use super::{
     Published, RETRY_MAX, RETRY_MIN, Reach, Shared, first_object, garbage::GARBAGE_AGE,
-    local::file_path, manifest_key, object_key, reach, remote_manifest,
+    local::file_path, lock, manifest_key, object_key, reach, remote_manifest,
 };
 
 /// How often in a row a manifest is written anew after somebody else's write, or after one of unknown outcome.
@@ -319,10 +319,16 @@ impl Uploader {
 
     /// Writes down what is published.
     async fn save_published(&self) -> Result<(), String> {
-        // Not the directory itself, which must be free when this task has ended.
+        // Not the directory itself, which must be free when this task has ended. It may be another process's then, so that nothing is
+        // written after that.
         let root = self.shared.data_dir.root().to_owned();
         let published = self.published.clone();
-        let saved = spawn_blocking(move || published.save(&root)).await;
+        let ended = Arc::clone(&self.shared.saving_ended);
+        let saved = spawn_blocking(move || match *lock(&ended) {
+            true => Ok(()),
+            false => published.save(&root),
+        })
+        .await;
         saved
             .map_err(|error| error.to_string())?
             .map_err(|error| error.to_string())
