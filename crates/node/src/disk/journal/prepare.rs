@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use keydb_core::Lsn;
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
@@ -61,6 +62,8 @@ struct State {
     full: Option<String>,
     /// The writer has no segment to go on with.
     writer_waits: bool,
+    /// A cut up to here is to be made again when a segment is prepared.
+    cut_waits: Option<Lsn>,
     /// Segments that are not needed any more, the oldest first, and whether they are to be removed now.
     superseded: VecDeque<SegmentFile>,
     removes: bool,
@@ -214,31 +217,20 @@ impl Room {
     }
 
     /// A prepared file in exchange for the unused end of a segment, `bytes` of what may be promised. `None` when some of them are
-    /// promised, or no other file is to be had.
-    pub(super) fn exchange(&self, bytes: u64) -> Option<Prepared> {
+    /// promised, or no file is prepared: then one is, and the cut up to `covered` is made again. The writer has no time to wait for it.
+    pub(super) fn exchange(&self, bytes: u64, covered: Lsn) -> Option<Prepared> {
         let mut state = lock(&self.state);
         if state.available < bytes {
             return None;
         }
-        state.available -= bytes;
-        loop {
-            let prepared = state.prepared.pop_front();
-            let gives_up = state.full.is_some() || state.stopping;
-            if prepared.is_some() || gives_up {
-                state.writer_waits = false;
-                if prepared.is_none() {
-                    state.available += bytes;
-                    self.changed.notify_waiters();
-                }
-                return prepared;
-            }
-            state.writer_waits = true;
+        let prepared = state.prepared.pop_front();
+        if prepared.is_some() {
+            state.available -= bytes;
+        } else if state.full.is_none() && !state.stopping {
+            state.cut_waits = Some(covered);
             self.needed.notify_one();
-            state = self
-                .prepared
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
         }
+        prepared
     }
 }
 
@@ -259,6 +251,7 @@ pub(super) fn run(shared: &Shared) {
         // A disk that was full is asked again until it is not.
         let enough = state.full.is_none()
             && !state.writer_waits
+            && state.cut_waits.is_none()
             && state.available >= state.wanted.max(room.low_bytes);
         if enough {
             state = room
@@ -285,6 +278,11 @@ pub(super) fn run(shared: &Shared) {
                 }
                 room.prepared.notify_one();
                 room.changed.notify_waiters();
+                if let Some(covered) = state.cut_waits.take() {
+                    drop(state);
+                    shared.queue.cut(covered);
+                    state = lock(&room.state);
+                }
             }
             Err(error) => {
                 let reason = format!(
@@ -297,6 +295,8 @@ pub(super) fn run(shared: &Shared) {
                     );
                 }
                 state.full = Some(reason);
+                // The next snapshot cuts again.
+                state.cut_waits = None;
                 room.prepared.notify_one();
                 room.changed.notify_waiters();
                 state = room
@@ -309,4 +309,19 @@ pub(super) fn run(shared: &Shared) {
     }
     drop(state);
     room.remove_superseded();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_that_finds_no_prepared_segment_does_not_wait_for_one() {
+        let room = Room::new(4096);
+        lock(&room.state).available = 4096;
+        assert!(room.exchange(1000, Lsn(7)).is_none());
+        let state = lock(&room.state);
+        assert_eq!(state.cut_waits, Some(Lsn(7)));
+        assert_eq!(state.available, 4096);
+    }
 }

@@ -183,12 +183,12 @@ impl Writer<'_> {
     }
 
     /// Goes on in a new segment before this one is full, where nobody was promised what is left of it.
-    fn exchange_segment(&mut self) -> Result<(), JournalError> {
+    fn exchange_segment(&mut self, covered: Lsn) -> Result<(), JournalError> {
         let used_bytes = self.current.as_ref().map_or(0, |current| {
             current.used_bytes - SEGMENT_HEADER_BYTES as u64
         });
         let unused_bytes = budget(self.shared.config.segment_bytes).saturating_sub(used_bytes);
-        let Some(prepared) = self.shared.room.exchange(unused_bytes) else {
+        let Some(prepared) = self.shared.room.exchange(unused_bytes, covered) else {
             return Ok(());
         };
         self.begin_segment(prepared)
@@ -247,7 +247,7 @@ impl Writer<'_> {
                 .as_ref()
                 .is_some_and(|current| current.used_bytes >= CUT_BYTES_MIN);
         if is_covered {
-            self.exchange_segment()?;
+            self.exchange_segment(covered)?;
         }
         let end = self
             .current
