@@ -292,8 +292,21 @@ fn objects_that_no_manifest_names_are_removed_when_they_are_old() {
 
     let young = cluster.json(["snapshot", "gc", "--json"]);
     assert_eq!(young["removed"].as_array().unwrap().len(), 0, "{young}");
-    // Older than a millisecond everything is by the time that a process has started.
-    let old = ["snapshot", "gc", "--older-than", "1ms", "--json"];
+    let refused = cluster.run(["snapshot", "gc", "--older-than", "19m"]);
+    assert_code(&refused, 2);
+    assert!(
+        stderr(&refused).contains("at least 20m"),
+        "{}",
+        stderr(&refused)
+    );
+    let long_ago = std::time::SystemTime::UNIX_EPOCH;
+    for key in first.iter().chain(&second) {
+        let file = fs::File::options()
+            .write(true)
+            .open(cluster.object_file(key));
+        file.unwrap().set_modified(long_ago).unwrap();
+    }
+    let old = ["snapshot", "gc", "--older-than", "20m", "--json"];
     let dry = cluster.json(old.into_iter().chain(["--dry-run"]));
     let named: Vec<&str> = dry["removed"]
         .as_array()
@@ -448,7 +461,10 @@ fn a_lost_disk_is_given_up_by_name_and_the_node_comes_back_from_object_storage()
     );
     assert_code(&cluster.run(recover), 2);
 
-    let _running = cluster.start();
+    let mut node = cluster.launch();
+    let line = wait_for_line(&mut node, "fetched the snapshot files");
+    assert!(line.contains("files=1 bytes="), "{line}");
+    wait_for_line(&mut node, "keys are loaded");
     assert_eq!(
         cluster.answer(["get", "kept", "lost"]),
         "present\tkept\nabsent\tlost\n"

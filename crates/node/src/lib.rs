@@ -33,7 +33,8 @@ pub use disk::data_dir::DataDirError;
 pub use disk::journal::bench;
 pub use disk::journal::{Found, JournalError, inspect};
 pub use disk::snapshot::{
-    Collected, GarbageError, collect_garbage, first_object, manifest_key, object_key,
+    Collected, GARBAGE_AGE_MIN, GarbageError, collect_garbage, first_object, manifest_key,
+    object_key,
 };
 pub use error::NodeError;
 pub use run::{Listeners, run};

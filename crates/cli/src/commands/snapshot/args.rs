@@ -4,6 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 
+use keydb_node::GARBAGE_AGE_MIN;
+
 use crate::{
     args::{Addresses, ConnectArgs, addresses},
     settings,
@@ -46,11 +48,11 @@ Examples:
   keydb snapshot verify --node 2";
 
 const GC_EXAMPLES: &str = "\
-Removes objects that no manifest names. Nodes do this themselves once an hour.
+Removes objects that no manifest names. Each node does this for its own once an hour.
 
 Examples:
   keydb snapshot gc --dry-run
-  keydb snapshot gc --older-than 10m";
+  keydb snapshot gc --older-than 20m";
 
 const EXPORT_EXAMPLES: &str = "\
 Writes a snapshot file with the keys' fingerprints, in order, and their expiries, as far as object storage has them: see
@@ -157,8 +159,8 @@ pub(crate) struct GcArgs {
     /// Only say what would be removed
     #[arg(long)]
     pub(crate) dry_run: bool,
-    /// Leave younger objects alone: a node may be about to name them
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = settings::duration)]
+    /// Leave younger objects alone: a node may be about to name them; at least 20m
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = garbage_age)]
     pub(crate) older_than: Duration,
     /// Answer as JSON
     #[arg(long)]
@@ -188,4 +190,16 @@ pub(crate) struct ImportArgs {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
+}
+
+/// The age of what is removed.
+fn garbage_age(text: &str) -> Result<Duration, String> {
+    let age = settings::duration(text)?;
+    if age < GARBAGE_AGE_MIN {
+        return Err(format!(
+            "is too short: an upload that is under way has objects that no manifest names yet; give at least {}m",
+            GARBAGE_AGE_MIN.as_secs() / 60
+        ));
+    }
+    Ok(age)
 }

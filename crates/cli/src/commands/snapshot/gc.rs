@@ -2,14 +2,14 @@
 
 use std::process::ExitCode;
 
-use keydb_node::{GarbageError, collect_garbage};
+use keydb_node::{Collected, GarbageError, collect_garbage};
 use serde_json::json;
 
 use super::{args::GcArgs, settings, store::Store};
 use crate::{
     connect,
     exit::Failure,
-    output::{Stdout, bytes_text},
+    output::{Stdout, bytes_text, say},
 };
 
 pub(super) fn run(args: &GcArgs) -> Result<ExitCode, Failure> {
@@ -18,7 +18,7 @@ pub(super) fn run(args: &GcArgs) -> Result<ExitCode, Failure> {
     let collected = connect::runtime()?.block_on(async {
         // Where there is no cluster, these may be somebody else's objects.
         store.map().await?;
-        collect_garbage(&*store.storage, args.older_than, args.dry_run)
+        collect_garbage(&*store.storage, None, args.older_than, args.dry_run)
             .await
             .map_err(|error| match error {
                 GarbageError::Storage(error) => store.failure(&error),
@@ -32,8 +32,12 @@ pub(super) fn run(args: &GcArgs) -> Result<ExitCode, Failure> {
             "objects_seen": collected.seen,
             "removed": collected.removed,
             "removed_bytes": collected.removed_bytes,
+            "failed": collected.failed.iter().map(|(key, error)| json!({
+                "key": key,
+                "error": error.to_string(),
+            })).collect::<Vec<_>>(),
         }))?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(exit_code(&collected));
     }
     let verb = if args.dry_run {
         "would remove"
@@ -50,5 +54,15 @@ pub(super) fn run(args: &GcArgs) -> Result<ExitCode, Failure> {
         bytes_text(collected.removed_bytes)
     );
     out.write(summary.as_bytes())?;
-    Ok(ExitCode::SUCCESS)
+    for (key, error) in &collected.failed {
+        say(&format!("cannot remove {key}: {error}"));
+    }
+    Ok(exit_code(&collected))
+}
+
+fn exit_code(collected: &Collected) -> ExitCode {
+    match collected.failed.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
 }

@@ -10,7 +10,7 @@ use tokio::{
     io::AsyncWriteExt,
     time::{sleep, timeout},
 };
-use tracing::{info, warn};
+use tracing::{debug, warn};
 
 use super::{Recovery, STORAGE_PAUSE};
 use crate::{
@@ -155,7 +155,7 @@ impl Recovery {
                 Err(error) => return Err(error),
                 Ok(()) => {
                     self.node.warn_of("recovery", None);
-                    info!(key, bytes = file.size_bytes, "fetched a snapshot file");
+                    debug!(key, bytes = file.size_bytes, "fetched a snapshot file");
                     return Ok(());
                 }
             }

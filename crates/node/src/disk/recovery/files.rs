@@ -3,11 +3,15 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
+    time::Duration,
 };
 
 use keydb_core::{Manifest, ManifestFile, RangeId, SnapshotKind};
-use tokio::task::{JoinSet, spawn_blocking};
-use tracing::{error, warn};
+use tokio::{
+    task::{JoinSet, spawn_blocking},
+    time::Instant,
+};
+use tracing::{error, info, warn};
 
 use super::{Recovery, fetch::FetchError, task_failed};
 use crate::{
@@ -27,6 +31,9 @@ const FETCHES_AT_ONCE: usize = 4;
 
 /// So many manifests are gone by, one after the other, while the objects of each are removed before they are fetched.
 const MANIFESTS_MAX: usize = 5;
+
+/// How often the progress is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(3);
 
 /// A file, and the ranges that wait for it.
 type Wanted = (ManifestFile, Vec<Arc<OwnedRange>>);
@@ -77,6 +84,8 @@ impl Recovery {
         let mut to_read: Vec<Wanted> = plan.files();
         // Deltas first: once they are read, each full file makes a range ready.
         to_read.sort_by_key(|(file, _)| file.kind == SnapshotKind::Delta);
+        let is_new = self.is_taken_over(manifest);
+        let mut progress = Progress::new(is_new.then_some(manifest));
         let mut to_fetch: VecDeque<(Wanted, LoadError)> = VecDeque::new();
         let mut reading: JoinSet<(String, Outcome)> = JoinSet::new();
         let mut fetching: JoinSet<(String, Outcome)> = JoinSet::new();
@@ -89,21 +98,32 @@ impl Recovery {
             while fetching.len() < FETCHES_AT_ONCE
                 && let Some((wanted, local)) = to_fetch.pop_front()
             {
-                warn!(node = %self.node.config.id, name = wanted.0.name, "a snapshot file cannot be used, fetching it from object storage: {local}");
+                // On a disk that is new none is there.
+                if !(is_new && matches!(local, LoadError::Missing)) {
+                    warn!(node = %self.node.config.id, name = wanted.0.name, "a snapshot file cannot be used, fetching it from object storage: {local}");
+                }
                 fetching.spawn(Arc::clone(self).fetch_and_read(
                     wanted,
                     local,
                     Arc::clone(membership_state),
                 ));
             }
-            let ended = tokio::select! {
-                Some(ended) = reading.join_next() => ended,
-                Some(ended) = fetching.join_next() => ended,
-                else => return Ok(None),
+            let (ended, is_fetched) = tokio::select! {
+                Some(ended) = reading.join_next() => (ended, false),
+                Some(ended) = fetching.join_next() => (ended, true),
+                else => {
+                    progress.end();
+                    return Ok(None);
+                }
             };
             let (name, outcome) = ended.map_err(|error| task_failed(&error))?;
             let result = match outcome {
-                Outcome::Loaded => Ok(()),
+                Outcome::Loaded => {
+                    if is_fetched {
+                        progress.fetched(plan.size_of(&name));
+                    }
+                    Ok(())
+                }
                 Outcome::NotHere(wanted, error) => {
                     to_fetch.push_back((wanted, error));
                     continue;
@@ -195,6 +215,54 @@ fn origin(table: &OwnedRanges) -> Origin {
     }
 }
 
+/// Says now and then how much has been fetched.
+struct Progress {
+    files: usize,
+    bytes: u64,
+    /// How much there is to fetch, where that is known.
+    files_total: Option<usize>,
+    bytes_total: Option<u64>,
+    last_log: Instant,
+}
+
+impl Progress {
+    /// Of all files of `manifest`, or of those that turn out not to be here.
+    fn new(manifest: Option<&Manifest>) -> Self {
+        Self {
+            files: 0,
+            bytes: 0,
+            files_total: manifest.map(|it| it.files.len()),
+            bytes_total: manifest.map(|it| it.files.iter().map(|file| file.size_bytes).sum()),
+            last_log: Instant::now(),
+        }
+    }
+
+    fn fetched(&mut self, bytes: u64) {
+        self.files += 1;
+        self.bytes += bytes;
+        if self.last_log.elapsed() >= LOG_INTERVAL {
+            self.last_log = Instant::now();
+            info!(
+                files = self.files,
+                files_total = self.files_total,
+                bytes = self.bytes,
+                bytes_total = self.bytes_total,
+                "fetching snapshot files from object storage"
+            );
+        }
+    }
+
+    fn end(&self) {
+        if self.files > 0 {
+            info!(
+                files = self.files,
+                bytes = self.bytes,
+                "fetched the snapshot files that object storage has"
+            );
+        }
+    }
+}
+
 /// Which files which ranges wait for.
 struct Plan {
     files: HashMap<String, (ManifestFile, Vec<Arc<OwnedRange>>)>,
@@ -246,6 +314,11 @@ impl Plan {
 
     fn files(&self) -> Vec<(ManifestFile, Vec<Arc<OwnedRange>>)> {
         self.files.values().cloned().collect()
+    }
+
+    /// The size in bytes of a file that is waited for.
+    fn size_of(&self, name: &str) -> u64 {
+        self.files.get(name).map_or(0, |(file, _)| file.size_bytes)
     }
 
     /// A file was read, or cannot be.

@@ -51,7 +51,7 @@ use tokio::{
 use tracing::warn;
 
 pub(crate) use backlog::Backlog;
-pub use garbage::{Collected, GarbageError, collect_garbage};
+pub use garbage::{Collected, GARBAGE_AGE_MIN, GarbageError, collect_garbage};
 pub(crate) use local::{
     file_path, local_manifest, manifest_path, open, save, skip_lost, take_clean_flag,
 };

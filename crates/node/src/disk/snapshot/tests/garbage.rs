@@ -13,7 +13,7 @@ impl Rig {
     }
 
     async fn collect(&self, dry_run: bool) -> Result<Collected, GarbageError> {
-        collect_garbage(&*self.storage, AGE, dry_run).await
+        collect_garbage(&*self.storage, None, AGE, dry_run).await
     }
 }
 
@@ -114,5 +114,37 @@ async fn a_node_has_a_manifest_before_its_first_object() {
     rig.storage.works();
     run.snapshot().await;
     assert_eq!(rig.remote_keys().await, rig.keys(0..100, EXPIRY));
+    run.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_cannot_be_removed_does_not_keep_the_others() {
+    let rig = Rig::new().await;
+    let run = rig.start().await;
+    for round in 0..4 {
+        run.put(&rig.keys(round * 10..round * 10 + 10, EXPIRY))
+            .await;
+        run.snapshot().await;
+    }
+    let deltas = rig.objects().await;
+    run.full_snapshot().await;
+    rig.clock.advance(AGE * 2);
+    let stays = deltas[1].clone();
+    let refused = stays.clone();
+    rig.storage
+        .goes_wrong(move |name, key| (name == "delete" && key == refused).then_some(Fault::Fails));
+    // Of one node, as it does it by itself.
+    let collected = collect_garbage(&*rig.storage, Some(NODE), AGE, false)
+        .await
+        .unwrap();
+    assert_eq!(collected.removed.len(), deltas.len() - 1);
+    let failed: Vec<&String> = collected.failed.iter().map(|(key, _)| key).collect();
+    assert_eq!(failed, [&stays]);
+    rig.storage.works();
+    assert_eq!(rig.collect(false).await.unwrap().removed, [stays]);
+    let none = collect_garbage(&*rig.storage, Some(NodeId(7)), AGE, false)
+        .await
+        .unwrap();
+    assert_eq!(none.seen, 0);
     run.stop().await;
 }
