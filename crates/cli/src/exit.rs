@@ -4,7 +4,7 @@ use std::fmt;
 
 use keydb_client::{ConnectError, GetError, NotApplied, WriteError};
 
-use crate::{lines::InputError, settings::SettingsError};
+use crate::{lines::InputError, output::say, settings::SettingsError};
 
 /// The exit codes of every command, as `--help` prints them. [`Code`] holds the numbers.
 pub(crate) const TABLE: &str = "\
@@ -61,6 +61,12 @@ impl Failure {
     /// The process's exit code.
     pub(crate) const fn code(&self) -> u8 {
         self.code as u8
+    }
+
+    /// Tells the user and ends the process at once, whatever its threads do.
+    pub(crate) fn exit_now(&self) -> ! {
+        say(&format!("keydb: {self}"));
+        std::process::exit(self.code().into())
     }
 
     /// The same failure with one more line to its message.

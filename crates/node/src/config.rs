@@ -15,6 +15,9 @@ pub struct NodeConfig {
     pub map_poll_interval: Duration,
     /// How long requests in progress have to end when the node stops; what remains is then cut off.
     pub drain_deadline: Duration,
+    /// How long a write or sync of the journal may take before the process ends: whether a disk that does not answer has what was
+    /// written to it, only the next start can tell. It is warned of, and the node not ready, after a sixth of that.
+    pub disk_hang_limit: Duration,
     /// Where the node keeps its journal and snapshots. In `memory` mode there is nothing to keep, and it is not touched.
     pub data_dir: PathBuf,
     /// How long between two snapshots. More than 0.
@@ -60,6 +63,7 @@ impl NodeConfig {
             id,
             map_poll_interval: Duration::from_secs(1),
             drain_deadline: Duration::from_secs(10),
+            disk_hang_limit: Duration::from_secs(60),
             data_dir: PathBuf::from("keydb-data"),
             snapshot_interval: Duration::from_secs(60),
             limits: Limits::default(),
@@ -71,6 +75,7 @@ impl NodeConfig {
         let zero = [
             ("map_poll_interval", self.map_poll_interval.is_zero()),
             ("snapshot_interval", self.snapshot_interval.is_zero()),
+            ("disk_hang_limit", self.disk_hang_limit.is_zero()),
             ("limits.request_keys_max", limits.request_keys_max == 0),
             ("limits.message_bytes_max", limits.message_bytes_max == 0),
             (

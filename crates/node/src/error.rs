@@ -1,6 +1,6 @@
 //! What ends a node.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use keydb_core::{ClusterId, Incarnation, MapError, NodeId, UnixMillis};
 
@@ -134,6 +134,18 @@ pub enum NodeError {
     /// The journal is damaged, or could not be written: what was acknowledged may not be complete.
     #[error("{0}")]
     Journal(#[from] JournalError),
+    /// The disk does not answer. Whoever started the node ends the process: its threads may never end.
+    #[error(
+        "the disk of {} has not answered for {} s: a write or sync of the journal does not end. What it has got, the next start finds out",
+        path.display(),
+        elapsed.as_secs()
+    )]
+    DiskHangs {
+        /// The data directory.
+        path: PathBuf,
+        /// How long it has not.
+        elapsed: Duration,
+    },
     /// The cluster map does not list this node any more. Started again, it waits to be listed.
     #[error(
         "node {node} is not a member of cluster {cluster} any more (cluster map epoch {epoch})"

@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use keydb_core::{Arena, Clock, ClusterMap, Incarnation, Times, UnixMillis, UnixSeconds};
@@ -47,6 +50,7 @@ pub(crate) struct Node {
     membership_state: RwLock<Arc<MembershipState>>,
     hinted: Mutex<(u64, u64)>,
     newer_map: Notify,
+    disk_hangs: AtomicBool,
     /// Why the node is to end.
     ending: Mutex<Option<NodeError>>,
     ended: Notify,
@@ -106,6 +110,7 @@ impl Node {
             membership_state: RwLock::new(Arc::new(MembershipState::NoMap)),
             hinted: Mutex::default(),
             newer_map: Notify::new(),
+            disk_hangs: AtomicBool::new(false),
             ending: Mutex::default(),
             ended: Notify::new(),
             config,
@@ -252,6 +257,15 @@ impl Node {
     /// Waits until somebody has been heard of who goes by a newer map.
     pub(crate) async fn heard_of_newer_map(&self) {
         self.newer_map.notified().await;
+    }
+
+    /// Whether the disk has not answered for a while.
+    pub(crate) fn disk_hangs(&self) -> bool {
+        self.disk_hangs.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_disk_hangs(&self, hangs: bool) {
+        self.disk_hangs.store(hangs, Ordering::Relaxed);
     }
 
     /// Has the node end; the first reason counts.

@@ -23,6 +23,9 @@ use crate::{
 /// How long connections without requests have to close, also where the drain deadline has passed.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// How often it is looked whether the disk answers.
+const HANG_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Where a node is reached.
 #[derive(Debug)]
 pub struct Listeners {
@@ -65,6 +68,13 @@ pub async fn run(
             Err(reason)
         }
     };
+    if let Err(NodeError::DiskHangs { .. }) = &ended
+        && let Some(disk) = node.disk()
+    {
+        // There is nothing that could be ended in order.
+        disk.leave();
+        return ended;
+    }
     running.stop(&node).await;
     ended
 }
@@ -114,6 +124,7 @@ impl Running {
         let mut membership = JoinSet::new();
         membership.spawn(Membership::new(Arc::clone(node), store).follow());
         membership.spawn(journal_failed(Arc::clone(node)));
+        membership.spawn(disk_hangs(Arc::clone(node)));
         let ending = Arc::clone(node);
         membership.spawn(async move { ending.ended().await });
         let mut sweeper = JoinSet::new();
@@ -217,6 +228,30 @@ impl Drop for Abandoned {
 /// Waits until the node's journal fails: from then on nothing may be acknowledged.
 async fn journal_failed(node: Arc<Node>) -> NodeError {
     NodeError::Journal(node.open_disk().await.journal.failed().await)
+}
+
+/// Watches whether the disk answers, until it has not for too long.
+async fn disk_hangs(node: Arc<Node>) -> NodeError {
+    let limit = node.config.disk_hang_limit;
+    let journal = &node.open_disk().await.journal;
+    loop {
+        tokio::time::sleep((limit / 12).min(HANG_LOOK_INTERVAL)).await;
+        let elapsed = journal.busy_for();
+        if elapsed >= limit {
+            return NodeError::DiskHangs {
+                path: node.config.data_dir.clone(),
+                elapsed,
+            };
+        }
+        let hangs = elapsed >= limit / 6;
+        node.set_disk_hangs(hangs);
+        let text = format!(
+            "the disk of {} does not answer a write or sync of the journal; after {} s the process ends",
+            node.config.data_dir.display(),
+            limit.as_secs()
+        );
+        node.warn_of("disk", hangs.then_some(text));
+    }
 }
 
 fn failed(task: &'static str, error: &JoinError) -> NodeError {

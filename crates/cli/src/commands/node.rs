@@ -3,7 +3,7 @@
 use std::{future::Future, io, process::ExitCode, sync::Arc, time::Duration};
 
 use keydb_core::NodeId;
-use keydb_node::{Listeners, NodeConfig, SystemClock};
+use keydb_node::{Listeners, NodeConfig, NodeError, SystemClock};
 use keydb_storage::{Init, MapStore, ObjectStorage};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -140,9 +140,16 @@ async fn run_node(
 ) -> Result<(), Failure> {
     let id = config.id;
     let clock = Arc::new(SystemClock::new());
-    keydb_node::run(config, listeners, storage, clock, shutdown)
-        .await
-        .map_err(|error| Failure::failed(format!("node {id} had to stop: {error}")))
+    let ended = keydb_node::run(config, listeners, storage, clock, shutdown).await;
+    let hangs = matches!(ended, Err(NodeError::DiskHangs { .. }));
+    ended.map_err(|error| {
+        let failure = Failure::failed(format!("node {id} had to stop: {error}"));
+        if hangs {
+            // Its threads would hold up an end in order.
+            failure.exit_now();
+        }
+        failure
+    })
 }
 
 /// Listens at `port`, which `setting` gave, on every interface, with IPv6 where the machine has it.

@@ -39,6 +39,8 @@ mod armed {
         Fail(i32),
         /// The process ends at once.
         Abort,
+        /// The work does not come to an end before the point is disarmed.
+        Hang,
     }
 
     const ENOSPC: i32 = 28;
@@ -85,7 +87,8 @@ mod armed {
                     "abort" => Action::Abort,
                     "enospc" => Action::Fail(ENOSPC),
                     "eio" => Action::Fail(EIO),
-                    other => panic!("FAILPOINTS: {other:?} is not abort, enospc or eio"),
+                    "hang" => Action::Hang,
+                    other => panic!("FAILPOINTS: {other:?} is not abort, enospc, eio or hang"),
                 },
                 skip: nth.saturating_sub(1),
                 hits: 0,
@@ -96,7 +99,8 @@ mod armed {
 
     pub(crate) fn hit(name: &'static str, path: &Path) -> io::Result<()> {
         let mut points = points();
-        for point in &mut points.points {
+        for index in 0..points.points.len() {
+            let point = &mut points.points[index];
             // Of a process's own points the directory is empty, with which every path starts.
             let is_meant = point.name == name || point.name == "*";
             if !is_meant || !path.starts_with(&point.dir) {
@@ -110,9 +114,22 @@ mod armed {
                 Action::Count => {}
                 Action::Fail(code) => return Err(io::Error::from_raw_os_error(code)),
                 Action::Abort => std::process::abort(),
+                Action::Hang => {
+                    let id = point.id;
+                    drop(points);
+                    hang(id);
+                    return Ok(());
+                }
             }
         }
         Ok(())
+    }
+
+    /// Waits until the point with this id is disarmed.
+    fn hang(id: u64) {
+        while points().points.iter().any(|point| point.id == id) {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
     }
 
     /// Disarms its point when dropped.

@@ -82,6 +82,14 @@ impl Disk {
         let _ = self.journal.close();
     }
 
+    /// The end of a node whose disk does not answer: nobody waits for what is under way.
+    pub(crate) fn leave(&self) {
+        self.journal.leave();
+        if let Some(snapshots) = self.lock().take() {
+            snapshots.leave();
+        }
+    }
+
     pub(crate) fn status(&self) -> DiskStatus {
         let snapshots = self.snapshots().map(|snapshots| snapshots.status());
         let snapshots = snapshots.unwrap_or_default();

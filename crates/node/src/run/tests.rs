@@ -3,13 +3,15 @@
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
+use std::time::Duration;
+
 use keydb_core::{ClusterMap, Durability, OperationId};
 use keydb_proto::shard::{ErrorCode, PutReply};
 use tonic::Status;
 
 use self::support::{cluster::*, *};
 use crate::{
-    NodeError,
+    NodeConfig, NodeError,
     disk::failpoint::{self, Action},
 };
 
@@ -162,5 +164,54 @@ async fn a_failed_sync_ends_the_node_and_nothing_is_acknowledged_after_it() {
     let node = cluster.start().await;
     let mut client = node.loaded().await;
     assert_eq!(cluster.present(&mut client, &map, 0..100).await, 100);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_disk_that_does_not_answer_is_named_ends_readiness_and_then_the_node() {
+    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
+    cluster.put(&mut client, &map, 0..100).await;
+    node.stop().await;
+    let config = NodeConfig {
+        disk_hang_limit: Duration::from_secs(6),
+        ..cluster.config()
+    };
+    let node = cluster.start_with(config.clone()).await;
+    let client = node.loaded().await;
+    let hanging = || failpoint::arm("journal.sync", &cluster.data_dir(), Action::Hang, 0);
+    let put = |numbers: std::ops::Range<u32>| {
+        let request = cluster.world.put_request(&map, &keys(&map, numbers), 60);
+        let mut client = client.clone();
+        tokio::spawn(async move { client.put(request).await })
+    };
+
+    // It is slow at first, and answers in the end.
+    let slow = hanging();
+    let waiting = put(100..200);
+    eventually(async || warns(&client, &["does not answer", "the process ends"]).await).await;
+    let (code, why) = node.http("/ready").await;
+    assert_eq!(code, 503, "{why}");
+    assert!(why.contains("the disk does not answer"), "{why}");
+    drop(slow);
+    waiting.await.unwrap().unwrap();
+    eventually(async || node.http("/ready").await.0 == 200).await;
+    assert!(!warns(&client, &["does not answer"]).await);
+
+    let for_ever = hanging();
+    let waiting = put(200..300);
+    let error = node.ended().await.unwrap_err();
+    assert!(matches!(error, NodeError::DiskHangs { .. }), "{error}");
+    waiting.await.unwrap().unwrap_err();
+    // The process would end here, and the disk be free.
+    drop(for_ever);
+    let node = loop {
+        let node = cluster.start().await;
+        tokio::select! {
+            client = node.loaded() => break (client, node),
+            () = tokio::time::sleep(Duration::from_secs(30)) => panic!("it does not start"),
+        }
+    };
+    let (mut client, node) = node;
+    assert!(cluster.present(&mut client, &map, 0..1000).await >= 200);
     node.stop().await;
 }

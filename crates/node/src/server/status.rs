@@ -93,6 +93,7 @@ pub(crate) fn snapshot(node: &Node) -> StatusSnapshot {
         reply: reply(node, &membership_state),
         not_serving,
         stopping: node.in_flight.is_stopping(),
+        disk_hangs: node.disk_hangs(),
         request_counters: Arc::clone(&node.request_counters),
     }
 }

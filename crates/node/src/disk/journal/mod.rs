@@ -36,6 +36,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use keydb_core::{Clock, ClusterId, Incarnation, Lsn, NodeId};
@@ -134,6 +135,8 @@ struct Shared {
     config: JournalConfig,
     queue: Queue,
     room: Room,
+    /// Since when the writer is at work on the disk.
+    busy_since: Mutex<Option<Instant>>,
 }
 
 impl JournalConfig {
@@ -165,6 +168,7 @@ impl Journal {
         let shared = Arc::new(Shared {
             queue: Queue::new(last, synced, config.recent_bytes_max),
             room: Room::new(config.segment_bytes),
+            busy_since: Mutex::default(),
             config,
         });
         let mut threads = Vec::new();
@@ -258,6 +262,17 @@ impl Journal {
     /// What stands in the way of admitting more, if anything.
     pub(crate) fn is_full(&self) -> Option<String> {
         self.shared.room.is_full()
+    }
+
+    /// How long the disk has not answered the writer; zero while that has nothing to do.
+    pub(crate) fn busy_for(&self) -> Duration {
+        let since = *queue::lock(&self.shared.busy_since);
+        since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Leaves the threads to themselves: they do not end while the disk does not answer, and nobody may wait for them.
+    pub(crate) fn leave(&self) {
+        queue::lock(&self.threads).clear();
     }
 
     /// Waits until the journal fails.

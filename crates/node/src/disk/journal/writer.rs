@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, IoSlice, Write},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use keydb_core::{Lsn, Record, RecordBody, SEGMENT_HEADER_BYTES, SegmentHeader, encode_record};
@@ -12,6 +12,7 @@ use super::{
     JournalError, Shared,
     files::{self, SegmentFile, Segments},
     prepare::{Prepared, budget},
+    queue::lock,
 };
 use crate::disk::failpoint;
 
@@ -80,6 +81,7 @@ impl Writer<'_> {
         loop {
             let patience = (!self.marked).then_some(MARK_AFTER);
             let mut work = self.shared.queue.next_work(patience);
+            *lock(&self.shared.busy_since) = Some(Instant::now());
             if !work.records.is_empty() {
                 self.write(&work.records)?;
                 self.sync()?;
@@ -93,6 +95,7 @@ impl Writer<'_> {
                 self.cut(covered)?;
             }
             self.tell_size();
+            *lock(&self.shared.busy_since) = None;
             if work.closing {
                 self.sync()?;
                 self.closed

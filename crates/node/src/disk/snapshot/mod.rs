@@ -311,6 +311,16 @@ impl Snapshotter {
         }
     }
 
+    /// Leaves the thread to itself, which may not end while the disk does not answer.
+    pub(crate) fn leave(&self) {
+        drop(lock(&self.maker).take());
+        self.shared.state().abandoned = true;
+        self.shared.work.notify_one();
+        if let Ok(mut uploader) = self.uploader.try_lock() {
+            uploader.abort_all();
+        }
+    }
+
     /// Stops without another snapshot.
     pub(crate) fn abandon(&self) {
         {

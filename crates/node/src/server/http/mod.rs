@@ -39,6 +39,8 @@ pub(crate) struct StatusSnapshot {
     pub(crate) not_serving: Option<String>,
     /// Whether requests for keys are refused because the node is on its way down.
     pub(crate) stopping: bool,
+    /// The disk has not answered for a while.
+    pub(crate) disk_hangs: bool,
     /// The requests so far.
     pub(crate) request_counters: Arc<RequestCounters>,
 }
@@ -67,6 +69,9 @@ impl StatusSnapshot {
     fn not_ready(&self) -> Option<String> {
         if self.stopping {
             return Some("the node is stopping".to_owned());
+        }
+        if self.disk_hangs {
+            return Some("the disk does not answer".to_owned());
         }
         self.not_started()
     }

@@ -46,6 +46,7 @@ impl Probed {
                 reply: reply(&stand),
                 not_serving: stand.not_serving,
                 stopping: stand.stopping,
+                disk_hangs: false,
                 request_counters: Arc::clone(&counts),
             }
         };
