@@ -5,14 +5,17 @@ mod support;
 
 use std::time::Duration;
 
-use keydb_core::{ClusterMap, Durability, OperationId};
+use keydb_core::{ClusterMap, Durability, NodeId, OperationId};
 use keydb_proto::shard::{ErrorCode, PutReply};
 use tonic::Status;
 
 use self::support::{cluster::*, *};
 use crate::{
     NodeConfig, NodeError,
-    disk::failpoint::{self, Action},
+    disk::{
+        data_dir::DataDir,
+        failpoint::{self, Action},
+    },
 };
 
 const ENOSPC: i32 = 28;
@@ -204,14 +207,10 @@ async fn a_disk_that_does_not_answer_is_named_ends_readiness_and_then_the_node()
     waiting.await.unwrap().unwrap_err();
     // The process would end here, and the disk be free.
     drop(for_ever);
-    let node = loop {
-        let node = cluster.start().await;
-        tokio::select! {
-            client = node.loaded() => break (client, node),
-            () = tokio::time::sleep(Duration::from_secs(30)) => panic!("it does not start"),
-        }
-    };
-    let (mut client, node) = node;
+    let is_free = || DataDir::open(&cluster.data_dir(), map.cluster_id, NodeId(0)).is_ok();
+    eventually(async || is_free()).await;
+    let node = cluster.start().await;
+    let mut client = node.loaded().await;
     assert!(cluster.present(&mut client, &map, 0..1000).await >= 200);
     node.stop().await;
 }
