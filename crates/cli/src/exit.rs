@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use keydb_client::{ConnectError, GetError, NotApplied, WriteError};
+use keydb_client::{ConnectError, GetError, NodeId, NotApplied, WriteError};
+use keydb_node::NodeError;
 
 use crate::{lines::InputError, output::say, settings::SettingsError};
 
@@ -63,10 +64,14 @@ impl Failure {
         self.code as u8
     }
 
-    /// Tells the user and ends the process at once, whatever its threads do.
-    pub(crate) fn exit_now(&self) -> ! {
-        say(&format!("keydb: {self}"));
-        std::process::exit(self.code().into())
+    /// Why node `id` ended. Where its disk does not answer, its threads would hold up an end in order: the process ends here.
+    pub(crate) fn of_node(id: NodeId, error: &NodeError) -> Self {
+        let failure = Self::failed(format!("node {id} had to stop: {error}"));
+        if matches!(error, NodeError::DiskHangs { .. }) {
+            say(&format!("keydb: {failure}"));
+            std::process::exit(failure.code().into());
+        }
+        failure
     }
 
     /// The same failure with one more line to its message.

@@ -68,14 +68,21 @@ pub async fn run(
             Err(reason)
         }
     };
-    if let Err(NodeError::DiskHangs { .. }) = &ended
-        && let Some(disk) = node.disk()
-    {
-        // There is nothing that could be ended in order.
+    let ended = match ended {
+        Err(hangs @ NodeError::DiskHangs { .. }) => Err(hangs),
+        // The disk may stop to answer while the last snapshot is made.
+        ended => tokio::select! {
+            () = running.stop(&node) => return ended,
+            hangs = disk_hangs(Arc::clone(&node)) => {
+                error!(node = %node.config.id, "{hangs}; the end is cut short");
+                Err(hangs)
+            }
+        },
+    };
+    // There is nothing that could be ended in order.
+    if let Some(disk) = node.disk() {
         disk.leave();
-        return ended;
     }
-    running.stop(&node).await;
     ended
 }
 
@@ -233,10 +240,20 @@ async fn journal_failed(node: Arc<Node>) -> NodeError {
 /// Watches whether the disk answers, until it has not for too long.
 async fn disk_hangs(node: Arc<Node>) -> NodeError {
     let limit = node.config.disk_hang_limit;
+    let interval = (limit / 12).min(HANG_LOOK_INTERVAL);
     let journal = &node.open_disk().await.journal;
+    let mut work = None;
+    // By looks: a process that was paused does not take the pause for the disk's.
+    let mut elapsed = Duration::ZERO;
     loop {
-        tokio::time::sleep((limit / 12).min(HANG_LOOK_INTERVAL)).await;
-        let elapsed = journal.busy_for();
+        tokio::time::sleep(interval).await;
+        let now = journal.busy_since();
+        elapsed = if now.is_some() && now == work {
+            elapsed + interval
+        } else {
+            Duration::ZERO
+        };
+        work = now;
         if elapsed >= limit {
             return NodeError::DiskHangs {
                 path: node.config.data_dir.clone(),

@@ -125,7 +125,7 @@ type Ended = Result<(NodeId, Result<(), NodeError>), JoinError>;
 fn failure_of(ended: Ended) -> Option<Failure> {
     match ended {
         Ok((_, Ok(()))) => None,
-        Ok((id, Err(error))) => Some(Failure::failed(format!("node {id} had to stop: {error}"))),
+        Ok((id, Err(error))) => Some(Failure::of_node(id, &error)),
         Err(error) => Some(Failure::failed(format!("a node failed: {error}"))),
     }
 }

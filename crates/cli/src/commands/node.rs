@@ -3,7 +3,7 @@
 use std::{future::Future, io, process::ExitCode, sync::Arc, time::Duration};
 
 use keydb_core::NodeId;
-use keydb_node::{Listeners, NodeConfig, NodeError, SystemClock};
+use keydb_node::{Listeners, NodeConfig, SystemClock};
 use keydb_storage::{Init, MapStore, ObjectStorage};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -122,6 +122,7 @@ fn config(settings: &Settings, id: NodeId) -> Result<NodeConfig, Failure> {
     let mut config = NodeConfig::new(id);
     config.data_dir.clone_from(&settings.data_dir.value);
     config.snapshot_interval = settings.snapshot_interval.value;
+    config.disk_hang_limit = settings.disk_hang_limit.value;
     config.limits = settings.limits.clone();
     let limit = settings.memory_limit.value;
     config.limits.memory_bytes = limit
@@ -140,16 +141,9 @@ async fn run_node(
 ) -> Result<(), Failure> {
     let id = config.id;
     let clock = Arc::new(SystemClock::new());
-    let ended = keydb_node::run(config, listeners, storage, clock, shutdown).await;
-    let hangs = matches!(ended, Err(NodeError::DiskHangs { .. }));
-    ended.map_err(|error| {
-        let failure = Failure::failed(format!("node {id} had to stop: {error}"));
-        if hangs {
-            // Its threads would hold up an end in order.
-            failure.exit_now();
-        }
-        failure
-    })
+    keydb_node::run(config, listeners, storage, clock, shutdown)
+        .await
+        .map_err(|error| Failure::of_node(id, &error))
 }
 
 /// Listens at `port`, which `setting` gave, on every interface, with IPv6 where the machine has it.

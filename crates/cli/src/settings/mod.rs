@@ -37,6 +37,10 @@ pub(crate) const HTTP_PORT_DEFAULT: u16 = 50080;
 pub(crate) const HASH_RANGES_DEFAULT: u32 = 128;
 /// Where a node keeps its journal and snapshots unless `KEYDB_DATA_DIR` says otherwise: in the working directory.
 const DATA_DIR_DEFAULT: &str = "keydb-data";
+const DISK_HANG_LIMIT_DEFAULT: Duration = Duration::from_secs(60);
+/// Less than the least would be taken for a hang where a disk is only slow.
+const DISK_HANG_LIMIT_BOUNDS: [Duration; 2] =
+    [Duration::from_secs(10), Duration::from_secs(24 * 3600)];
 const SNAPSHOT_INTERVAL_DEFAULT: Duration = Duration::from_secs(60);
 /// Shorter and a node does little else; longer and the journal grows without need.
 const SNAPSHOT_INTERVAL_BOUNDS: [Duration; 2] =
@@ -81,6 +85,8 @@ pub(crate) struct Settings {
     pub(crate) data_dir: Setting<PathBuf>,
     /// How long between two snapshots.
     pub(crate) snapshot_interval: Setting<Duration>,
+    /// How long the disk may not answer.
+    pub(crate) disk_hang_limit: Setting<Duration>,
     /// How much memory the keys may take.
     pub(crate) memory_limit: Setting<MemoryLimit>,
     /// What happens then.
@@ -130,6 +136,7 @@ struct Raw {
     durability: Option<String>,
     data_dir: Option<String>,
     snapshot_interval: Option<String>,
+    disk_hang_limit: Option<String>,
     memory_limit: Option<String>,
     memory_policy: Option<String>,
     answer_memory_bytes: Option<String>,
@@ -198,6 +205,11 @@ impl Settings {
         let data_dir = check.given("KEYDB_DATA_DIR", &raw.data_dir, |text| {
             parse::directory(text, directory)
         });
+        let disk_hang_limit = check.given(
+            "KEYDB_DISK_HANG_LIMIT",
+            &raw.disk_hang_limit,
+            disk_hang_limit,
+        );
         let snapshot_interval = check.given(
             "KEYDB_SNAPSHOT_INTERVAL",
             &raw.snapshot_interval,
@@ -248,6 +260,7 @@ impl Settings {
             durability: Setting::of(durability, Durability::Journal),
             data_dir: Setting::of(data_dir, directory.join(DATA_DIR_DEFAULT)),
             snapshot_interval: Setting::of(snapshot_interval, SNAPSHOT_INTERVAL_DEFAULT),
+            disk_hang_limit: Setting::of(disk_hang_limit, DISK_HANG_LIMIT_DEFAULT),
             memory_limit: Setting::of(memory_limit, MemoryLimit::None),
             memory_policy: Setting::of(memory_policy, MemoryPolicy::Refuse),
             limits,
@@ -517,6 +530,19 @@ fn http_port(text: &str) -> Result<Option<u16>, String> {
                 .to_owned()
         }),
     }
+}
+
+fn disk_hang_limit(text: &str) -> Result<Duration, String> {
+    let [least, most] = DISK_HANG_LIMIT_BOUNDS;
+    let interval = duration(text)?;
+    if (least..=most).contains(&interval) {
+        return Ok(interval);
+    }
+    Err(format!(
+        "is out of bounds; give {} to {}",
+        duration_text(least),
+        duration_text(most)
+    ))
 }
 
 fn snapshot_interval(text: &str) -> Result<Duration, String> {

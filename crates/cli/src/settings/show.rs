@@ -82,6 +82,11 @@ impl Settings {
                 self.snapshot_interval.given,
             ),
             setting(
+                "KEYDB_DISK_HANG_LIMIT",
+                duration_text(self.disk_hang_limit.value),
+                self.disk_hang_limit.given,
+            ),
+            setting(
                 "KEYDB_MEMORY_LIMIT",
                 self.memory_limit.value.to_string(),
                 self.memory_limit.given,

@@ -214,3 +214,27 @@ async fn a_disk_that_does_not_answer_is_named_ends_readiness_and_then_the_node()
     assert!(cluster.present(&mut client, &map, 0..1000).await >= 200);
     node.stop().await;
 }
+
+#[tokio::test]
+async fn a_disk_that_does_not_answer_does_not_hold_up_a_stop_for_ever() {
+    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
+    cluster.put(&mut client, &map, 0..100).await;
+    node.stop().await;
+    let config = NodeConfig {
+        disk_hang_limit: Duration::from_secs(2),
+        drain_deadline: Duration::from_millis(100),
+        ..cluster.config()
+    };
+    let mut node = cluster.start_with(config).await;
+    let client = node.loaded().await;
+    let for_ever = failpoint::arm("journal.sync", &cluster.data_dir(), Action::Hang, 0);
+    let request = cluster.world.put_request(&map, &keys(&map, 100..200), 60);
+    let mut putting = client.clone();
+    let waiting = tokio::spawn(async move { putting.put(request).await });
+    eventually(async || status(&mut client.clone()).await.disk.unwrap().lsn > 1).await;
+    node.ask_to_stop();
+    let error = node.ended().await.unwrap_err();
+    assert!(matches!(error, NodeError::DiskHangs { .. }), "{error}");
+    drop(for_ever);
+    waiting.await.unwrap().unwrap_err();
+}

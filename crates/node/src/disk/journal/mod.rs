@@ -36,7 +36,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use keydb_core::{Clock, ClusterId, Incarnation, Lsn, NodeId};
@@ -264,10 +264,9 @@ impl Journal {
         self.shared.room.is_full()
     }
 
-    /// How long the disk has not answered the writer; zero while that has nothing to do.
-    pub(crate) fn busy_for(&self) -> Duration {
-        let since = *queue::lock(&self.shared.busy_since);
-        since.map_or(Duration::ZERO, |since| since.elapsed())
+    /// Since when the writer has been at one piece of work on the disk; `None` while it has none.
+    pub(crate) fn busy_since(&self) -> Option<Instant> {
+        *queue::lock(&self.shared.busy_since)
     }
 
     /// Leaves the threads to themselves: they do not end while the disk does not answer, and nobody may wait for them.
