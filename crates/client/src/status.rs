@@ -90,6 +90,8 @@ pub struct DiskStatus {
     pub snapshot_bytes: u64,
     /// Whether the disk has no room for the journal, so that writes are refused.
     pub full: bool,
+    /// How many bytes must be free on the disk before the node takes writes again; 0: it does.
+    pub room_wanted_bytes: u64,
 }
 
 /// Whether a node answers for a hash range.
@@ -172,6 +174,7 @@ impl DiskStatus {
             journal_bytes: disk.journal_bytes,
             snapshot_bytes: disk.snapshot_bytes,
             full: disk.full,
+            room_wanted_bytes: disk.room_wanted_bytes,
         })
     }
 }

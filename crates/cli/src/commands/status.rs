@@ -238,9 +238,12 @@ fn disk_text(disk: &DiskStatus, now: UnixMillis) -> String {
         bytes_text(disk.journal_bytes),
         bytes_text(disk.snapshot_bytes),
         if disk.full {
-            "; THE DISK IS FULL, so writes are refused"
+            format!(
+                "; THE DISK IS FULL, so writes are refused until {} are free",
+                bytes_text(disk.room_wanted_bytes)
+            )
         } else {
-            ""
+            String::new()
         }
     )
 }
@@ -334,6 +337,7 @@ fn as_json(map: &ClusterMap, nodes: &Nodes) -> Value {
                         "journal_bytes": disk.journal_bytes,
                         "snapshot_bytes": disk.snapshot_bytes,
                         "full": disk.full,
+                        "room_wanted_bytes": disk.room_wanted_bytes,
                     })
                 });
             }

@@ -104,6 +104,7 @@ impl Disk {
             journal_bytes: self.journal.bytes(),
             snapshot_bytes: snapshots.file_bytes,
             full: self.journal.is_full().is_some(),
+            room_wanted_bytes: self.journal.wanted_bytes(),
         }
     }
 

@@ -135,11 +135,13 @@ pub(super) fn list(dir: &Path) -> Result<Vec<SegmentFile>, JournalError> {
     Ok(segments)
 }
 
-/// Makes a file of `bytes` zeros on the disk, to become a segment; `rest` is called after each piece.
+/// Makes a file of `bytes` zeros on the disk, to become a segment, where `reserved_bytes` are left besides; `rest` is called after each
+/// piece.
 pub(super) fn prepare(
     dir: &Path,
     number: u64,
     bytes: u64,
+    reserved_bytes: u64,
     mut rest: impl FnMut(Duration),
 ) -> io::Result<(PathBuf, File)> {
     let path = dir.join(format!("{PREPARED_PREFIX}{number}"));
@@ -150,7 +152,7 @@ pub(super) fn prepare(
         .open(&path)
         .and_then(|file| {
             failpoint::hit("journal.prepare", &path)?;
-            check_room(&file, bytes)?;
+            check_room(&file, bytes.saturating_add(reserved_bytes))?;
             let mut direct = open_direct(&path, bytes);
             let mut done = 0;
             while done < bytes {

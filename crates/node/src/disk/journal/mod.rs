@@ -264,6 +264,19 @@ impl Journal {
         self.shared.room.is_full()
     }
 
+    /// Leaves `bytes` of the disk to snapshots: the journal takes no more room where less would be left.
+    pub(crate) fn reserve(&self, bytes: u64) {
+        self.shared.room.reserve(bytes);
+    }
+
+    /// How many bytes must be free on the disk for more to be admitted; 0 while nothing stands in the way.
+    pub(crate) fn wanted_bytes(&self) -> u64 {
+        match self.is_full() {
+            Some(_) => self.shared.config.segment_bytes + self.shared.room.reserved_bytes(),
+            None => 0,
+        }
+    }
+
     /// Since when the writer has been at one piece of work on the disk; `None` while it has none.
     pub(crate) fn busy_since(&self) -> Option<Instant> {
         *queue::lock(&self.shared.busy_since)

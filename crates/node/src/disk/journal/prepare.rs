@@ -62,6 +62,8 @@ struct State {
     full: Option<String>,
     /// The writer has no segment to go on with.
     writer_waits: bool,
+    /// What else must be free on the disk for another segment to be prepared.
+    reserved_bytes: u64,
     /// A cut up to here is to be made again when a segment is prepared.
     cut_waits: Option<Lsn>,
     /// Segments that are not needed any more, the oldest first, and whether they are to be removed now.
@@ -135,6 +137,15 @@ impl Room {
 
     pub(super) fn is_full(&self) -> Option<String> {
         lock(&self.state).full.clone()
+    }
+
+    /// Leaves so much of the disk to others.
+    pub(super) fn reserve(&self, bytes: u64) {
+        lock(&self.state).reserved_bytes = bytes;
+    }
+
+    pub(super) fn reserved_bytes(&self) -> u64 {
+        lock(&self.state).reserved_bytes
     }
 
     /// Has segments removed that are not needed any more, the oldest first. It may take a while, for which the writer has no time.
@@ -226,7 +237,7 @@ impl Room {
         let prepared = state.prepared.pop_front();
         if prepared.is_some() {
             state.available -= bytes;
-        } else if state.full.is_none() && !state.stopping {
+        } else if !state.stopping {
             state.cut_waits = Some(covered);
             self.needed.notify_one();
         }
@@ -260,11 +271,23 @@ pub(super) fn run(shared: &Shared) {
                 .unwrap_or_else(PoisonError::into_inner);
             continue;
         }
+        // What was promised must be written in any case, and a cut gives back more than it takes.
+        let reserved_bytes = if state.writer_waits || state.cut_waits.is_some() {
+            0
+        } else {
+            state.reserved_bytes
+        };
         drop(state);
         number += 1;
-        let made = files::prepare(&shared.config.dir, number, segment_bytes, |worked| {
-            room.rest((worked * REST_FACTOR).min(REST_MAX));
-        });
+        let made = files::prepare(
+            &shared.config.dir,
+            number,
+            segment_bytes,
+            reserved_bytes,
+            |worked| {
+                room.rest((worked * REST_FACTOR).min(REST_MAX));
+            },
+        );
         state = lock(&room.state);
         match made {
             Ok((path, file)) => {
@@ -286,8 +309,9 @@ pub(super) fn run(shared: &Shared) {
             }
             Err(error) => {
                 let reason = format!(
-                    "cannot prepare {segment_bytes} bytes in {}: {error}",
-                    shared.config.dir.display()
+                    "cannot prepare {segment_bytes} bytes in {}: {error} (with {reserved_bytes} bytes that snapshots need, {} must be free)",
+                    shared.config.dir.display(),
+                    segment_bytes + reserved_bytes
                 );
                 if state.full.is_none() {
                     warn!(

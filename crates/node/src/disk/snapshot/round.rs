@@ -34,6 +34,15 @@ const JOURNAL_BYTES_MIN: u64 = 256 << 20;
 /// An early round cuts a journal from this size on. To do so costs a file of all remembered answers.
 const EARLY_CUT_BYTES_MIN: u64 = 128 << 20;
 
+/// On a full disk a journal of this size is cut before its time.
+const FULL_CUT_BYTES_MIN: u64 = 8 << 20;
+
+/// What an entry takes in a snapshot file at most, on average: a fingerprint's gap and an expiry.
+const ENTRY_BYTES_MAX: u64 = 12;
+
+/// More than a manifest, as it is written beside the one before.
+const MANIFEST_BYTES: u64 = 4 << 20;
+
 /// So few entries always go to a delta, whatever there is besides.
 const DELTA_ENTRIES_MIN: u64 = 200_000;
 
@@ -56,9 +65,14 @@ pub(super) fn run(shared: &Shared, runtime: &Handle, backlog: Backlog) {
                 shared.node.warn_of("snapshots", None);
             }
             Err(reason) => {
+                maker.free();
                 // The node asks for it again, in the next round.
                 shared.state().full |= due.full;
-                let text = format!("no snapshot could be made, trying again: {reason}");
+                let text = format!(
+                    "no snapshot could be made, trying again: {reason} (a snapshot needs up to {} bytes of free room in {})",
+                    maker.room_bytes(),
+                    shared.data_dir.root().display()
+                );
                 shared.node.warn_of("snapshots", Some(text));
                 shared.failed(reason);
                 wait_max = maker.retry_after.min(interval);
@@ -132,6 +146,7 @@ impl<'a> Maker<'a> {
     /// Waits until a round is due; `None` when there is to be none any more.
     fn wait(&mut self, last_round: Instant, wait_max: Duration) -> Option<Due> {
         let failed_lately = wait_max < self.shared.node.config.snapshot_interval;
+        self.shared.journal.reserve(self.room_bytes());
         loop {
             self.remove_superseded();
             let is_early = !failed_lately && self.is_early();
@@ -165,14 +180,42 @@ impl<'a> Maker<'a> {
     fn is_early(&self) -> bool {
         let journal = &self.shared.journal;
         let file_bytes: u64 = self.manifest.files.iter().map(|file| file.size_bytes).sum();
-        if journal.bytes() > JOURNAL_BYTES_MIN.max(file_bytes / 2)
-            && journal.committed() > self.manifest.lsn
-        {
+        let is_large = journal.bytes() > JOURNAL_BYTES_MIN.max(file_bytes / 2);
+        if (is_large || self.may_make_room()) && journal.committed() > self.manifest.lsn {
             return true;
         }
         let (recent, recent_max) = journal.recent_bytes();
         // A delta of so many records, soon too many to keep, pays off against that many keys.
         recent > recent_max / 2 && (recent as u64) < self.key_count() * 6
+    }
+
+    /// Whether the disk is full, and a cut of the journal would change that.
+    fn may_make_room(&self) -> bool {
+        let journal = &self.shared.journal;
+        journal.is_full().is_some() && journal.bytes() >= FULL_CUT_BYTES_MIN
+    }
+
+    /// How much room on the disk a round needs at most until it has removed what it replaces: full files of all keys, or of as many as
+    /// are made before they are named; as much as an upload may keep; the remembered answers; and the segment that a cut begins.
+    fn room_bytes(&self) -> u64 {
+        let limits = &self.shared.node.config.limits;
+        let files = self.key_count() * ENTRY_BYTES_MAX;
+        let ranges = self.manifest.ranges.len().max(1) as u64;
+        let (_, recent_max) = self.shared.journal.recent_bytes();
+        let unnamed = files.min(UNNAMED_BYTES_MAX + files / ranges + recent_max as u64);
+        let answers = limits
+            .answer_memory_bytes
+            .min(self.shared.node.answers.bytes()) as u64;
+        unnamed + answers + MANIFEST_BYTES
+    }
+
+    /// After a round that has failed: what it has made is named all the same, so that what that replaces can go.
+    fn free(&mut self) {
+        if !self.is_saved
+            && let Err(reason) = self.put_to_use()
+        {
+            warn!(node = %self.shared.node.config.id, "what a snapshot has made so far is not put to use: {reason}");
+        }
     }
 
     fn key_count(&self) -> u64 {
@@ -209,7 +252,8 @@ impl<'a> Maker<'a> {
             self.manifest.complete_to_ms = complete_to_ms;
         }
         self.put_to_use()?;
-        if !due.early || self.shared.journal.bytes() >= EARLY_CUT_BYTES_MIN {
+        if !due.early || self.shared.journal.bytes() >= EARLY_CUT_BYTES_MIN || self.may_make_room()
+        {
             self.keep_answers(self.manifest.lsn, &mut pace)?;
             self.shared.journal.cut(self.manifest.lsn);
         }

@@ -245,3 +245,24 @@ async fn a_disk_that_has_no_room_for_a_segment_is_not_filled_to_find_out() {
     eventually(async || left() == 0).await;
     journal.close().unwrap();
 }
+
+#[tokio::test]
+async fn room_that_is_reserved_for_snapshots_is_left_to_them() {
+    let rig = Rig::new(4096);
+    let journal = rig.open();
+    let mut model = fill(&journal, 1).await;
+    journal.reserve(1 << 50);
+    let (spaces, full) = take_all_room(&journal, 500).await;
+    assert!(full.to_string().contains("that snapshots need"), "{full}");
+    assert_eq!(journal.wanted_bytes(), (1 << 50) + 4096);
+    // What was promised is written all the same.
+    for (number, space) in (0..).zip(spaces) {
+        model.extend(use_up(&journal, space, 500 + number).await);
+    }
+    journal.reserve(0);
+    eventually(async || journal.is_full().is_none()).await;
+    assert_eq!(journal.wanted_bytes(), 0);
+    model.push(soon(commit(&journal, &keys(9, 2))).await);
+    journal.close().unwrap();
+    assert!(rig.replay().unwrap() == model);
+}

@@ -133,3 +133,26 @@ async fn one_failure_at_any_point_is_got_over_by_the_next_round() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_that_fails_half_way_leaves_no_file_that_is_not_needed() {
+    let rig = Rig::new().await;
+    let run = rig.start().await;
+    run.put(&rig.keys(0..400, EXPIRY)).await;
+    run.full_snapshot().await;
+    let before = rig.files();
+    assert_eq!(before.len(), 4);
+    run.put(&rig.keys(400..800, EXPIRY)).await;
+    // Two of the full files are made.
+    let full = failpoint::arm("snapshot.create", &rig.root(), Action::Fail(28), 2);
+    run.snapshots.request(true, far()).await.unwrap_err();
+    eventually(async || {
+        let files = rig.files();
+        files.len() == 4 && files.iter().filter(|name| before.contains(name)).count() == 2
+    })
+    .await;
+    drop(full);
+    run.snapshot().await;
+    assert_eq!(rig.remote_keys().await, rig.keys(0..800, EXPIRY));
+    run.stop().await;
+}
