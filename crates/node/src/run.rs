@@ -26,6 +26,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often it is looked whether the disk answers.
 const HANG_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How often the room that snapshots need is looked at anew.
+const RESERVE_INTERVAL: Duration = Duration::from_millis(500);
+
 /// Where a node is reached.
 #[derive(Debug)]
 pub struct Listeners {
@@ -132,6 +135,7 @@ impl Running {
         membership.spawn(Membership::new(Arc::clone(node), store).follow());
         membership.spawn(journal_failed(Arc::clone(node)));
         membership.spawn(disk_hangs(Arc::clone(node)));
+        membership.spawn(reserve_room(Arc::clone(node)));
         let ending = Arc::clone(node);
         membership.spawn(async move { ending.ended().await });
         let mut sweeper = JoinSet::new();
@@ -235,6 +239,15 @@ impl Drop for Abandoned {
 /// Waits until the node's journal fails: from then on nothing may be acknowledged.
 async fn journal_failed(node: Arc<Node>) -> NodeError {
     NodeError::Journal(node.open_disk().await.journal.failed().await)
+}
+
+/// Sees to it that the journal leaves room to snapshots.
+async fn reserve_room(node: Arc<Node>) -> NodeError {
+    let disk = node.open_disk().await;
+    loop {
+        disk.reserve_room();
+        tokio::time::sleep(RESERVE_INTERVAL).await;
+    }
 }
 
 /// Watches whether the disk answers, until it has not for too long.

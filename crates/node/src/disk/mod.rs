@@ -82,6 +82,13 @@ impl Disk {
         let _ = self.journal.close();
     }
 
+    /// Has the journal leave the room that the next snapshot needs.
+    pub(crate) fn reserve_room(&self) {
+        if let Some(snapshots) = self.snapshots() {
+            snapshots.reserve_room();
+        }
+    }
+
     /// The end of a node whose disk does not answer: nobody waits for what is under way.
     pub(crate) fn leave(&self) {
         self.journal.leave();

@@ -60,7 +60,10 @@ pub(crate) use published::Published;
 pub use remote::first_object;
 pub(crate) use remote::{RemoteError, manifest_or_proof_of_none, remote_manifest};
 
-use crate::{NodeError, disk::data_dir::DataDir, disk::journal::Journal, node::Node};
+use crate::{
+    NodeError, disk::data_dir::DataDir, disk::journal::Journal, node::Node,
+    ranges::owned::OwnedRanges,
+};
 
 /// How far snapshots reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -209,6 +212,11 @@ impl Snapshotter {
         })
     }
 
+    /// Has the journal leave the room that the next snapshot needs. That changes with the keys, also while one is made.
+    pub(crate) fn reserve_room(&self) {
+        self.shared.journal.reserve(self.shared.room_bytes());
+    }
+
     pub(crate) fn status(&self) -> SnapshotStatus {
         let manifest = Arc::clone(&self.shared.state().manifest);
         SnapshotStatus {
@@ -346,6 +354,25 @@ impl Shared {
         lock(&self.state)
     }
 
+    fn key_count(&self) -> u64 {
+        let membership_state = self.node.membership_state();
+        let ranges = membership_state
+            .table()
+            .map_or(&[][..], OwnedRanges::ranges);
+        ranges.iter().map(|range| range.read().len() as u64).sum()
+    }
+
+    /// How much room on the disk a round needs at most until it has removed what it replaces: full files of all keys, or of as many as
+    /// are made before they are named, and a delta; the remembered answers; a manifest; and what the journal takes until this is asked
+    /// again.
+    fn room_bytes(&self) -> u64 {
+        let files = self.key_count() * ENTRY_BYTES_MAX;
+        let ranges = self.state().manifest.ranges.len().max(1) as u64;
+        let (_, recent_max) = self.journal.recent_bytes();
+        let unnamed = files.min(round::UNNAMED_BYTES_MAX + files / ranges + recent_max as u64);
+        unnamed + self.node.answers.bytes() as u64 + MANIFEST_BYTES
+    }
+
     /// Has a round made. `None` when there are to be no more.
     fn request(&self, full: bool) -> Option<u64> {
         let mut state = self.state();
@@ -402,6 +429,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Why a request is not answered at the end.
 const STOPPING: &str = "the node is stopping";
+
+/// What an entry takes in a snapshot file at most, on average: a fingerprint's gap and an expiry.
+const ENTRY_BYTES_MAX: u64 = 12;
+
+/// More than a manifest, as it is written beside the one before.
+const MANIFEST_BYTES: u64 = 4 << 20;
 
 /// How long is waited after a failure, at first and at most.
 const RETRY_MIN: Duration = Duration::from_millis(500);

@@ -37,17 +37,11 @@ const EARLY_CUT_BYTES_MIN: u64 = 128 << 20;
 /// On a full disk a journal of this size is cut before its time.
 const FULL_CUT_BYTES_MIN: u64 = 8 << 20;
 
-/// What an entry takes in a snapshot file at most, on average: a fingerprint's gap and an expiry.
-const ENTRY_BYTES_MAX: u64 = 12;
-
-/// More than a manifest, as it is written beside the one before.
-const MANIFEST_BYTES: u64 = 4 << 20;
-
 /// So few entries always go to a delta, whatever there is besides.
 const DELTA_ENTRIES_MIN: u64 = 200_000;
 
 /// After full files of so many bytes the manifest names them, so that those that they replace can go.
-const UNNAMED_BYTES_MAX: u64 = 64 << 20;
+pub(super) const UNNAMED_BYTES_MAX: u64 = 64 << 20;
 
 /// Makes rounds until the node closes.
 pub(super) fn run(shared: &Shared, runtime: &Handle, backlog: Backlog) {
@@ -70,7 +64,7 @@ pub(super) fn run(shared: &Shared, runtime: &Handle, backlog: Backlog) {
                 shared.state().full |= due.full;
                 let text = format!(
                     "no snapshot could be made, trying again: {reason} (a snapshot needs up to {} bytes of free room in {})",
-                    maker.room_bytes(),
+                    shared.room_bytes(),
                     shared.data_dir.root().display()
                 );
                 shared.node.warn_of("snapshots", Some(text));
@@ -146,7 +140,6 @@ impl<'a> Maker<'a> {
     /// Waits until a round is due; `None` when there is to be none any more.
     fn wait(&mut self, last_round: Instant, wait_max: Duration) -> Option<Due> {
         let failed_lately = wait_max < self.shared.node.config.snapshot_interval;
-        self.shared.journal.reserve(self.room_bytes());
         loop {
             self.remove_superseded();
             let is_early = !failed_lately && self.is_early();
@@ -186,27 +179,13 @@ impl<'a> Maker<'a> {
         }
         let (recent, recent_max) = journal.recent_bytes();
         // A delta of so many records, soon too many to keep, pays off against that many keys.
-        recent > recent_max / 2 && (recent as u64) < self.key_count() * 6
+        recent > recent_max / 2 && (recent as u64) < self.shared.key_count() * 6
     }
 
     /// Whether the disk is full, and a cut of the journal would change that.
     fn may_make_room(&self) -> bool {
         let journal = &self.shared.journal;
         journal.is_full().is_some() && journal.bytes() >= FULL_CUT_BYTES_MIN
-    }
-
-    /// How much room on the disk a round needs at most until it has removed what it replaces: full files of all keys, or of as many as
-    /// are made before they are named; as much as an upload may keep; the remembered answers; and the segment that a cut begins.
-    fn room_bytes(&self) -> u64 {
-        let limits = &self.shared.node.config.limits;
-        let files = self.key_count() * ENTRY_BYTES_MAX;
-        let ranges = self.manifest.ranges.len().max(1) as u64;
-        let (_, recent_max) = self.shared.journal.recent_bytes();
-        let unnamed = files.min(UNNAMED_BYTES_MAX + files / ranges + recent_max as u64);
-        let answers = limits
-            .answer_memory_bytes
-            .min(self.shared.node.answers.bytes()) as u64;
-        unnamed + answers + MANIFEST_BYTES
     }
 
     /// After a round that has failed: what it has made is named all the same, so that what that replaces can go.
@@ -216,14 +195,6 @@ impl<'a> Maker<'a> {
         {
             warn!(node = %self.shared.node.config.id, "what a snapshot has made so far is not put to use: {reason}");
         }
-    }
-
-    fn key_count(&self) -> u64 {
-        let membership_state = self.shared.node.membership_state();
-        let ranges = membership_state
-            .table()
-            .map_or(&[][..], OwnedRanges::ranges);
-        ranges.iter().map(|range| range.read().len() as u64).sum()
     }
 
     fn round(&mut self, due: &Due) -> Result<(), String> {
@@ -298,7 +269,7 @@ impl<'a> Maker<'a> {
             }
         };
         let count = changes.len() as u64;
-        if full || (count > DELTA_ENTRIES_MIN && count >= self.key_count() / 2) {
+        if full || (count > DELTA_ENTRIES_MIN && count >= self.shared.key_count() / 2) {
             self.backlog.lose();
             return Ok(());
         }
