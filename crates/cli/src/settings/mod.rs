@@ -208,12 +208,12 @@ impl Settings {
         let disk_hang_limit = check.given(
             "KEYDB_DISK_HANG_LIMIT",
             &raw.disk_hang_limit,
-            disk_hang_limit,
+            bounded(DISK_HANG_LIMIT_BOUNDS),
         );
         let snapshot_interval = check.given(
             "KEYDB_SNAPSHOT_INTERVAL",
             &raw.snapshot_interval,
-            snapshot_interval,
+            bounded(SNAPSHOT_INTERVAL_BOUNDS),
         );
         let memory_limit = check.given("KEYDB_MEMORY_LIMIT", &raw.memory_limit, str::parse);
         let memory_policy = check.given("KEYDB_MEMORY_POLICY", &raw.memory_policy, memory::policy);
@@ -532,30 +532,19 @@ fn http_port(text: &str) -> Result<Option<u16>, String> {
     }
 }
 
-fn disk_hang_limit(text: &str) -> Result<Duration, String> {
-    let [least, most] = DISK_HANG_LIMIT_BOUNDS;
-    let interval = duration(text)?;
-    if (least..=most).contains(&interval) {
-        return Ok(interval);
+/// A duration within bounds, both included.
+fn bounded([least, most]: [Duration; 2]) -> impl Fn(&str) -> Result<Duration, String> {
+    move |text| {
+        let value = duration(text)?;
+        if (least..=most).contains(&value) {
+            return Ok(value);
+        }
+        Err(format!(
+            "is out of bounds; give {} to {}",
+            duration_text(least),
+            duration_text(most)
+        ))
     }
-    Err(format!(
-        "is out of bounds; give {} to {}",
-        duration_text(least),
-        duration_text(most)
-    ))
-}
-
-fn snapshot_interval(text: &str) -> Result<Duration, String> {
-    let [least, most] = SNAPSHOT_INTERVAL_BOUNDS;
-    let interval = duration(text)?;
-    if (least..=most).contains(&interval) {
-        return Ok(interval);
-    }
-    Err(format!(
-        "is out of bounds; give {} to {}",
-        duration_text(least),
-        duration_text(most)
-    ))
 }
 
 fn log_filter(text: &str) -> Result<String, String> {
