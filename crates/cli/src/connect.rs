@@ -38,6 +38,7 @@ pub(crate) fn config(args: &ConnectArgs) -> Result<ClientConfig, Failure> {
     };
     let mut config = ClientConfig::new(addresses);
     config.call_timeout = args.timeout;
+    config.namespace = settings.namespace.unwrap_or_default();
     Ok(config)
 }
 
@@ -47,9 +48,9 @@ pub(crate) fn key_config(
     namespace: &NamespaceArg,
 ) -> Result<ClientConfig, Failure> {
     let mut config = config(args)?;
-    let settings = ClientSettings::read(settings::environment()?)?;
-    let named = namespace.namespace.clone().or(settings.namespace);
-    config.namespace = named.unwrap_or_default();
+    if let Some(namespace) = &namespace.namespace {
+        config.namespace.clone_from(namespace);
+    }
     Ok(config)
 }
 

@@ -371,8 +371,7 @@ fn a_run_without_an_id_that_fails_names_the_command_that_goes_on_and_loses_nothi
     fs::write(&path, &lines).unwrap();
     let path = path.to_str().unwrap();
     let said = break_off(&dev, &["dedup", path]);
-    let command = said.lines().find(|line| line.contains("--again=")).unwrap();
-    let command = command.rsplit_once(": ").unwrap().1;
+    let command = command_to_go_on(&said);
     assert!(command.contains("--run "), "{command}");
     let args: Vec<&str> = command.split_whitespace().skip(1).collect();
     let again = dev.client(&args).output().unwrap();
@@ -491,6 +490,12 @@ fn a_dedup_that_is_killed_at_any_time_and_continued_loses_no_line() {
     }
 }
 
+/// The command that a run which broke off says to go on with.
+fn command_to_go_on(said: &str) -> &str {
+    let line = said.lines().find(|line| line.contains("--again=")).unwrap();
+    line.rsplit_once(": ").unwrap().1
+}
+
 /// Runs `keydb dedup` and closes its output after the first few bytes; returns what it said.
 fn break_off(dev: &Dev, args: &[&str]) -> String {
     let mut child = dev
@@ -516,16 +521,13 @@ fn a_run_whose_pipe_was_closed_can_be_repeated_from_the_start() {
     let lines = numbers(200_000);
     fs::write(&path, lines.repeat(2)).unwrap();
     let path = path.to_str().unwrap();
-    let named = |said: &str| {
-        let command = said.lines().find(|line| line.contains("--again=")).unwrap();
-        command.rsplit_once(": ").unwrap().1.to_owned()
-    };
     let said = break_off(&dev, &["dedup", "--run", "import-7", "--", path]);
     assert!(said.contains("closed the pipe"), "{said}");
     // The command that it names breaks off as well, and names another.
-    let command = named(&said);
+    let command = command_to_go_on(&said);
     let args: Vec<&str> = command.split_whitespace().skip(1).collect();
-    let command = named(&break_off(&dev, &args));
+    let said = break_off(&dev, &args);
+    let command = command_to_go_on(&said);
     assert_eq!(command.matches("--again").count(), 1, "{command}");
     // That does it: what had been claimed is written again, and nothing twice.
     let args: Vec<&str> = command.split_whitespace().skip(1).collect();

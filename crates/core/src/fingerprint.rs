@@ -131,12 +131,11 @@ impl HashSeed {
     /// What tells this seed from others without giving it away: files of another cluster are recognised by it. The first 8 bytes,
     /// little-endian, of SHA-256 over `keydb hash seed` and the seed as 8 bytes, little-endian.
     pub fn digest(self) -> u64 {
-        let digest = Sha256::new()
-            .chain_update(b"keydb hash seed")
-            .chain_update(self.0.to_le_bytes())
-            .finalize();
-        let [a, b, c, d, e, f, g, h, ..] = digest.0;
-        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+        first_8_bytes(
+            Sha256::new()
+                .chain_update(b"keydb hash seed")
+                .chain_update(self.0.to_le_bytes()),
+        )
     }
 }
 
@@ -169,6 +168,12 @@ impl TryFrom<String> for HashSeed {
         }
         u64::from_str_radix(&text, 16).map(Self).map_err(|_| error)
     }
+}
+
+/// The first 8 bytes of what was hashed, little-endian.
+pub(crate) fn first_8_bytes(hashed: Sha256) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = hashed.finalize().0;
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// A view of fingerprints that lie packed one after the other.

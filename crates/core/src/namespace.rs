@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use crate::HashSeed;
+use crate::{HashSeed, fingerprint::first_8_bytes};
 
 /// The longest namespace, in bytes.
 pub const NAMESPACE_BYTES_MAX: usize = 255;
@@ -51,14 +51,13 @@ impl HashSeed {
         if name.is_empty() {
             return self;
         }
-        let digest = Sha256::new()
-            .chain_update(b"keydb namespace")
-            .chain_update(self.value().to_le_bytes())
-            .chain_update([name.len() as u8])
-            .chain_update(name)
-            .finalize();
-        let [a, b, c, d, e, f, g, h, ..] = digest.0;
-        Self::new(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+        Self::new(first_8_bytes(
+            Sha256::new()
+                .chain_update(b"keydb namespace")
+                .chain_update(self.value().to_le_bytes())
+                .chain_update([name.len() as u8])
+                .chain_update(name),
+        ))
     }
 }
 

@@ -28,7 +28,7 @@ mod server;
 
 pub use cluster::clock::SystemClock;
 pub use config::{Limits, MemoryPolicy, NodeConfig};
-pub use disk::data_dir::DataDirError;
+pub use disk::data_dir::{DataDirError, saved_map};
 #[doc(hidden)]
 pub use disk::journal::bench;
 pub use disk::journal::{Found, JournalError, inspect};

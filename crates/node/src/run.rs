@@ -275,12 +275,14 @@ async fn disk_hangs(node: Arc<Node>) -> NodeError {
         }
         let hangs = elapsed >= limit / 6;
         node.set_disk_hangs(hangs);
-        let text = format!(
-            "the disk of {} does not answer a write or sync of the journal; after {} s the process ends",
-            node.config.data_dir.display(),
-            limit.as_secs()
-        );
-        node.warn_of("disk", hangs.then_some(text));
+        let text = || {
+            format!(
+                "the disk of {} does not answer a write or sync of the journal; after {} s the process ends",
+                node.config.data_dir.display(),
+                limit.as_secs()
+            )
+        };
+        node.warn_of("disk", hangs.then(text));
     }
 }
 

@@ -4,7 +4,11 @@
 
 mod support;
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use keydb_core::{ClusterMap, Durability, Fingerprint, Incarnation, NodeId, OperationId};
 use keydb_node::{NodeError, manifest_key, object_key};
@@ -133,8 +137,9 @@ async fn an_earlier_disk_that_turns_up_again_is_refused_and_object_storage_keeps
     }
 }
 
-#[tokio::test]
-async fn a_copy_of_the_disk_from_an_earlier_time_is_refused() {
+/// A cluster whose node was stopped and has a copy of its disk from before its last keys, 100 to 199, in the disk's place; and where the
+/// disk itself is.
+async fn with_an_earlier_copy() -> (Cluster, ClusterMap, PathBuf) {
     let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
     cluster.put(&mut client, &map, 0..100).await;
     cluster.snapshot(&mut client, false).await;
@@ -150,6 +155,12 @@ async fn a_copy_of_the_disk_from_an_earlier_time_is_refused() {
     let newest = cluster.data_dir().with_file_name("newest");
     fs::rename(cluster.data_dir(), &newest).unwrap();
     fs::rename(&copy, cluster.data_dir()).unwrap();
+    (cluster, map, newest)
+}
+
+#[tokio::test]
+async fn a_copy_of_the_disk_from_an_earlier_time_is_refused() {
+    let (cluster, map, newest) = with_an_earlier_copy().await;
     let error = refusal(&cluster).await;
     assert!(matches!(error, NodeError::RolledBack { .. }), "{error}");
 
@@ -164,19 +175,7 @@ async fn a_copy_of_the_disk_from_an_earlier_time_is_refused() {
 #[tokio::test]
 async fn a_copy_of_the_disk_that_is_found_out_late_ends_the_node_and_object_storage_keeps_what_is_newer()
  {
-    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
-    cluster.put(&mut client, &map, 0..100).await;
-    cluster.snapshot(&mut client, false).await;
-    node.stop().await;
-    let copy = cluster.data_dir().with_file_name("copy");
-    copy_dir(&cluster.data_dir(), &copy);
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
-    cluster.put(&mut client, &map, 100..200).await;
-    cluster.snapshot(&mut client, false).await;
-    node.stop().await;
-    fs::remove_dir_all(cluster.data_dir()).unwrap();
-    fs::rename(&copy, cluster.data_dir()).unwrap();
+    let (cluster, map, _) = with_an_earlier_copy().await;
     let key = manifest_key(NodeId(0));
     let newest = cluster.storage.inner_get(&key).await;
 

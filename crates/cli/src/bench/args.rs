@@ -17,8 +17,8 @@ With --rate, calls are due at fixed times, and a call's latency counts from when
 later (corrected for coordinated omission). Without it, each of the concurrent callers makes its next call when the one
 before has been answered.
 
-What is stored lies in the namespace keydb-bench and lives for ten minutes, unless --namespace and --ttl say otherwise. Before anything is stored in a cluster that has keys, bench
-asks; --yes answers that, also where there is no terminal to ask at.
+What is stored lies in the namespace keydb-bench and lives for ten minutes, unless --namespace and --ttl say otherwise. Before
+anything is stored in a cluster that has keys, bench asks; --yes answers that, also where there is no terminal to ask at.
 
 Examples:
   keydb bench                                                        claims of new keys, as fast as it goes

@@ -3,7 +3,7 @@
 use std::{future::Future, io, process::ExitCode, sync::Arc, time::Duration};
 
 use keydb_core::NodeId;
-use keydb_node::{Listeners, NodeConfig, SystemClock};
+use keydb_node::{Listeners, NodeConfig, SystemClock, saved_map};
 use keydb_storage::{Init, MapStore, ObjectStorage};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -88,7 +88,7 @@ async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
         },
     };
     // One that was a member goes by the map that it kept, should the storage have lost its own.
-    let was_member = config.data_dir.join("map.json").exists();
+    let was_member = !matches!(saved_map(&config.data_dir), Ok(None));
     if settings.init.value && id == NodeId(0) && !was_member {
         match super::init::create(settings).await? {
             Init::Created(map) => {

@@ -231,11 +231,18 @@ async fn give_up(
         Ok(Some(next))
     };
     maps.update(change).await.map_err(|error| {
-        let code = match &error {
-            UpdateError::OutcomeUnknown(_) => Code::Uncertain,
-            UpdateError::Change(Outdated) | UpdateError::Invalid(_) => Code::Failed,
-            _ => Code::Unreachable,
-        };
-        Failure::new(code, format!("the cluster map was not changed: {error}"))
+        Failure::new(
+            code_of(&error),
+            format!("the cluster map was not changed: {error}"),
+        )
     })
+}
+
+/// How a command ends that could not change the cluster map.
+pub(super) const fn code_of<E>(error: &UpdateError<E>) -> Code {
+    match error {
+        UpdateError::OutcomeUnknown(_) => Code::Uncertain,
+        UpdateError::Change(_) | UpdateError::Invalid(_) => Code::Failed,
+        _ => Code::Unreachable,
+    }
 }

@@ -1,17 +1,18 @@
 //! `keydb recover --map`: puts the cluster map back that object storage has lost.
 
-use std::{fs, io::ErrorKind, path::Path, process::ExitCode, sync::Arc};
+use std::{path::Path, process::ExitCode, sync::Arc};
 
 use futures_util::future::join_all;
 use keydb_client::{Client, ClientConfig};
 use keydb_core::ClusterMap;
-use keydb_storage::{MapStore, ObjectStorage, Restored, UpdateError};
+use keydb_node::saved_map;
+use keydb_storage::{MapStore, ObjectStorage, Restored};
 use serde_json::json;
 
-use super::recover::PROBE_TIMEOUT;
+use super::recover::{PROBE_TIMEOUT, code_of};
 use crate::{
     args::RecoverArgs,
-    exit::{Code, Failure},
+    exit::Failure,
     output::{Stdout, say},
     settings::Settings,
 };
@@ -45,12 +46,10 @@ pub(super) async fn run(
         .restore(&newest.map)
         .await
         .map_err(|error| {
-            let code = match &error {
-                UpdateError::OutcomeUnknown(_) => Code::Uncertain,
-                UpdateError::Change(_) => Code::Failed,
-                _ => Code::Unreachable,
-            };
-            Failure::new(code, format!("the map was not put into {text}: {error}"))
+            Failure::new(
+                code_of(&error),
+                format!("the map was not put into {text}: {error}"),
+            )
         })?;
     let Restored {
         written,
@@ -85,18 +84,10 @@ pub(super) async fn run(
 
 /// The map that the node of this data directory kept.
 fn read(dir: &Path) -> Result<Option<Found>, Failure> {
-    let path = dir.join("map.json");
-    let failed = |error: &dyn std::fmt::Display| {
-        Failure::failed(format!("cannot read {}: {error}", path.display()))
-    };
-    let json = match fs::read(&path) {
-        Ok(json) => json,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(&error)),
-    };
-    Ok(Some(Found {
-        map: ClusterMap::from_json(&json).map_err(|error| failed(&error))?,
-        source: path.display().to_string(),
+    let map = saved_map(dir).map_err(|error| Failure::failed(error.to_string()))?;
+    Ok(map.map(|map| Found {
+        map,
+        source: dir.join("map.json").display().to_string(),
     }))
 }
 

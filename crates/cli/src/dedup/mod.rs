@@ -37,7 +37,7 @@ use crate::{
     connect,
     embedded::EmbeddedKeys,
     exit::Failure,
-    lines::{Batch, Extract, Fill, Form, Format, Input, Limits, Line, Lines, Stopper},
+    lines::{Batch, Extract, Fill, Format, Input, Limits, Line, Lines, Stopper},
     output::{Stdout, json_line, say, shell_word},
     signals::StopSignals,
 };
@@ -229,8 +229,7 @@ fn how_to_go_on(args: &DedupArgs, run: Option<&Run>, sent: u64) -> String {
 
 /// A line without a key, at the earliest `before` lines after the beginning of the input.
 fn check_strictly(batch: &Batch, before: u64) -> Result<(), Failure> {
-    let is_keyless =
-        |line: &Line<'_>| line.key.is_none() && matches!(line.form, Form::Line | Form::LongFirst);
+    let is_keyless = |line: &Line<'_>| line.key.is_none() && line.form.begins_line();
     let Some(at) = batch.lines().position(|line| is_keyless(&line)) else {
         return Ok(());
     };
@@ -244,16 +243,18 @@ fn check_strictly(batch: &Batch, before: u64) -> Result<(), Failure> {
 /// The command that these words are, said again with the run's ID and with `again` in the place of any that it has.
 fn repeat_command(words: impl IntoIterator<Item = String>, run: &str, again: &str) -> String {
     let mut repeated: Vec<String> = Vec::new();
-    // What follows a `--` is files, whatever it looks like.
-    let (mut said, mut options) = (false, true);
     let words: Vec<String> = words.into_iter().collect();
-    let options_end = words.iter().position(|word| word == "--");
-    let has_run = words[..options_end.unwrap_or(words.len())]
-        .iter()
-        .any(|word| word == "--run" || word.starts_with("--run="));
+    // What follows a `--` is files, whatever it looks like.
+    let end = words.iter().position(|word| word == "--");
+    let end = end.unwrap_or(words.len());
+    let is = |word: &str, option: &str| {
+        let value = word.strip_prefix(option);
+        value.is_some_and(|value| value.is_empty() || value.starts_with('='))
+    };
+    let has_run = words[..end].iter().any(|word| is(word, "--run"));
+    let mut said = false;
     for (index, word) in words.into_iter().enumerate() {
-        options &= word != "--";
-        if options && (word == "--again" || word.starts_with("--again=")) {
+        if index < end && is(&word, "--again") {
             continue;
         }
         repeated.push(shell_word(&word));

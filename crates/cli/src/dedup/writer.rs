@@ -64,9 +64,8 @@ impl Writer {
         for line in batch.lines() {
             let claim = line.key.and_then(|_| claims.next().copied());
             let is_kept = claim != Some(Claim::Duplicate) && line.form != Form::HeaderAgain;
-            match line.form {
-                Form::Line | Form::LongFirst => counts.add(claim),
-                Form::LongMore | Form::Header | Form::HeaderAgain => {}
+            if line.form.begins_line() {
+                counts.add(claim);
             }
             if is_kept != run_is_kept {
                 self.run(&bytes[run_start..at], run_is_kept);

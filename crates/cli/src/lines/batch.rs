@@ -34,6 +34,13 @@ pub(crate) enum Form {
     HeaderAgain,
 }
 
+impl Form {
+    /// Whether it is a line, or the first piece of one. A header is none.
+    pub(crate) const fn begins_line(self) -> bool {
+        matches!(self, Self::Line | Self::LongFirst)
+    }
+}
+
 /// A line or a piece of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Record {

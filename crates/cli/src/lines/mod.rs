@@ -4,9 +4,9 @@
 //! takes the batch. A line that is too long to hold as a whole comes in pieces, without a key.
 //!
 //! With [`Fill::Exact`] the batches depend on the input only: each ends at the first record that brings it to one of its limits.
-//! With [`Fill::FullOrSilent`] that holds for inputs that are files; of another one, such as a pipe, a part of a batch is handed out when
-//! nothing has come for a while. With [`Fill::WhatIsThere`] a batch is handed out as soon as there is anything in it, so a slow input is answered line by line
-//! and a fast one in full batches.
+//! With [`Fill::FullOrSilent`] that holds for inputs that are files; of another one, such as a pipe, a part of a batch is handed out
+//! when nothing has come for a while. With [`Fill::WhatIsThere`] a batch is handed out as soon as there is anything in it, so a slow
+//! input is answered line by line and a fast one in full batches.
 
 mod batch;
 mod exchange;

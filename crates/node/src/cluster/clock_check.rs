@@ -61,20 +61,12 @@ impl KnownClock {
 
     /// Keeps it in the data directory `root`.
     pub(crate) fn save(&self, root: &Path) -> Result<(), DataDirError> {
-        let json = serde_json::to_vec(self)
-            .expect("it has only numbers and strings, so it always serialises");
-        data_dir::replace(&root.join(KNOWN), &json)
+        data_dir::replace_json(&root.join(KNOWN), self)
     }
 
     fn load(root: &Path) -> Option<Self> {
-        let path = root.join(KNOWN);
-        let read = data_dir::read(&path).map_err(|error| error.to_string());
-        let parsed = read.and_then(|json| {
-            let parsed = json.map(|json| serde_json::from_slice(&json));
-            parsed.transpose().map_err(|error| error.to_string())
-        });
-        parsed.unwrap_or_else(|error| {
-            warn!(path = %path.display(), "when the clock was right last is not known: {error}");
+        data_dir::read_json(&root.join(KNOWN)).unwrap_or_else(|error| {
+            warn!("when the clock was right last is not known: {error}");
             None
         })
     }

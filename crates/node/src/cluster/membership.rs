@@ -158,13 +158,17 @@ impl Membership {
         }
     }
 
-    /// Counts a loss in the map, as soon as that can be written.
-    async fn count_loss(&mut self, map: &ClusterMap) {
-        // A successor of a map that is not in force would be another map under the version of one that was.
-        let in_force = |current: &ClusterMap| current.version() <= map.version();
-        if !self.uncounted_loss || !self.node.membership_state().map().is_some_and(in_force) {
+    /// Counts a loss in the map, whose stored version is `stored`, as soon as that can be written.
+    async fn count_loss(&mut self, stored: (u64, u64)) {
+        if !self.uncounted_loss {
             return;
         }
+        let membership_state = self.node.membership_state();
+        let in_force = membership_state.map();
+        // A successor of a map that is not in force would be another map under the version of one that was.
+        let Some(map) = in_force.filter(|map| map.version() == stored) else {
+            return;
+        };
         let id = self.node.config.id;
         let now = self.node.clock.now();
         let counted = map.node(id).map_or(0, |entry| entry.loss_count) + 1;
@@ -193,8 +197,9 @@ impl Membership {
                 self.clock
                     .look(&self.node, &**self.store.storage(), map.clock_error_max_ms)
                     .await?;
-                self.take(map.clone()).await?;
-                self.count_loss(&map).await;
+                let stored = map.version();
+                self.take(map).await?;
+                self.count_loss(stored).await;
                 self.keep_clock().await;
                 Ok(())
             }

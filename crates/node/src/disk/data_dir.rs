@@ -21,7 +21,7 @@ use std::{
 
 use keydb_core::{ClusterId, ClusterMap, Incarnation, NodeId};
 use rustix::fs::{FlockOperation, flock};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::disk::failpoint;
 
@@ -165,8 +165,11 @@ impl DataDir {
     }
 }
 
-/// The newest map that the owner of the directory `root` went by, if there is one.
-pub(crate) fn saved_map(root: &Path) -> Result<Option<ClusterMap>, DataDirError> {
+/// The newest map that the node whose data directory is `root` went by, if there is one.
+///
+/// # Errors
+/// When it cannot be read, or is not a map that this build can use.
+pub fn saved_map(root: &Path) -> Result<Option<ClusterMap>, DataDirError> {
     let path = root.join(MAP);
     let Some(json) = read(&path)? else {
         return Ok(None);
@@ -231,6 +234,26 @@ pub(crate) fn sync_dir(dir: &Path) -> Result<(), DataDirError> {
         .map_err(io_error("sync directory", dir))
 }
 
+/// [`replace`] with `value` as JSON, which has only strings for its objects' keys.
+pub(crate) fn replace_json(path: &Path, value: &impl Serialize) -> Result<(), DataDirError> {
+    let json =
+        serde_json::to_vec_pretty(value).expect("what has only string keys always serialises");
+    replace(path, &json)
+}
+
+/// What a file has as JSON; `None` when it is not there.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, DataDirError> {
+    let Some(json) = read(path)? else {
+        return Ok(None);
+    };
+    serde_json::from_slice(&json)
+        .map(Some)
+        .map_err(|error| DataDirError::Damaged {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })
+}
+
 /// A whole file; `None` when it is not there.
 pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, DataDirError> {
     match fs::read(path) {
@@ -276,9 +299,7 @@ fn make_identity(
         node,
         disk_id: Incarnation::random(),
     };
-    let json = serde_json::to_vec_pretty(&identity)
-        .expect("an identity has only string keys, so it always serialises");
-    replace(&root.join(IDENTITY), &json)?;
+    replace_json(&root.join(IDENTITY), &identity)?;
     // The directory itself must be there after a loss of power as well.
     if let Some(parent) = root.parent().filter(|parent| parent.is_dir()) {
         sync_dir(parent)?;

@@ -99,8 +99,7 @@ mod armed {
 
     pub(crate) fn hit(name: &'static str, path: &Path) -> io::Result<()> {
         let mut points = points();
-        for index in 0..points.points.len() {
-            let point = &mut points.points[index];
+        for point in &mut points.points {
             // Of a process's own points the directory is empty, with which every path starts.
             let is_meant = point.name == name || point.name == "*";
             if !is_meant || !path.starts_with(&point.dir) {

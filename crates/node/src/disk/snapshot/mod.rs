@@ -322,6 +322,11 @@ impl Snapshotter {
     /// Leaves the thread to itself, which may not end while the disk does not answer.
     pub(crate) fn leave(&self) {
         drop(lock(&self.maker).take());
+        self.tell_to_end();
+    }
+
+    /// Has the thread and the tasks end as soon as they can.
+    fn tell_to_end(&self) {
         self.shared.state().abandoned = true;
         self.shared.work.notify_one();
         if let Ok(mut uploader) = self.uploader.try_lock() {
@@ -331,14 +336,7 @@ impl Snapshotter {
 
     /// Stops without another snapshot.
     pub(crate) fn abandon(&self) {
-        {
-            let mut state = self.shared.state();
-            state.abandoned = true;
-            self.shared.work.notify_one();
-        }
-        if let Ok(mut uploader) = self.uploader.try_lock() {
-            uploader.abort_all();
-        }
+        self.tell_to_end();
         *lock(&self.shared.saving_ended) = true;
         let maker = lock(&self.maker).take();
         if let Some(maker) = maker {

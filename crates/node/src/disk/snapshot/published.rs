@@ -31,14 +31,8 @@ pub(crate) struct Published {
 impl Published {
     /// Reads it; nothing was published where there is no file.
     pub(crate) fn load(data_dir: &DataDir) -> Result<Self, DataDirError> {
-        let path = data_dir.root().join(PUBLISHED);
-        let Some(json) = data_dir::read(&path)? else {
-            return Ok(Self::default());
-        };
-        serde_json::from_slice(&json).map_err(|error| DataDirError::Damaged {
-            path,
-            reason: error.to_string(),
-        })
+        let read = data_dir::read_json(&data_dir.root().join(PUBLISHED))?;
+        Ok(read.unwrap_or_default())
     }
 
     /// How far object storage reaches.
@@ -67,15 +61,13 @@ impl Published {
 
     /// Writes it to the data directory `root`, for good.
     pub(super) fn save(&self, root: &Path) -> Result<(), DataDirError> {
-        let json = serde_json::to_vec(self)
-            .expect("it has only numbers and strings, so it always serialises");
-        data_dir::replace(&root.join(PUBLISHED), &json)
+        data_dir::replace_json(&root.join(PUBLISHED), self)
     }
 
-    /// Whether `remote`, which is in object storage, is none that this disk, `disk_id`, may have put there.
+    /// Checks that this disk, `disk_id`, knows of the manifest `remote` in object storage, if that is its own.
     ///
     /// # Errors
-    /// When it is this disk's all the same: this is a copy of it from an earlier time.
+    /// When it does not: it is a copy of the disk from an earlier time.
     pub(crate) fn check(
         &self,
         remote: &Manifest,

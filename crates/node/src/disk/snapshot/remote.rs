@@ -84,17 +84,13 @@ pub async fn first_object(
         let page = storage
             .list(&object_key(node, ""), after.as_deref())
             .await?;
-        let mut keys = page.objects.into_iter().map(|object| object.key);
-        let mut last = None;
-        if let Some(found) = keys.find(|key| {
-            last = Some(key.clone());
-            is_object_key(key)
-        }) {
-            return Ok(Some(found));
+        let mut keys: Vec<String> = page.objects.into_iter().map(|it| it.key).collect();
+        if let Some(at) = keys.iter().position(|key| is_object_key(key)) {
+            return Ok(Some(keys.swap_remove(at)));
         }
         if !page.more {
             return Ok(None);
         }
-        after = last;
+        after = keys.pop();
     }
 }

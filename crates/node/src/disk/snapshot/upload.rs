@@ -164,8 +164,11 @@ impl Uploader {
     /// False where it was: then the whole manifest is to take its place.
     async fn begin(&mut self, manifest: &Manifest) -> Result<bool, String> {
         let text = |error: StorageError| error.to_string();
+        if manifest.files.is_empty() {
+            return Ok(false);
+        }
         let object = first_object(&*self.shared.storage, manifest.node).await;
-        if manifest.files.is_empty() || object.map_err(text)?.is_some() {
+        if object.map_err(text)?.is_some() {
             return Ok(false);
         }
         let empty = Manifest::new(
@@ -213,14 +216,11 @@ impl Uploader {
         let Some(current) = current else {
             return Ok(());
         };
-        let key = manifest_key(manifest.node);
-        if current.disk_id == manifest.disk_id {
-            return Ok(());
-        }
         let named = map.node(manifest.node).and_then(|node| node.disk_id);
-        if named == Some(manifest.disk_id) {
+        if current.disk_id == manifest.disk_id || named == Some(manifest.disk_id) {
             return Ok(());
         }
+        let key = manifest_key(manifest.node);
         Err(format!(
             "object {key:?} was written by disk {}, and this disk, {}, is not node {} in the cluster map any more: it was replaced",
             current.disk_id, manifest.disk_id, manifest.node
