@@ -12,7 +12,8 @@ use std::{
     process::{Command, Output},
 };
 
-use keydb_core::{Entry, Event, SnapshotDecoder};
+use keydb_core::{Entry, Event, Manifest, SnapshotDecoder};
+use keydb_storage::{LocalStorage, ObjectStorage, Put};
 use rustix::process::Signal;
 use serde_json::Value;
 use support::{
@@ -145,6 +146,21 @@ impl Cluster {
         files.iter().map(name).collect()
     }
 
+    /// Rewrites node 0's manifest in object storage.
+    fn edit_manifest(&self, edit: impl FnOnce(&mut Manifest)) {
+        let storage = LocalStorage::open(&self.path("storage")).unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let key = "manifests/node-0.json";
+            let object = storage.get(key).await.unwrap().unwrap();
+            let mut manifest = Manifest::from_json(&object.bytes).unwrap();
+            edit(&mut manifest);
+            let json = manifest.to_json().into();
+            let put = storage.put_if_match(key, json, &object.version).await;
+            assert!(matches!(put, Ok(Put::Done(_))));
+        });
+    }
+
     /// The file in which the local directory storage has an object.
     fn object_file(&self, key: &str) -> PathBuf {
         let encoded = key.replace('/', "+");
@@ -275,6 +291,32 @@ fn snapshots_are_made_shown_and_verified_and_damage_is_named() {
     assert_code(&exported, 1);
     assert!(stderr(&exported).contains(full), "{}", stderr(&exported));
     assert!(!cluster.path("out.keydb").exists() && !cluster.path("out.keydb.tmp").exists());
+}
+
+#[test]
+fn a_hash_range_that_its_owners_manifest_does_not_have_is_not_exported_as_an_empty_one() {
+    let cluster = Cluster::create();
+    let running = cluster.start();
+    cluster.answer(["put", "a"]);
+    cluster.answer(["snapshot", "create"]);
+    let export = ["snapshot", "export", "--out", "all.keydb"];
+    cluster.answer(export);
+    drop(running);
+    fs::remove_file(cluster.path("all.keydb")).unwrap();
+    cluster.edit_manifest(|manifest| {
+        let without = manifest.ranges.remove(2).id;
+        for file in &mut manifest.files {
+            file.ranges.retain(|id| *id != without);
+        }
+    });
+    let refused = cluster.run(export);
+    assert_code(&refused, 1);
+    assert!(
+        stderr(&refused).contains("does not have hash range 2, which node 0 owns"),
+        "{}",
+        stderr(&refused)
+    );
+    assert!(!cluster.path("all.keydb").exists());
 }
 
 #[test]

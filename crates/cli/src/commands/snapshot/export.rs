@@ -242,9 +242,13 @@ impl Nodes<'_> {
         let Some(part) = self.loaded.get_mut(&owner) else {
             return Ok(Ok(()));
         };
+        // A range without a key is named as well, from the node's first snapshot on.
         let Some(entry) = part.manifest.range(range.id) else {
-            // Nothing was written to it yet.
-            return Ok(Ok(()));
+            return Err(Failure::failed(format!(
+                "object storage does not have hash range {}, which node {owner} owns: the manifest of its snapshot of {} does not name it; \
+                 when the node answers for it (`keydb status`), `keydb snapshot create` puts it there",
+                range.id, part.manifest.complete_to_ms
+            )));
         };
         if entry.generation != range.generation {
             let moved = format!(

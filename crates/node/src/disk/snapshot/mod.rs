@@ -134,8 +134,8 @@ struct State {
 /// What has come of requests.
 #[derive(Debug, Clone, Default)]
 struct Progress {
-    /// How many rounds have been made.
-    rounds: u64,
+    /// How many rounds have been made that are worth an upload: all but the early ones.
+    uploads_due: u64,
     /// The last request that local files answer.
     made: u64,
     /// The last one that object storage answers.

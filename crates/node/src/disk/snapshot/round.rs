@@ -233,7 +233,7 @@ impl<'a> Maker<'a> {
                 .map_err(|error| error.to_string())?;
         }
         self.shared.progress.send_modify(|progress| {
-            progress.rounds += 1;
+            progress.uploads_due += u64::from(!due.early);
             progress.closed = due.closing;
             if is_complete {
                 progress.made = due.ticket;

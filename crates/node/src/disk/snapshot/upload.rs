@@ -4,10 +4,19 @@
 //! files are uploaded, and the new manifest takes the place of exactly the one that was read. So whatever happened in between, be
 //! it another writer or an own write that was thought to have failed, is seen, and gone by in the next attempt.
 //!
+//! **What was uploaded may be gone again:** an object that no manifest names for long is garbage to others, and people remove the wrong
+//! things. What was uploaded a while ago is looked for again just before the manifest names it, everything that a manifest names soon
+//! after an object was named so late, and once an hour. What is missing is uploaded again from the disk.
+//!
 //! **Another disk's manifest** is replaced only where the cluster map, read after it, says that this disk is the node's: after a
 //! recovery. The disk that was given up finds the other one in the map, and leaves the manifest alone.
 
-use std::{collections::HashMap, io::ErrorKind, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    io::ErrorKind,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
@@ -15,13 +24,15 @@ use keydb_core::{Lsn, Manifest, ManifestFile};
 use keydb_storage::{MapStore, Put, StorageError, StorageErrorKind, Version};
 use tokio::{
     task::spawn_blocking,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout_at},
 };
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{
-    Published, RETRY_MAX, RETRY_MIN, Reach, Shared, first_object, garbage::GARBAGE_AGE,
-    local::file_path, lock, manifest_key, object_key, reach, remote_manifest,
+    Published, RETRY_MAX, RETRY_MIN, Reach, Shared, first_object,
+    garbage::{GARBAGE_AGE, list_all},
+    local::file_path,
+    lock, manifest_key, object_key, reach, remote_manifest,
 };
 
 /// How often in a row a manifest is written anew after somebody else's write, or after one of unknown outcome.
@@ -36,8 +47,14 @@ const SMALL_BYTES_MAX: u64 = 8 << 20;
 const DOUBT_AFTER: Duration = Duration::from_secs(600);
 const _: () = assert!(DOUBT_AFTER.as_secs() < GARBAGE_AGE.as_secs() / 2);
 
+/// What was looked for so lately is there.
+const SEEN_LATELY: Duration = Duration::from_secs(30);
+
 /// Garbage collection that looked just before such an object was named has come to an end after this time.
 const SETTLED_AFTER: Duration = Duration::from_secs(300);
+
+/// How often it is looked whether everything that was published is still there.
+const CHECK_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Uploads until the node closes.
 pub(super) async fn run(shared: Arc<Shared>, published: Published) {
@@ -45,16 +62,17 @@ pub(super) async fn run(shared: Arc<Shared>, published: Published) {
     let mut uploader = Uploader::new(shared, published);
     let mut retry_after = RETRY_MIN;
     loop {
-        let (rounds, made) = {
+        let (due, made) = {
             let now = progress.borrow_and_update();
-            (now.rounds, now.made)
+            (now.uploads_due, now.made)
         };
         match uploader.upload().await {
             Ok(manifest) => {
                 uploader.works(&manifest, made).await;
                 retry_after = RETRY_MIN;
-                // Its own progress wakes it as well; what counts is whether a round was made.
-                if progress.wait_for(|now| now.rounds > rounds).await.is_err() {
+                // Its own progress wakes it as well; what counts is whether there is something to upload.
+                let next = progress.wait_for(|now| now.uploads_due > due);
+                if let Ok(Err(_)) = timeout_at(uploader.check_at, next).await {
                     return;
                 }
             }
@@ -75,10 +93,31 @@ struct Uploader {
     shared: Arc<Shared>,
     maps: MapStore,
     published: Published,
-    /// When the files that no remote manifest named yet were uploaded; `None`: they were found there.
-    uploaded: HashMap<String, Option<Instant>>,
-    /// Files that were, or may have been, named long after they were uploaded, and when.
-    named_late: Vec<(ManifestFile, Instant)>,
+    /// What was uploaded, or found, and is not published yet.
+    uploaded: HashMap<String, Uploaded>,
+    /// When everything that is published is looked for next.
+    check_at: Instant,
+}
+
+/// An object that no manifest names yet.
+#[derive(Debug, Clone, Copy)]
+struct Uploaded {
+    /// `None`: it was found there, nobody knows since when.
+    since: Option<Instant>,
+    /// When it was there for certain.
+    seen: Instant,
+}
+
+impl Uploaded {
+    /// Whether garbage collection may take it.
+    fn is_doubtful(self) -> bool {
+        self.since
+            .is_none_or(|since| since.elapsed() >= DOUBT_AFTER)
+    }
+
+    fn is_to_be_looked_for(self) -> bool {
+        self.is_doubtful() && self.seen.elapsed() >= SEEN_LATELY
+    }
 }
 
 /// The manifest in object storage, and what it was.
@@ -107,15 +146,13 @@ impl Drop for Pinned<'_> {
 
 impl Uploader {
     fn new(shared: Arc<Shared>, published: Published) -> Self {
-        // An earlier process may have named some late, and not have lived to look at them again.
-        let named = Arc::clone(&shared.state().manifest);
-        let now = Instant::now();
         Self {
             maps: MapStore::new(Arc::clone(&shared.storage)),
             shared,
             published,
             uploaded: HashMap::new(),
-            named_late: named.files.iter().map(|file| (file.clone(), now)).collect(),
+            // An earlier process may have named some late, and not have lived to look at them again.
+            check_at: Instant::now() + SETTLED_AFTER,
         }
     }
 
@@ -127,21 +164,31 @@ impl Uploader {
         let mut obstacle = String::new();
         for _ in 0..ATTEMPTS_MAX {
             let remote = self.read_remote(manifest).await?;
-            if let Some((current, _)) = &remote
-                && current.write_nonce == manifest.write_nonce
-            {
+            let current = remote.as_ref().map(|(current, _)| current);
+            let is_published = current.is_some_and(|it| it.write_nonce == manifest.write_nonce);
+            let is_check_due = self.check_at <= Instant::now();
+            if is_published && !is_check_due {
                 return Ok(Arc::clone(manifest));
             }
-            self.check_owner(remote.as_ref().map(|(current, _)| current), manifest)
-                .await?;
+            self.check_owner(current, manifest).await?;
             if remote.is_none() && self.begin(manifest).await? {
                 continue;
             }
-            self.files(manifest, remote.as_ref().map(|(current, _)| current))
-                .await?;
+            let mut there = named_by(current);
+            if is_check_due {
+                self.retain_found(&mut there, manifest).await?;
+            }
+            self.files(manifest, &there).await?;
+            if is_check_due {
+                self.check_at = Instant::now() + CHECK_INTERVAL;
+            }
+            if is_published {
+                self.uploaded.clear();
+                return Ok(Arc::clone(manifest));
+            }
             match self.publish(manifest, remote).await {
                 Ok(Put::Done(_)) => {
-                    self.settle(manifest);
+                    self.settle();
                     return Ok(Arc::clone(manifest));
                 }
                 Ok(Put::Conflict) => {
@@ -227,49 +274,59 @@ impl Uploader {
         ))
     }
 
-    /// Sees to it that every file of `manifest` that `current` does not name is there.
-    async fn files(
-        &mut self,
+    /// Leaves out of `there` the files of `manifest` whose objects object storage does not have any more.
+    async fn retain_found(
+        &self,
+        there: &mut HashSet<String>,
         manifest: &Manifest,
-        current: Option<&Manifest>,
     ) -> Result<(), String> {
-        self.look_again(manifest).await?;
-        let is_named =
-            |file: &ManifestFile| current.is_some_and(|it| it.file(&file.name).is_some());
-        let mut missing: Vec<(ManifestFile, Doubt)> = Vec::new();
-        for file in manifest.files.iter().filter(|file| !is_named(file)) {
-            match self.uploaded.get(&file.name) {
-                Some(since) if !is_doubtful(*since) => {}
-                Some(_) => missing.push((file.clone(), Doubt::MayBeGone)),
-                None => missing.push((file.clone(), Doubt::None)),
+        let folder = object_key(manifest.node, "");
+        let listed = list_all(&*self.shared.storage, &folder).await;
+        let listed: HashMap<String, u64> = listed
+            .map_err(|error| error.to_string())?
+            .into_iter()
+            .map(|object| (object.key, object.size_bytes))
+            .collect();
+        let mut gone = Vec::new();
+        for file in &manifest.files {
+            let size = listed.get(&object_key(manifest.node, &file.name));
+            if size != Some(&file.size_bytes) && there.remove(&file.name) {
+                gone.push(&*file.name);
             }
         }
-        let mut nowhere: Vec<String> = Vec::new();
-        let (small, large): (Vec<_>, Vec<_>) = missing
-            .into_iter()
-            .partition(|(file, _)| file.size_bytes <= SMALL_BYTES_MAX);
-        for (files, at_once) in [(small, UPLOADS_AT_ONCE), (large, 1)] {
-            let shared = &self.shared;
-            let mut uploads = stream::iter(files)
-                .map(|(file, doubt)| ensure_uploaded(Arc::clone(shared), file, doubt))
-                .buffer_unordered(at_once);
-            while let Some(brought) = uploads.next().await {
-                match brought? {
-                    (name, RemoteCopy::Uploaded) => {
-                        self.uploaded.insert(name, Some(Instant::now()));
-                    }
-                    (name, RemoteCopy::Found) => {
-                        self.uploaded.insert(name, None);
-                    }
-                    (name, RemoteCopy::Missing) => nowhere.push(name),
-                }
+        if !gone.is_empty() {
+            warn!(node = %manifest.node, files = gone.join(", "), "objects that the manifest names are gone from object storage, or have another size; they are uploaded again");
+        }
+        Ok(())
+    }
+
+    /// Sees to it that the objects of all files of `manifest` but those that are `there` are in object storage.
+    async fn files(&mut self, manifest: &Manifest, there: &HashSet<String>) -> Result<(), String> {
+        let mut nowhere: HashSet<String> = HashSet::new();
+        loop {
+            // The upload of the others may have taken so long that the first ones are in doubt by now.
+            let missing: Vec<ManifestFile> = manifest
+                .files
+                .iter()
+                .filter(|file| !there.contains(&file.name) && !nowhere.contains(&file.name))
+                .filter(|file| {
+                    let uploaded = self.uploaded.get(&file.name);
+                    uploaded.is_none_or(|it| it.is_to_be_looked_for())
+                })
+                .cloned()
+                .collect();
+            if missing.is_empty() {
+                break;
             }
+            self.ensure_all_uploaded(missing, &mut nowhere).await?;
         }
         // The ranges that need them are closed, and say so; the others' snapshots go on.
         let text = || {
+            let mut names: Vec<&str> = nowhere.iter().map(|name| &**name).collect();
+            names.sort_unstable();
             format!(
                 "snapshot files are neither on the disk nor in object storage: {}",
-                nowhere.join(", ")
+                names.join(", ")
             )
         };
         self.shared
@@ -278,16 +335,38 @@ impl Uploader {
         Ok(())
     }
 
-    /// Uploads again what was named so late that garbage collection has still removed it.
-    async fn look_again(&mut self, manifest: &Manifest) -> Result<(), String> {
-        self.named_late
-            .retain(|(file, _)| manifest.file(&file.name).is_some());
-        // The earliest first.
-        while let Some((file, named)) = self.named_late.first()
-            && named.elapsed() >= SETTLED_AFTER
-        {
-            ensure_uploaded(Arc::clone(&self.shared), file.clone(), Doubt::MayBeGone).await?;
-            self.named_late.remove(0);
+    /// Uploads the files that are not in object storage. The names of those that are not on the disk either go to `nowhere`.
+    async fn ensure_all_uploaded(
+        &mut self,
+        files: Vec<ManifestFile>,
+        nowhere: &mut HashSet<String>,
+    ) -> Result<(), String> {
+        let (small, large): (Vec<_>, Vec<_>) = files
+            .into_iter()
+            .partition(|file| file.size_bytes <= SMALL_BYTES_MAX);
+        for (files, at_once) in [(small, UPLOADS_AT_ONCE), (large, 1)] {
+            let (shared, uploaded) = (&self.shared, &self.uploaded);
+            let uploads: Vec<_> = files
+                .into_iter()
+                .map(|file| {
+                    let was_there = uploaded.contains_key(&file.name);
+                    ensure_uploaded(Arc::clone(shared), file, was_there)
+                })
+                .collect();
+            let mut uploads = stream::iter(uploads).buffer_unordered(at_once);
+            while let Some(ensured) = uploads.next().await {
+                let (name, copy) = ensured?;
+                let seen = Instant::now();
+                let since = match copy {
+                    RemoteCopy::Uploaded => Some(seen),
+                    RemoteCopy::Found => self.uploaded.get(&name).and_then(|it| it.since),
+                    RemoteCopy::Missing => {
+                        nowhere.insert(name);
+                        continue;
+                    }
+                };
+                self.uploaded.insert(name, Uploaded { since, seen });
+            }
         }
         Ok(())
     }
@@ -306,14 +385,10 @@ impl Uploader {
         }
     }
 
-    /// `manifest` is published, so what it names is safe; but for what garbage collection may be removing right now.
-    fn settle(&mut self, manifest: &Manifest) {
-        for (name, since) in self.uploaded.drain() {
-            if let Some(file) = manifest.file(&name)
-                && is_doubtful(since)
-            {
-                self.named_late.push((file.clone(), Instant::now()));
-            }
+    /// What was uploaded is published, so it is safe; but for what garbage collection may be removing right now.
+    fn settle(&mut self) {
+        if self.uploaded.drain().any(|(_, it)| it.is_doubtful()) {
+            self.check_at = self.check_at.min(Instant::now() + SETTLED_AFTER);
         }
     }
 
@@ -355,9 +430,10 @@ impl Uploader {
     }
 }
 
-/// Whether an object that was uploaded then may have been removed.
-fn is_doubtful(uploaded: Option<Instant>) -> bool {
-    uploaded.is_none_or(|uploaded| uploaded.elapsed() >= DOUBT_AFTER)
+/// The names of the files of `current`.
+fn named_by(current: Option<&Manifest>) -> HashSet<String> {
+    let files = current.into_iter().flat_map(|current| &current.files);
+    files.map(|file| file.name.clone()).collect()
 }
 
 /// How far object storage reaches with `current`, as this disk counts, whose own manifest is `own`.
@@ -373,15 +449,6 @@ fn reach_of(current: &Manifest, own: &Manifest) -> Reach {
     }
 }
 
-/// What is to be thought of an object that should be there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Doubt {
-    /// It was not uploaded yet, as far as is known.
-    None,
-    /// It was, but it may have been removed since.
-    MayBeGone,
-}
-
 /// What was done to have an object there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum RemoteCopy {
@@ -393,19 +460,27 @@ enum RemoteCopy {
     Missing,
 }
 
-/// Sees to it that the object of `file` is there. The file's name comes with the answer.
+/// Sees to it that the object of `file`, which may be there if it `was_there` before, is there. The file's name comes with the answer.
 async fn ensure_uploaded(
     shared: Arc<Shared>,
     file: ManifestFile,
-    doubt: Doubt,
+    was_there: bool,
 ) -> Result<(String, RemoteCopy), String> {
     let key = object_key(shared.node.config.id, &file.name);
-    if doubt == Doubt::MayBeGone && is_there(&shared, &key, &file).await? {
+    if was_there && is_there(&shared, &key, &file).await? {
         return Ok((file.name, RemoteCopy::Found));
     }
     let path = file_path(&shared.data_dir, &file.name);
     match tokio::fs::metadata(&path).await {
-        Ok(_) => {}
+        Ok(found) if found.len() == file.size_bytes => {}
+        Ok(found) => {
+            return Err(format!(
+                "{} has {} bytes, and the manifest says {}",
+                path.display(),
+                found.len(),
+                file.size_bytes
+            ));
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let is_there = is_there(&shared, &key, &file).await?;
             let brought = if is_there {
@@ -417,25 +492,37 @@ async fn ensure_uploaded(
         }
         Err(error) => return Err(format!("cannot read {}: {error}", path.display())),
     }
-    match shared.storage.put_file(&key, &path).await {
-        Ok(Put::Done(_)) => {
-            info!(key, bytes = file.size_bytes, "uploaded a snapshot file");
-            shared.progress.send_modify(|progress| {
-                progress.objects += 1;
-                progress.object_bytes += file.size_bytes;
-            });
-            Ok((file.name, RemoteCopy::Uploaded))
-        }
+    let put = async || {
+        let put = shared.storage.put_file(&key, &path).await;
+        put.map_err(|error| error.to_string())
+    };
+    let mut done = put().await?;
+    if done == Put::Conflict {
         // The name is this file's alone, so an earlier attempt has got through; when, nobody knows.
-        Ok(Put::Conflict) if is_there(&shared, &key, &file).await? => {
-            Ok((file.name, RemoteCopy::Found))
+        if is_there(&shared, &key, &file).await? {
+            return Ok((file.name, RemoteCopy::Found));
         }
-        Ok(Put::Conflict) => Err(format!(
-            "object {key:?} exists with another size than the file's, {} bytes",
-            file.size_bytes
-        )),
-        Err(error) => Err(error.to_string()),
+        warn!(
+            key,
+            bytes = file.size_bytes,
+            "replacing an object that has another size than its file"
+        );
+        let deleted = shared.storage.delete(&key).await;
+        deleted.map_err(|error| error.to_string())?;
+        done = put().await?;
     }
+    if done == Put::Conflict {
+        return Err(format!(
+            "object {key:?} exists with another size than the file's, {} bytes, and does not go away",
+            file.size_bytes
+        ));
+    }
+    info!(key, bytes = file.size_bytes, "uploaded a snapshot file");
+    shared.progress.send_modify(|progress| {
+        progress.objects += 1;
+        progress.object_bytes += file.size_bytes;
+    });
+    Ok((file.name, RemoteCopy::Uploaded))
 }
 
 async fn is_there(shared: &Shared, key: &str, file: &ManifestFile) -> Result<bool, String> {

@@ -1,5 +1,6 @@
 //! Uploads to storage that fails, is slow, or loses replies.
 
+use futures_util::FutureExt;
 use keydb_core::Incarnation;
 
 use super::{faulty::Fault, *};
@@ -333,11 +334,10 @@ async fn an_object_that_was_removed_before_it_was_named_is_uploaded_again() {
     run.snapshots.request(true, far()).await.unwrap_err();
     let object = object_key(NODE, &run.local().files[0].name);
     let storage = &rig.storage.inner;
-    eventually(async || storage.head(&object).await.unwrap().is_some()).await;
+    let objects = async || storage.list("snapshots/", None).await.unwrap().objects;
+    eventually(async || objects().await.len() == 4).await;
     storage.delete(&object).await.unwrap();
-    tokio::time::pause();
-    tokio::time::advance(Duration::from_secs(700)).await;
-    tokio::time::resume();
+    pass(Duration::from_secs(700)).await;
     rig.storage.works();
     run.snapshot().await;
     assert_eq!(rig.remote_keys().await, run.keys());
@@ -345,10 +345,102 @@ async fn an_object_that_was_removed_before_it_was_named_is_uploaded_again() {
     // One that stood there for long is removed just after it was named.
     let object = object_key(NODE, &run.local().files[1].name);
     storage.delete(&object).await.unwrap();
-    tokio::time::pause();
-    tokio::time::advance(Duration::from_secs(400)).await;
-    tokio::time::resume();
+    pass(Duration::from_secs(400)).await;
     run.snapshot().await;
     assert!(storage.head(&object).await.unwrap().is_some());
+    run.stop().await;
+}
+
+/// Lets time go by, in the middle of which nothing is done.
+async fn pass(duration: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(duration).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn what_is_gone_from_object_storage_is_mended_from_the_disk_though_nothing_is_written() {
+    let rig = Rig::new().await;
+    let run = rig.start().await;
+    run.put(&rig.keys(0..100, EXPIRY)).await;
+    run.full_snapshot().await;
+    let manifest = run.local();
+    let object = |index: usize| object_key(NODE, &manifest.files[index].name);
+    let storage = &rig.storage.inner;
+    for wait in [Duration::from_secs(301), Duration::from_secs(3601)] {
+        storage.delete(&object(1)).await.unwrap();
+        storage.delete(&object(2)).await.unwrap();
+        let put = storage.put_if_absent(&object(2), "too short".into()).await;
+        assert!(matches!(put, Ok(Put::Done(_))));
+        pass(wait).await;
+        eventually(async || {
+            let size = storage.head(&object(2)).await.unwrap().unwrap().size_bytes;
+            size == manifest.files[2].size_bytes
+                && storage.head(&object(1)).await.unwrap().is_some()
+        })
+        .await;
+        assert_eq!(rig.remote_keys().await, run.keys());
+    }
+    assert_eq!(run.node.warnings(), [] as [String; 0]);
+
+    // What is on the disk no more either is told of.
+    storage.delete(&object(1)).await.unwrap();
+    std::fs::remove_file(file_path(&run.data_dir, &manifest.files[1].name)).unwrap();
+    pass(Duration::from_secs(3601)).await;
+    eventually(async || {
+        let warnings = run.node.warnings();
+        warnings
+            .iter()
+            .any(|text| text.contains(&manifest.files[1].name))
+    })
+    .await;
+    run.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_uploaded_long_ago_is_looked_for_just_before_it_is_named() {
+    let rig = Rig::new().await;
+    let run = rig.start().await;
+    run.put(&rig.keys(0..100, EXPIRY)).await;
+    let mut files = 0;
+    let storage = Arc::clone(&rig.storage);
+    let (note, objects_when_named) = std::sync::mpsc::channel();
+    rig.storage.goes_wrong(move |name, key| {
+        if name == "put" && key.starts_with("manifests/") {
+            let objects = storage.inner.list("snapshots/", None).now_or_never();
+            note.send(objects.unwrap().unwrap().objects.len()).unwrap();
+        }
+        files += u32::from(name == "put_file");
+        (name == "put_file" && files == 4).then_some(Fault::Hangs)
+    });
+    run.snapshots.shared.request(true).unwrap();
+    let storage = &rig.storage.inner;
+    let objects = async || storage.list("snapshots/", None).await.unwrap().objects;
+    eventually(async || objects().await.len() == 3).await;
+    let gone = objects().await[0].key.clone();
+    storage.delete(&gone).await.unwrap();
+    pass(Duration::from_secs(700)).await;
+    rig.storage.release();
+    eventually(async || rig.remote().await.is_some_and(|it| !it.files.is_empty())).await;
+    // Not counting the node's first manifest, which is there before its first object.
+    assert_eq!(objects_when_named.try_iter().find(|it| *it > 0), Some(4));
+    assert_eq!(rig.remote_keys().await, run.keys());
+    run.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_round_that_nobody_asked_for_and_that_comes_early_is_not_uploaded() {
+    let mut rig = Rig::new().await;
+    rig.recent_bytes_max = 64 << 10;
+    let run = rig.start().await;
+    run.put(&rig.keys(0..40_000, EXPIRY)).await;
+    run.full_snapshot().await;
+    let before = rig.remote().await.unwrap();
+    run.put(&rig.keys(40_000..44_000, EXPIRY)).await;
+    eventually(async || run.local().lsn > before.lsn).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(rig.remote().await.unwrap(), before);
+    run.snapshot().await;
+    assert_eq!(rig.remote_keys().await, run.keys());
     run.stop().await;
 }
