@@ -258,6 +258,15 @@ impl Manifest {
         true
     }
 
+    /// Makes `merged`, which has all that `deltas` have of its ranges, their part in place of those.
+    pub fn replace_deltas(&mut self, deltas: &[ManifestFile], merged: ManifestFile) {
+        let is_replaced = |file: &ManifestFile| deltas.iter().any(|delta| delta.name == file.name);
+        for file in self.files.iter_mut().filter(|file| is_replaced(file)) {
+            file.ranges.retain(|id| !merged.is_part_of(*id));
+        }
+        self.files.push(merged);
+    }
+
     /// Leaves out the files that no range needs.
     pub fn drop_unneeded_files(&mut self) {
         self.files.retain(|file| !file.ranges.is_empty());

@@ -8,7 +8,7 @@ use std::{
 
 use keydb_core::{
     Entry, FileKind, Fingerprint, Lsn, ManifestFile, RangeId, SectionHeader, SnapshotHeader,
-    SnapshotKind, SnapshotWriter,
+    SnapshotKind, SnapshotWriter, UnixSeconds,
 };
 
 use super::{Shared, changes::Changes, local::file_path, names::file_name, pace::Pace};
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// So many keys are copied under one lock.
-const SCAN_ENTRIES: usize = 4096;
+pub(super) const SCAN_ENTRIES: usize = 4096;
 
 /// After so many bytes a file in the making is synced, so that the journal's syncs never wait for much of it.
 const SYNC_BYTES: usize = 2 << 20;
@@ -86,7 +86,7 @@ pub(super) fn unready(
 }
 
 /// A file in the making.
-struct Making {
+pub(super) struct Making {
     writer: SnapshotWriter<BufWriter<Target>>,
     temporary: PathBuf,
     path: PathBuf,
@@ -96,7 +96,7 @@ struct Making {
 }
 
 impl Making {
-    fn start(
+    pub(super) fn start(
         shared: &Shared,
         table: &OwnedRanges,
         kind: SnapshotKind,
@@ -183,7 +183,12 @@ impl Making {
         Ok(())
     }
 
-    fn section(&mut self, range: &OwnedRange) -> Result<(), String> {
+    /// What expired before this is left out.
+    pub(super) fn purge_before(&self) -> UnixSeconds {
+        self.header.purge_before
+    }
+
+    pub(super) fn section(&mut self, range: &OwnedRange) -> Result<(), String> {
         self.sections.push(range.id);
         self.writer
             .begin_section(SectionHeader {
@@ -194,14 +199,14 @@ impl Making {
             .map_err(|error| cannot("write", &self.temporary, &error))
     }
 
-    fn entries(&mut self, entries: &[Entry]) -> Result<(), String> {
+    pub(super) fn entries(&mut self, entries: &[Entry]) -> Result<(), String> {
         failpoint::hit("snapshot.write", &self.temporary)
             .and_then(|()| self.writer.entries(entries))
             .map_err(|error| cannot("write", &self.temporary, &error))
     }
 
     /// Makes it a file, if its content was `written`.
-    fn end(self, written: Result<(), String>) -> Result<Unpublished, String> {
+    pub(super) fn end(self, written: Result<(), String>) -> Result<Unpublished, String> {
         let Self {
             writer,
             temporary,

@@ -26,6 +26,7 @@ mod choice;
 mod garbage;
 mod local;
 mod make;
+mod merge;
 mod names;
 mod pace;
 mod published;

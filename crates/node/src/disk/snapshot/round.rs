@@ -11,12 +11,13 @@ use tokio::runtime::Handle;
 use tracing::{info, warn};
 
 use super::{
-    RETRY_MAX, RETRY_MIN, Shared,
+    RETRY_MAX, RETRY_MIN, STOPPING, Shared,
     backlog::Backlog,
     changes::Changes,
     choice::{self, Candidate},
     local,
     make::{self, Unpublished},
+    merge,
     pace::Pace,
 };
 use crate::{
@@ -316,10 +317,40 @@ impl<'a> Maker<'a> {
                 unnamed_bytes = 0;
             }
         }
+        self.merge_deltas(table, &ready, &candidates, pace)?;
         if !chosen.is_empty() {
             info!(node = %self.shared.node.config.id, ranges = chosen.len(), bytes, ms = started.elapsed().as_millis() as u64, "made full snapshots");
         }
         self.backlog.recovered();
+        Ok(())
+    }
+
+    /// Makes one delta of many small ones. Where that fails, they stay as they are.
+    fn merge_deltas(
+        &mut self,
+        table: &OwnedRanges,
+        ready: &[&Arc<OwnedRange>],
+        candidates: &[Candidate],
+        pace: &mut Pace<'_>,
+    ) -> Result<(), String> {
+        let deltas = choice::deltas_to_merge(&self.manifest, candidates, UNNAMED_BYTES_MAX);
+        let mut problem = None;
+        if !deltas.is_empty() {
+            match merge::deltas(self.shared, table, &deltas, ready, pace) {
+                Ok(made) => {
+                    let file = self.publish(made)?;
+                    info!(node = %self.shared.node.config.id, name = file.name, deltas = deltas.len(), entries = file.entries, bytes = file.size_bytes, "merged delta snapshots");
+                    self.manifest.replace_deltas(&deltas, file);
+                }
+                Err(reason) if reason == STOPPING => return Err(reason),
+                Err(reason) => {
+                    problem = Some(format!(
+                        "delta snapshots cannot be merged, and stay: {reason}"
+                    ))
+                }
+            }
+        }
+        self.shared.node.warn_of("deltas", problem);
         Ok(())
     }
 

@@ -313,15 +313,59 @@ async fn many_small_rounds_keep_the_number_of_files_bounded() {
     let rig = Rig::new().await;
     let run = rig.start().await;
     let mut most = 0;
+    let mut keys = Keys::new();
     for round in 0..200 {
-        run.put(&rig.keys(round..round + 1, EXPIRY)).await;
+        // The same keys in several files, and not always the later expiry in the later one.
+        let written = rig.keys(round..round + 5, EXPIRY + round * 7 % 11);
+        run.put(&written).await;
         run.snapshot().await;
         most = most.max(run.local().files.len());
+        for (key, expiry) in written {
+            let later = keys.get(&key).copied().unwrap_or(0).max(expiry);
+            keys.insert(key, later);
+        }
     }
-    assert!((60..=2 * choice::DELTAS_MAX + 4).contains(&most), "{most}");
-    assert_eq!(rig.remote_keys().await, rig.keys(0..200, EXPIRY));
+    // Not one full file was made for it.
+    assert_eq!(most, choice::DELTAS_MAX);
+    assert_eq!(kinds(&run.local()).1, 0);
+    assert_eq!(rig.remote_keys().await, keys);
     run.stop().await;
-    assert_eq!(rig.start().await.keys(), rig.keys(0..200, EXPIRY));
+    assert_eq!(rig.start().await.keys(), keys);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deltas_that_cannot_be_merged_stay_until_full_files_take_their_place() {
+    let rig = Rig::new().await;
+    let run = rig.start().await;
+    run.put(&rig.keys(0..100, EXPIRY)).await;
+    run.snapshot().await;
+    let path = file_path(&run.data_dir, &run.local().files[0].name);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    for round in 0..choice::DELTAS_MAX as u32 {
+        run.put(&rig.keys(1000 + round..1100 + round, EXPIRY)).await;
+        run.snapshot().await;
+    }
+    let warnings = run.node.warnings();
+    assert!(
+        warnings.iter().any(|it| it.contains("cannot be merged")),
+        "{warnings:?}"
+    );
+    assert_eq!(kinds(&run.local()), (choice::DELTAS_MAX + 1, 0));
+    let mut rounds = 0;
+    while run.node.warnings() != [] as [String; 0] {
+        run.put(&rig.keys(2000 + rounds..2100 + rounds, EXPIRY))
+            .await;
+        run.snapshot().await;
+        rounds += 1;
+        assert!(rounds < 200);
+    }
+    assert!(kinds(&run.local()).1 > 0);
+    run.full_snapshot().await;
+    assert_eq!(rig.remote_keys().await, run.keys());
+    run.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -347,7 +391,7 @@ async fn a_range_that_is_not_ready_does_not_keep_the_files_of_the_others() {
         run.snapshot().await;
         most = most.max(run.local().files.len());
     }
-    assert!(most <= 2 * choice::DELTAS_MAX + 4, "{most}");
+    assert!(most <= choice::DELTAS_MAX + 1, "{most}");
     run.full_snapshot().await;
     assert_eq!(kinds(&run.local()), (1, 3));
     eventually(async || rig.files().len() == 4).await;
