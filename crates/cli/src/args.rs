@@ -113,6 +113,7 @@ Settings:
   KEYDB_STORAGE_ACCESSKEY
   KEYDB_DATA_DIR                journal and snapshots of this node (./keydb-data)
   KEYDB_SNAPSHOT_INTERVAL       1s to 24h (60s)
+  KEYDB_MAP_POLL_INTERVAL       how often the cluster map in object storage is looked at, 100ms to 1h (1s)
   KEYDB_DISK_HANG_LIMIT         how long the disk may not answer before the process ends, 10s to 24h (60s)
   KEYDB_MEMORY_LIMIT            of the keys: 8GiB, 70% of the machine or container (0: none)
   KEYDB_MEMORY_POLICY           at the limit: refuse new keys, or shed those that would expire soonest (refuse)

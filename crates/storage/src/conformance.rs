@@ -6,7 +6,9 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 use tokio::{sync::Barrier, task::JoinSet};
 
-use crate::{ListPage, Object, ObjectStorage, Put, StorageErrorKind, Version, testing::TestBucket};
+use crate::{
+    ListPage, Object, ObjectStorage, Put, Reread, StorageErrorKind, Version, testing::TestBucket,
+};
 
 pub(crate) const WRITERS: usize = 16;
 const RACES: usize = 40;
@@ -40,6 +42,7 @@ macro_rules! conformance_tests {
         $crate::conformance::conformance_tests!($open;
             what_was_written_is_read_back
             an_object_that_was_never_written_is_none
+            what_has_not_changed_is_not_read_again
             creating_an_object_that_exists_is_a_conflict
             replacing_an_outdated_version_is_a_conflict
             replacing_an_object_that_does_not_exist_is_a_conflict
@@ -106,6 +109,20 @@ pub(crate) async fn what_was_written_is_read_back(storage: Handles) {
     assert_ne!(first, second);
     let object = read(storage, "a/b-c_d.json").await;
     assert_eq!((&object.bytes[..], object.version), (&b"two"[..], second));
+}
+
+pub(crate) async fn what_has_not_changed_is_not_read_again(storage: Handles) {
+    let storage = storage.one();
+    let first = create(storage, "key", "first").await;
+    let again = async |known| storage.get_if_changed("key", known).await.unwrap();
+    assert_eq!(again(&first).await, Reread::Unchanged);
+    let put = storage.put_if_match("key", "second".into(), &first);
+    let second = done(put.await.unwrap());
+    let now = Some(read(storage, "key").await);
+    assert_eq!(again(&first).await, Reread::Changed(now));
+    assert_eq!(again(&second).await, Reread::Unchanged);
+    storage.delete("key").await.unwrap();
+    assert_eq!(again(&second).await, Reread::Changed(None));
 }
 
 pub(crate) async fn an_object_that_was_never_written_is_none(storage: Handles) {

@@ -49,7 +49,7 @@ pub use map_store::{
 pub use memory::MemoryStorage;
 pub use object::{
     LIST_PAGE_MAX, ListPage, OBJECT_BYTES_MAX, Object, ObjectInfo, ObjectStorage, ObjectStream,
-    Put, Version,
+    Put, Reread, Version,
 };
 pub use s3::S3Options;
 pub use url::{StorageUrl, StorageUrlError};

@@ -50,6 +50,15 @@ pub struct Object {
     pub version: Version,
 }
 
+/// What has become of an object that was read before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reread {
+    /// It still has the version that it had.
+    Unchanged,
+    /// It has another one, or is gone.
+    Changed(Option<Object>),
+}
+
 /// What is known of an object without reading it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectInfo {
@@ -114,6 +123,18 @@ pub trait ObjectStorage: Send + Sync + Debug + 'static {
     /// # Errors
     /// When it could not be read; an object that is there but damaged or too large is `Refused`, never `None`.
     async fn get(&self, key: &str) -> Result<Option<Object>, StorageError>;
+
+    /// [`get`](Self::get) for whoever has the version `known` of the object already: where that is still the one, its bytes need not
+    /// come again.
+    ///
+    /// # Errors
+    /// Those of [`get`](Self::get).
+    async fn get_if_changed(&self, key: &str, known: &Version) -> Result<Reread, StorageError> {
+        Ok(match self.get(key).await? {
+            Some(object) if object.version == *known => Reread::Unchanged,
+            found => Reread::Changed(found),
+        })
+    }
 
     /// Writes an object that does not exist yet; a conflict when it does.
     ///

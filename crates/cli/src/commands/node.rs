@@ -122,6 +122,7 @@ fn config(settings: &Settings, id: NodeId) -> Result<NodeConfig, Failure> {
     let mut config = NodeConfig::new(id);
     config.data_dir.clone_from(&settings.data_dir.value);
     config.snapshot_interval = settings.snapshot_interval.value;
+    config.map_poll_interval = settings.map_poll_interval.value;
     config.disk_hang_limit = settings.disk_hang_limit.value;
     config.limits = settings.limits.clone();
     let limit = settings.memory_limit.value;

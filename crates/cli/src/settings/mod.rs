@@ -37,6 +37,10 @@ pub(crate) const HTTP_PORT_DEFAULT: u16 = 50080;
 pub(crate) const HASH_RANGES_DEFAULT: u32 = 128;
 /// Where a node keeps its journal and snapshots unless `KEYDB_DATA_DIR` says otherwise: in the working directory.
 const DATA_DIR_DEFAULT: &str = "keydb-data";
+const MAP_POLL_INTERVAL_DEFAULT: Duration = Duration::from_secs(1);
+/// So often at most, and at least.
+const MAP_POLL_INTERVAL_BOUNDS: [Duration; 2] =
+    [Duration::from_millis(100), Duration::from_secs(3600)];
 const DISK_HANG_LIMIT_DEFAULT: Duration = Duration::from_secs(60);
 /// Less than the least would be taken for a hang where a disk is only slow.
 const DISK_HANG_LIMIT_BOUNDS: [Duration; 2] =
@@ -86,6 +90,7 @@ pub(crate) struct Settings {
     /// How long between two snapshots.
     pub(crate) snapshot_interval: Setting<Duration>,
     /// How long the disk may not answer.
+    pub(crate) map_poll_interval: Setting<Duration>,
     pub(crate) disk_hang_limit: Setting<Duration>,
     /// How much memory the keys may take.
     pub(crate) memory_limit: Setting<MemoryLimit>,
@@ -136,6 +141,7 @@ struct Raw {
     durability: Option<String>,
     data_dir: Option<String>,
     snapshot_interval: Option<String>,
+    map_poll_interval: Option<String>,
     disk_hang_limit: Option<String>,
     memory_limit: Option<String>,
     memory_policy: Option<String>,
@@ -205,6 +211,11 @@ impl Settings {
         let data_dir = check.given("KEYDB_DATA_DIR", &raw.data_dir, |text| {
             parse::directory(text, directory)
         });
+        let map_poll_interval = check.given(
+            "KEYDB_MAP_POLL_INTERVAL",
+            &raw.map_poll_interval,
+            bounded(MAP_POLL_INTERVAL_BOUNDS),
+        );
         let disk_hang_limit = check.given(
             "KEYDB_DISK_HANG_LIMIT",
             &raw.disk_hang_limit,
@@ -260,6 +271,7 @@ impl Settings {
             durability: Setting::of(durability, Durability::Journal),
             data_dir: Setting::of(data_dir, directory.join(DATA_DIR_DEFAULT)),
             snapshot_interval: Setting::of(snapshot_interval, SNAPSHOT_INTERVAL_DEFAULT),
+            map_poll_interval: Setting::of(map_poll_interval, MAP_POLL_INTERVAL_DEFAULT),
             disk_hang_limit: Setting::of(disk_hang_limit, DISK_HANG_LIMIT_DEFAULT),
             memory_limit: Setting::of(memory_limit, MemoryLimit::None),
             memory_policy: Setting::of(memory_policy, MemoryPolicy::Refuse),

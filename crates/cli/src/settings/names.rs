@@ -1,7 +1,7 @@
 //! The names of settings: which there are, and what a wrong one was meant to be.
 
 /// Every setting, in the order in which they are shown.
-pub(crate) const NAMES: [&str; 25] = [
+pub(crate) const NAMES: [&str; 26] = [
     "KEYDB_NODE_ID",
     "KEYDB_NODE_ADDRESSES",
     "KEYDB_CLUSTER_SIZE",
@@ -18,6 +18,7 @@ pub(crate) const NAMES: [&str; 25] = [
     "KEYDB_DURABILITY",
     "KEYDB_DATA_DIR",
     "KEYDB_SNAPSHOT_INTERVAL",
+    "KEYDB_MAP_POLL_INTERVAL",
     "KEYDB_DISK_HANG_LIMIT",
     "KEYDB_MEMORY_LIMIT",
     "KEYDB_MEMORY_POLICY",

@@ -82,6 +82,11 @@ impl Settings {
                 self.snapshot_interval.given,
             ),
             setting(
+                "KEYDB_MAP_POLL_INTERVAL",
+                duration_text(self.map_poll_interval.value),
+                self.map_poll_interval.given,
+            ),
+            setting(
                 "KEYDB_DISK_HANG_LIMIT",
                 duration_text(self.disk_hang_limit.value),
                 self.disk_hang_limit.given,

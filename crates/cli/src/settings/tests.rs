@@ -59,6 +59,7 @@ fn a_wrong_value_names_the_variable_the_value_and_what_would_be_right() {
         ("KEYDB_SNAPSHOT_INTERVAL", "60", "500ms, 10s"),
         ("KEYDB_SNAPSHOT_INTERVAL", "10ms", "1s to 24h"),
         ("KEYDB_SNAPSHOT_INTERVAL", "25h", "1s to 24h"),
+        ("KEYDB_MAP_POLL_INTERVAL", "2h", "100ms to 1h"),
         ("KEYDB_DISK_HANG_LIMIT", "5s", "10s to 24h"),
         ("KEYDB_MEMORY_LIMIT", "8GB", "8GiB"),
         ("KEYDB_MEMORY_LIMIT", "120%", "1% to 100%"),

@@ -19,7 +19,7 @@ use keydb_core::{ClusterMap, Durability, Incarnation, Manifest, MapError, NodeEn
 use keydb_proto::shard::{
     NodeStatusReply, NodeStatusRequest, shard_service_client::ShardServiceClient,
 };
-use keydb_storage::{MapStore, MapStoreError, StorageErrorKind, UpdateError};
+use keydb_storage::{MapStore, MapStoreError, StorageErrorKind, UpdateError, Version};
 use tokio::{
     task::{JoinError, JoinSet, spawn_blocking},
     time::timeout,
@@ -56,6 +56,8 @@ pub(crate) struct Membership {
     store: MapStore,
     /// What was last said to be waited for: it is not said again every second.
     waiting: Option<Waiting>,
+    /// The version of the object that the map in force was read from.
+    known: Option<Version>,
     storage_failed: bool,
     older_map_seen: bool,
     /// The disk that this one is about to take the place of.
@@ -88,6 +90,7 @@ impl Membership {
             node,
             store,
             waiting: None,
+            known: None,
             storage_failed: false,
             older_map_seen: false,
             predecessor: None,
@@ -191,19 +194,33 @@ impl Membership {
 
     /// Looks at the stored map and goes by it.
     async fn look(&mut self) -> Result<(), NodeError> {
-        match timeout(LOAD_TIMEOUT, self.store.load()).await {
-            Ok(Ok(Some(map))) => {
-                self.storage_works();
-                self.clock
-                    .look(&self.node, &**self.store.storage(), map.clock_error_max_ms)
-                    .await?;
-                let stored = map.version();
-                self.take(map).await?;
-                self.count_loss(stored).await;
-                self.keep_clock().await;
+        let mut known = self.known.take();
+        let load = self.store.load_if_changed(&mut known);
+        match timeout(LOAD_TIMEOUT, load).await {
+            Ok(Ok(None)) => {
+                self.known = known;
+                let in_force = self.node.membership_state();
+                let Some(map) = in_force.map() else {
+                    return Ok(());
+                };
+                self.found(map.clock_error_max_ms).await?;
+                self.follow_up(map.version()).await;
                 Ok(())
             }
-            Ok(Ok(None)) => {
+            Ok(Ok(Some(Some(map)))) => {
+                self.found(map.clock_error_max_ms).await?;
+                let stored = map.version();
+                self.take(map).await?;
+                self.follow_up(stored).await;
+                // Until the node serves by it, it has to be looked at each time.
+                let in_force = self.node.membership_state();
+                self.known = known.filter(|_| {
+                    in_force.table().is_some()
+                        && in_force.map().is_some_and(|map| map.version() == stored)
+                });
+                Ok(())
+            }
+            Ok(Ok(Some(None))) => {
                 self.take_saved_map().await?;
                 if self.node.membership_state().map().is_some() {
                     self.storage_fails(
@@ -225,6 +242,21 @@ impl Membership {
                 Ok(())
             }
         }
+    }
+
+    /// The storage has answered with a map, which allows clocks to be so wrong.
+    async fn found(&mut self, clock_error_max_ms: u64) -> Result<(), NodeError> {
+        self.storage_works();
+        let storage = &**self.store.storage();
+        self.clock
+            .look(&self.node, storage, clock_error_max_ms)
+            .await
+    }
+
+    /// What is to be done after a look at the map, whose stored version is `stored`.
+    async fn follow_up(&mut self, stored: (u64, u64)) {
+        self.count_loss(stored).await;
+        self.keep_clock().await;
     }
 
     /// The newest map by which this disk was the node's.

@@ -16,7 +16,7 @@ use keydb_core::{ClusterMap, MapError, NewCluster, OperationId, random};
 use tokio::time::{Instant, sleep};
 
 pub use self::error::{InitError, MapStoreError, OtherCluster, UpdateError};
-use crate::{ObjectStorage, Put, StorageError, StorageErrorKind, Version};
+use crate::{ObjectStorage, Put, Reread, StorageError, StorageErrorKind, Version};
 
 /// The key of the object that is the cluster map.
 pub const MAP_KEY: &str = "cluster-map.json";
@@ -74,6 +74,31 @@ impl MapStore {
     /// When it cannot be read, or is not a map that this build can use.
     pub async fn load(&self) -> Result<Option<ClusterMap>, MapStoreError> {
         Ok(self.read().await?.map(|(map, _)| map))
+    }
+
+    /// [`load`](Self::load) for whoever has loaded it before: `None` when it is still the same as then. `known` is what the last call
+    /// left there, or `None`; a failure leaves it alone.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not a map that this build can use.
+    pub async fn load_if_changed(
+        &self,
+        known: &mut Option<Version>,
+    ) -> Result<Option<Option<ClusterMap>>, MapStoreError> {
+        let object = match known {
+            None => self.storage.get(MAP_KEY).await?,
+            Some(version) => match self.storage.get_if_changed(MAP_KEY, version).await? {
+                Reread::Unchanged => return Ok(None),
+                Reread::Changed(object) => object,
+            },
+        };
+        let Some(object) = object else {
+            *known = None;
+            return Ok(Some(None));
+        };
+        let map = ClusterMap::from_json(&object.bytes)?;
+        *known = Some(object.version);
+        Ok(Some(Some(map)))
     }
 
     /// Changes the map: `change` gets the current map and returns the next one, usually its

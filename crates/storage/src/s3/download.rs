@@ -43,12 +43,13 @@ struct Download {
 const PROGRESS_BYTES: u64 = 1 << 20;
 
 impl S3Storage {
-    /// Asks for an object or a part of it, if it has this ETag.
+    /// Asks for an object or a part of it, if it has the one ETag, and has not the other.
     pub(super) async fn open_object(
         &self,
         key: &str,
         range: Option<&Range<u64>>,
         etag: Option<&str>,
+        known: Option<&str>,
         attempts: &mut Attempts,
     ) -> Result<Opened, Failure> {
         let header = range.map(|range| match range.end {
@@ -61,6 +62,7 @@ impl S3Storage {
                 .key(self.full_key(key))
                 .set_range(header.clone())
                 .set_if_match(etag.map(str::to_owned))
+                .set_if_none_match(known.map(str::to_owned))
                 .send()
         };
         let answer = attempts.run(request).await?;
@@ -100,7 +102,7 @@ impl S3Storage {
         let mut attempts = self.attempts();
         if range.start < range.end {
             match self
-                .open_object(key, Some(&range), None, &mut attempts)
+                .open_object(key, Some(&range), None, None, &mut attempts)
                 .await
             {
                 Ok(opened) => {
@@ -173,6 +175,7 @@ impl Download {
                         &self.key,
                         Some(&self.left),
                         Some(&self.etag),
+                        None,
                         &mut self.attempts,
                     );
                     let opened = opened.await.map_err(gone)?;

@@ -24,6 +24,8 @@ pub(super) enum FailureKind {
     NotFound,
     /// Something is not there (404), and the answer does not say what: one without a body, as to a `HEAD`.
     UnexplainedNotFound,
+    /// The object still has the version that is known already (304).
+    NotModified,
     /// The range lies behind the object's end (416).
     OutOfRange,
     /// Trying again will not help.
@@ -92,6 +94,7 @@ impl Failure {
             FailureKind::Retry
             | FailureKind::Busy
             | FailureKind::ConditionFailed
+            | FailureKind::NotModified
             | FailureKind::NotFound
             | FailureKind::UnexplainedNotFound => StorageErrorKind::Unavailable,
             FailureKind::OutOfRange | FailureKind::Refused => StorageErrorKind::Refused,
@@ -147,7 +150,7 @@ where
                     .raw_response()
                     .map(|response| response.status().as_u16());
                 let (kind, in_doubt) = match status {
-                    Some(status @ 400..) => meaning(status, ""),
+                    Some(status @ (304 | 400..)) => meaning(status, ""),
                     _ => (FailureKind::Retry, true),
                 };
                 Self::new(kind, in_doubt, text_of(&error))
@@ -159,6 +162,7 @@ where
 /// What an HTTP status and S3's code for the error mean, and whether a write may have been applied.
 fn meaning(status: u16, code: &str) -> (FailureKind, bool) {
     match (status, code) {
+        (304, _) => (FailureKind::NotModified, false),
         // The body did not arrive as it was sent; the server did not take it.
         (400, "RequestTimeout" | "IncompleteBody" | "BadDigest" | "XAmzContentSHA256Mismatch") => {
             (FailureKind::Retry, false)

@@ -51,7 +51,7 @@ use self::{
 };
 use crate::{
     LIST_PAGE_MAX, ListPage, MAP_KEY, OBJECT_BYTES_MAX, Object, ObjectInfo, ObjectStorage,
-    ObjectStream, Put, StorageError, Version, check_key,
+    ObjectStream, Put, Reread, StorageError, Version, check_key,
 };
 
 /// The size of a part of a large file. Two are in memory at a time.
@@ -199,22 +199,23 @@ fn millis(time: Option<&DateTime>) -> Result<UnixMillis, Failure> {
         .ok_or_else(|| Failure::incomplete("time"))
 }
 
-fn size(length: Option<i64>) -> Result<u64, Failure> {
-    let size = length.and_then(|length| u64::try_from(length).ok());
-    size.ok_or_else(|| Failure::incomplete("length"))
-}
-
-#[async_trait]
-impl ObjectStorage for S3Storage {
-    async fn get(&self, key: &str) -> Result<Option<Object>, StorageError> {
+impl S3Storage {
+    /// Reads an object, unless it has the version `known`.
+    async fn read(&self, key: &str, known: Option<&Version>) -> Result<Reread, StorageError> {
         check_key(key)?;
         let what = self.what("read", key);
         let mut attempts = self.attempts();
         loop {
-            let opened = self.open_object(key, None, None, &mut attempts).await;
-            let opened = match opened {
+            let known = known.map(Version::tag);
+            let opened = self.open_object(key, None, None, known, &mut attempts);
+            let opened = match opened.await {
                 Ok(opened) => opened,
-                Err(failure) if failure.kind == FailureKind::NotFound => return Ok(None),
+                Err(failure) if failure.kind == FailureKind::NotModified => {
+                    return Ok(Reread::Unchanged);
+                }
+                Err(failure) if failure.kind == FailureKind::NotFound => {
+                    return Ok(Reread::Changed(None));
+                }
                 Err(failure) => return Err(failure.not_applied(&what)),
             };
             if opened.size_bytes > OBJECT_BYTES_MAX {
@@ -225,13 +226,37 @@ impl ObjectStorage for S3Storage {
             }
             let version = Version::new(&opened.etag);
             match self.collect(key, opened).await {
-                Ok(bytes) => return Ok(Some(Object { bytes, version })),
+                // Not every server knows the condition.
+                Ok(_) if known == Some(version.tag()) => return Ok(Reread::Unchanged),
+                Ok(bytes) => return Ok(Reread::Changed(Some(Object { bytes, version }))),
                 // Replaced while it was read: there is a newer one.
                 Err(failure)
                     if failure.kind == FailureKind::ConditionFailed && attempts.again().await => {}
                 Err(failure) => return Err(failure.not_applied(&what)),
             }
         }
+    }
+}
+
+fn size(length: Option<i64>) -> Result<u64, Failure> {
+    let size = length.and_then(|length| u64::try_from(length).ok());
+    size.ok_or_else(|| Failure::incomplete("length"))
+}
+
+#[async_trait]
+impl ObjectStorage for S3Storage {
+    async fn get(&self, key: &str) -> Result<Option<Object>, StorageError> {
+        match self.read(key, None).await? {
+            Reread::Changed(object) => Ok(object),
+            Reread::Unchanged => Err(StorageError::refused(format!(
+                "{}: the server says that object {key:?} has not changed, which was not asked",
+                self.inner.name
+            ))),
+        }
+    }
+
+    async fn get_if_changed(&self, key: &str, known: &Version) -> Result<Reread, StorageError> {
+        self.read(key, Some(known)).await
     }
 
     async fn put_if_absent(&self, key: &str, bytes: Bytes) -> Result<Put, StorageError> {
