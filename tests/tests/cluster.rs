@@ -13,6 +13,7 @@ mod cluster;
 use std::{
     collections::HashMap,
     sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
 };
 
 use cluster::Cluster;
@@ -79,7 +80,7 @@ async fn it_answers_as_a_plain_set_does() {
             }
         }
     }
-    client.close().await;
+    client.close(Duration::ZERO).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

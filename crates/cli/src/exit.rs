@@ -91,7 +91,9 @@ impl fmt::Display for Failure {
 impl From<GetError> for Failure {
     fn from(error: GetError) -> Self {
         let code = match error {
-            GetError::Unavailable { .. } | GetError::DeadlineExceeded { .. } => Code::Unreachable,
+            GetError::Unavailable { .. }
+            | GetError::DeadlineExceeded { .. }
+            | GetError::Partial(_) => Code::Unreachable,
             _ => Code::Failed,
         };
         Self::new(code, error.to_string())

@@ -285,7 +285,7 @@ async fn torture(durability: &'static str) {
             if made.iter().all(|(_, made)| made.is_ok()) {
                 safe_until = before;
             }
-            admin.close().await;
+            admin.close(Duration::ZERO).await;
             sleep(Duration::from_millis(choices.below(100))).await;
         }
         node.signal(Signal::KILL);
@@ -305,7 +305,7 @@ async fn torture(durability: &'static str) {
         ended.unwrap();
     }
     ask_for_all(&client, &history).await;
-    client.close().await;
+    client.close(Duration::ZERO).await;
 
     let events = history.events();
     let count = |told| events.iter().filter(|event| event.told == told).count();

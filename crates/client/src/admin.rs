@@ -1,6 +1,6 @@
 //! What an operator asks of a cluster's nodes.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use keydb_core::{ClusterMap, Entry, Lsn, NodeEntry, UnixMillis};
@@ -184,7 +184,7 @@ impl AdminClient {
     ) -> Vec<(NodeEntry, Result<SnapshotsCreated, AdminError>)> {
         let shared = self.client.shared();
         let routing = shared.router.current();
-        let deadline = shared.deadline();
+        let deadline = shared.deadline().at;
         let asked = routing.map.nodes.iter().map(async |entry| {
             let made = create_on(shared, &routing, entry, full, deadline);
             let made = shared.unless_closed(made).await;
@@ -215,9 +215,7 @@ impl AdminClient {
     /// ```
     pub async fn put_entries(&self, entries: &[Entry]) -> Result<(), WriteError> {
         let shared = self.client.shared();
-        run_entries(shared, entries, shared.deadline())
-            .await
-            .map_err(|failure| failure.of_write(None))
+        Ok(run_entries(shared, entries, shared.deadline()).await?)
     }
 
     /// Stops the client, as [`Client::close`] does.
@@ -227,11 +225,11 @@ impl AdminClient {
     /// # cluster::example(async |client: keydb_client::Client| {
     /// # let address = client.cluster_map().nodes[0].address.clone();
     /// # let admin = keydb_client::AdminClient::connect(keydb_client::ClientConfig::new([address])).await.unwrap();
-    /// admin.close().await;
+    /// admin.close(std::time::Duration::from_secs(5)).await;
     /// # });
     /// ```
-    pub async fn close(self) {
-        self.client.close().await;
+    pub async fn close(self, limit: Duration) {
+        self.client.close(limit).await;
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
     sync::Arc,
+    time::Duration,
 };
 
 use keydb_core::{Claim, Entry, Expiry, Fingerprint, OperationId, Ttl};
@@ -14,7 +15,7 @@ use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
     client::Shared,
-    error::{GetError, MaybeApplied, NotApplied, WriteError},
+    error::{GetError, KeyOutcome, MaybeApplied, NotApplied, PartialGet, WriteError},
     part::run_part,
 };
 
@@ -33,6 +34,29 @@ pub(crate) enum Kind {
         /// How many earlier sendings may have been applied before this call.
         attempts_before: u32,
     },
+    /// What a claim was told, where nodes remember it; nothing is applied. Of what they do not remember, every key is unknown.
+    Recall {
+        ttl: Ttl,
+        id: OperationId,
+    },
+}
+
+/// When a call ends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Deadline {
+    pub(crate) at: Instant,
+    /// How long the call may take altogether.
+    pub(crate) timeout: Duration,
+}
+
+impl Deadline {
+    /// Of a call that began at `since`.
+    pub(crate) fn new(since: Instant, timeout: Duration) -> Self {
+        Self {
+            at: since + timeout,
+            timeout,
+        }
+    }
 }
 
 impl Kind {
@@ -63,7 +87,7 @@ impl Kind {
 }
 
 /// What one key's two reply bits mean.
-pub(crate) trait Answer: Copy + Send + 'static {
+pub(crate) trait Answer: Copy + Send + Sync + 'static {
     /// From the first bitmap (present, or first) and the second (unknown).
     fn from_bits(first: bool, unknown: bool) -> Self;
     /// What a later occurrence of a key gets whose first occurrence got `self`.
@@ -103,36 +127,90 @@ impl Answer for Claim {
     }
 }
 
-/// Why a call, or a part of it, did not come to its end.
-#[derive(Debug, Clone)]
-pub(crate) struct Failure {
-    pub(crate) reason: NotApplied,
-    /// How many keys the call has.
-    pub(crate) keys: usize,
-    /// How many keys nodes have answered for.
-    pub(crate) answered: usize,
-    /// How many keys were sent, and nobody knows what became of them.
-    pub(crate) uncertain: usize,
+/// What became of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome<A> {
+    Answered(A),
+    /// Nothing was done for it, for certain.
+    NotApplied,
+    MaybeApplied,
 }
 
-impl From<Failure> for GetError {
-    fn from(failure: Failure) -> Self {
-        failure.reason.into()
+/// Why a call, or a part of it, did not come to its end.
+#[derive(Debug, Clone)]
+pub(crate) struct Failure<A> {
+    /// The first reason, if there were several.
+    pub(crate) reason: NotApplied,
+    /// Of each key, in their order.
+    pub(crate) outcomes: Vec<Outcome<A>>,
+}
+
+impl<A: Copy> Failure<A> {
+    /// Of a call of `keys` keys of which nothing was sent.
+    pub(crate) fn not_applied(reason: NotApplied, keys: usize) -> Self {
+        Self {
+            reason,
+            outcomes: vec![Outcome::NotApplied; keys],
+        }
     }
 }
 
-impl Failure {
-    /// As the caller of a write gets to see it.
-    pub(crate) fn of_write(self, operation: Option<OperationId>) -> WriteError {
-        if self.answered == 0 && self.uncertain == 0 {
+impl From<Failure<bool>> for GetError {
+    fn from(failure: Failure<bool>) -> Self {
+        let answer = |outcome: &Outcome<bool>| match outcome {
+            Outcome::Answered(present) => Some(*present),
+            Outcome::NotApplied | Outcome::MaybeApplied => None,
+        };
+        let answers: Vec<Option<bool>> = failure.outcomes.iter().map(answer).collect();
+        if answers.iter().all(Option::is_none) {
+            return failure.reason.into();
+        }
+        Self::Partial(PartialGet {
+            answers: answers.into(),
+            kind: failure.reason.kind(),
+            cause: Self::from(failure.reason).to_string().into(),
+        })
+    }
+}
+
+impl From<Failure<()>> for WriteError {
+    fn from(failure: Failure<()>) -> Self {
+        failure.of_write(|()| KeyOutcome::Stored, None)
+    }
+}
+
+impl Failure<Claim> {
+    /// As the caller of a claim gets to see it.
+    pub(crate) fn of_claim(self, operation: impl Into<Option<OperationId>>) -> WriteError {
+        self.of_write(KeyOutcome::Claimed, operation.into())
+    }
+}
+
+impl<A: Copy> Failure<A> {
+    fn of_write(
+        self,
+        answered: impl Fn(A) -> KeyOutcome,
+        operation: Option<OperationId>,
+    ) -> WriteError {
+        let outcome = |outcome: &Outcome<A>| match outcome {
+            Outcome::Answered(answer) => answered(*answer),
+            Outcome::NotApplied => KeyOutcome::NotApplied,
+            Outcome::MaybeApplied => KeyOutcome::MaybeApplied,
+        };
+        let outcomes: Vec<KeyOutcome> = self.outcomes.iter().map(outcome).collect();
+        let count = |which| outcomes.iter().filter(|it| **it == which).count();
+        let not_applied = count(KeyOutcome::NotApplied);
+        if not_applied == outcomes.len() {
             return self.reason.into();
         }
+        let keys_uncertain = count(KeyOutcome::MaybeApplied);
         WriteError::MaybeApplied(MaybeApplied {
-            keys: self.keys,
-            keys_answered: self.answered,
-            keys_uncertain: self.uncertain,
+            keys: outcomes.len(),
+            keys_answered: outcomes.len() - keys_uncertain - not_applied,
+            keys_uncertain,
+            outcomes: outcomes.into(),
             operation,
-            operation_id_used: matches!(self.reason, NotApplied::OperationIdUsed { .. }),
+            kind: self.reason.kind(),
             cause: GetError::from(self.reason).to_string().into(),
         })
     }
@@ -143,8 +221,8 @@ pub(crate) async fn run<A: Answer>(
     shared: &Arc<Shared>,
     kind: Kind,
     keys: Vec<Fingerprint>,
-    deadline: Instant,
-) -> Result<Vec<A>, Failure> {
+    deadline: Deadline,
+) -> Result<Vec<A>, Failure<A>> {
     if keys.is_empty() {
         return Ok(Vec::new());
     }
@@ -158,20 +236,22 @@ pub(crate) async fn run<A: Answer>(
 pub(crate) async fn run_entries(
     shared: &Arc<Shared>,
     entries: &[Entry],
-    deadline: Instant,
-) -> Result<(), Failure> {
-    let mut answered = 0;
+    deadline: Deadline,
+) -> Result<(), Failure<()>> {
+    let mut outcomes = Vec::new();
     for part in entries.chunks(shared.config.keys_per_request_max) {
         let keys: Vec<Fingerprint> = part.iter().map(|entry| entry.fingerprint()).collect();
         let expiries: Vec<Expiry> = part.iter().map(|entry| entry.expiry()).collect();
-        run_part::<()>(shared, Kind::PutEach, &keys, &expiries, deadline)
-            .await
-            .map_err(|failure| Failure {
-                keys: entries.len(),
-                answered: answered + failure.answered,
-                ..failure
-            })?;
-        answered += part.len();
+        let done = run_part(shared, Kind::PutEach, &keys, &expiries, deadline).await;
+        if let Err(failure) = done {
+            outcomes.extend(failure.outcomes);
+            outcomes.resize(entries.len(), Outcome::NotApplied);
+            return Err(Failure {
+                reason: failure.reason,
+                outcomes,
+            });
+        }
+        outcomes.resize(outcomes.len() + part.len(), Outcome::Answered(()));
     }
     Ok(())
 }
@@ -179,9 +259,10 @@ pub(crate) async fn run_entries(
 /// What a part that ran on its own brings back.
 struct PartDone<A> {
     start: usize,
+    keys: usize,
     /// Which positions of the part were sent; `None`: all.
     sent: Option<Vec<u32>>,
-    result: Result<Vec<A>, Failure>,
+    result: Result<Vec<A>, Failure<A>>,
 }
 
 /// Runs a call of several parts, a bounded number of them at a time. Each is a task, so that they are hashed out on several
@@ -190,13 +271,12 @@ async fn run_parts<A: Answer>(
     shared: &Arc<Shared>,
     kind: Kind,
     keys: Vec<Fingerprint>,
-    deadline: Instant,
-) -> Result<Vec<A>, Failure> {
+    deadline: Deadline,
+) -> Result<Vec<A>, Failure<A>> {
     let part_keys = shared.config.keys_per_request_max;
-    let mut answers = vec![A::from_bits(false, false); keys.len()];
+    let mut outcomes: Vec<Outcome<A>> = vec![Outcome::NotApplied; keys.len()];
     let mut repeats = Repeats::default();
-    let mut failed: Option<Failure> = None;
-    let (mut answered, mut uncertain) = (0, 0);
+    let mut failed: Option<NotApplied> = None;
     let mut parts = keys.chunks(part_keys).enumerate();
     let mut running = JoinSet::new();
     loop {
@@ -222,6 +302,7 @@ async fn run_parts<A: Answer>(
                 };
                 PartDone {
                     start,
+                    keys: batch.len(),
                     sent,
                     result,
                 }
@@ -232,36 +313,40 @@ async fn run_parts<A: Answer>(
         };
         // Nothing here aborts a part, so the only other end is a panic, which goes on to the caller.
         let done = done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
-        match (done.result, done.sent) {
-            (Ok(part), None) => {
-                answered += part.len();
-                answers[done.start..done.start + part.len()].copy_from_slice(&part);
+        let of_part: Vec<Outcome<A>> = match done.result {
+            Ok(answers) => answers.into_iter().map(Outcome::Answered).collect(),
+            Err(failure) => {
+                failed.get_or_insert(failure.reason);
+                failure.outcomes
             }
-            (Ok(part), Some(sent)) => {
-                answered += part.len();
-                for (at, answer) in sent.into_iter().zip(part) {
-                    answers[done.start + at as usize] = answer;
+        };
+        match done.sent {
+            None => outcomes[done.start..done.start + done.keys].copy_from_slice(&of_part),
+            Some(sent) => {
+                for (at, outcome) in sent.into_iter().zip(of_part) {
+                    outcomes[done.start + at as usize] = outcome;
                 }
-            }
-            (Err(failure), _) => {
-                answered += failure.answered;
-                uncertain += failure.uncertain;
-                failed.get_or_insert(failure);
             }
         }
     }
-    if let Some(failure) = failed {
-        return Err(Failure {
-            keys: keys.len(),
-            answered,
-            uncertain,
-            ..failure
-        });
-    }
     for (position, first) in repeats.found {
-        answers[position] = answers[first].of_repeat();
+        outcomes[position] = match outcomes[first] {
+            Outcome::Answered(answer) => Outcome::Answered(answer.of_repeat()),
+            other => other,
+        };
     }
-    Ok(answers)
+    match failed {
+        Some(reason) => Err(Failure { reason, outcomes }),
+        None => Ok(outcomes
+            .into_iter()
+            .map(|outcome| match outcome {
+                Outcome::Answered(answer) => answer,
+                Outcome::NotApplied | Outcome::MaybeApplied => {
+                    unreachable!("without a failure every key is answered")
+                }
+            })
+            .collect()),
+    }
 }
 
 /// Which keys of a call were in an earlier part of it.

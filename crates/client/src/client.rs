@@ -1,6 +1,6 @@
 //! The public surface: what a program calls.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use keydb_core::{Claim, ClusterMap, Fingerprint, HashSeed, Namespace, NodeEntry, Ttl};
@@ -12,9 +12,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    ClientConfig, ConnectError, GetError, NodeStatus, NotApplied, Operation, WriteError,
-    call::{Kind, run},
-    coalesce::{Coalescer, one},
+    CallKind, ClientConfig, ConnectError, ErrorKind, GetError, NodeStatus, NotApplied, Observer,
+    Operation, WriteError,
+    call::{Answer, Deadline, Failure, Kind, run},
+    coalesce::{Answers, Coalesced, Coalescer, Pick, Repeats, Unanswered, repeat, run_together},
+    config::CALL_TIMEOUT_MAX,
     connect::connect,
     node::describe,
     routing::{Router, Routing},
@@ -48,6 +50,8 @@ pub struct Client {
     owner: Arc<Owner>,
     /// What keys are hashed with: the cluster's seed in this client's namespace.
     seed: HashSeed,
+    /// How long a call may take; `None`: as configured.
+    timeout: Option<Duration>,
 }
 
 /// What all clones own together: the end of the last one stops the background tasks.
@@ -70,6 +74,11 @@ pub(crate) struct Shared {
     gets: Coalescer<bool>,
     puts: Coalescer<()>,
     claims: Coalescer<Claim>,
+    pub(crate) repeats: Repeats,
+    /// Cancelled when no more calls are taken.
+    closing: CancellationToken,
+    /// The calls that are under way.
+    calls: TaskTracker,
     /// Cancelled when the client is closed or its last clone dropped.
     pub(crate) closed: CancellationToken,
     /// The runtime that the client was connected in. Its connections live there, and so must every task that serves several
@@ -90,8 +99,32 @@ impl Shared {
         }
     }
 
-    pub(crate) fn deadline(&self) -> Instant {
-        Instant::now() + self.config.call_timeout
+    pub(crate) fn deadline(&self) -> Deadline {
+        Deadline::new(Instant::now(), self.config.call_timeout)
+    }
+
+    /// Tells the observer, if there is one.
+    pub(crate) fn observe(&self, tell: impl FnOnce(&dyn Observer)) {
+        if let Some(observer) = &self.config.observer {
+            tell(&*observer.0);
+        }
+    }
+}
+
+/// The error of a call.
+trait CallError: From<NotApplied> {
+    fn kind(&self) -> ErrorKind;
+}
+
+impl CallError for GetError {
+    fn kind(&self) -> ErrorKind {
+        self.kind()
+    }
+}
+
+impl CallError for WriteError {
+    fn kind(&self) -> ErrorKind {
+        self.kind()
     }
 }
 
@@ -125,6 +158,9 @@ impl Client {
             gets: Coalescer::default(),
             puts: Coalescer::default(),
             claims: Coalescer::default(),
+            repeats: Repeats::default(),
+            closing: CancellationToken::new(),
+            calls: TaskTracker::new(),
             config,
             closed: CancellationToken::new(),
             runtime: Handle::current(),
@@ -137,6 +173,7 @@ impl Client {
         Ok(Self {
             owner: Arc::new(Owner { shared }),
             seed,
+            timeout: None,
         })
     }
 
@@ -157,15 +194,34 @@ impl Client {
     pub fn in_namespace(&self, namespace: &Namespace) -> Self {
         let cluster = self.shared().router.current().map.hash.seed;
         Self {
-            owner: Arc::clone(&self.owner),
             seed: cluster.in_namespace(namespace),
+            ..self.clone()
         }
     }
 
-    /// Whether each key exists now, in the order of the keys.
+    /// This client with another deadline for each call than [`ClientConfig::call_timeout`], a day at most: the same connections, and
+    /// everything else that clones share. Its calls do not travel with others, whose deadline is another.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// let hasty = client.with_call_timeout(std::time::Duration::from_millis(500));
+    /// assert_eq!(hasty.get(["a"]).await.unwrap(), [false]);
+    /// # });
+    /// ```
+    #[must_use]
+    pub fn with_call_timeout(&self, timeout: Duration) -> Self {
+        Self {
+            timeout: Some(timeout.min(CALL_TIMEOUT_MAX)),
+            ..self.clone()
+        }
+    }
+
+    /// Whether each key exists now, in the order of the keys. Calls of few keys travel together with those of other tasks, see
+    /// [`Coalescing`](crate::Coalescing).
     ///
     /// # Errors
-    /// See [`GetError`]. There are no partial answers.
+    /// See [`GetError`]; where some keys have answers, [`GetError::Partial`] has them.
     ///
     /// ```
     /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
@@ -179,10 +235,18 @@ impl Client {
         keys: impl IntoIterator<Item = K>,
     ) -> Result<Vec<bool>, GetError> {
         let keys = self.fingerprints(keys)?;
-        Ok(run(self.shared(), Kind::Get, keys, self.shared().deadline()).await?)
+        self.call(CallKind::Get, keys.len(), async {
+            let together = self.together(|it| &it.gets, None, &keys).await;
+            match together {
+                Some(told) => told.map_err(|it| it.failure.into()),
+                None => Ok(self.run(Kind::Get, keys).await?),
+            }
+        })
+        .await
     }
 
-    /// Makes the keys exist until at least now + `ttl`. A key that lives longer already is left as it is.
+    /// Makes the keys exist until at least now + `ttl`. A key that lives longer already is left as it is. Calls of few keys travel
+    /// together with those of other tasks that have the same `ttl`, see [`Coalescing`](crate::Coalescing).
     ///
     /// # Errors
     /// See [`WriteError`]. Making the same call again is always safe.
@@ -199,19 +263,23 @@ impl Client {
         ttl: Ttl,
     ) -> Result<(), WriteError> {
         let keys = self.fingerprints(keys)?;
-        run::<()>(
-            self.shared(),
-            Kind::Put { ttl },
-            keys,
-            self.shared().deadline(),
-        )
+        self.call(CallKind::Put, keys.len(), async {
+            let together = self.together(|it| &it.puts, Some(ttl), &keys).await;
+            match together {
+                Some(told) => told.map(drop).map_err(|it| it.failure.into()),
+                None => Ok(self.run::<()>(Kind::Put { ttl }, keys).await.map(drop)?),
+            }
+        })
         .await
-        .map(|_| ())
-        .map_err(|failure| failure.of_write(None))
     }
 
     /// Atomically stores the keys that are absent, and says which those were, in the order of the keys. Of equal keys in one call
     /// the first is the one that can be `First`. A key that is present keeps its time to live.
+    ///
+    /// Calls of few keys travel together with those of other tasks that have the same `ttl`, see
+    /// [`Coalescing`](crate::Coalescing), under an operation of the library's own. Should the call that would have been told
+    /// `First` be dropped meanwhile, others for the same key that travelled with it are told `Unknown`; they hear their answer when
+    /// that call has heard its own, or a second later.
     ///
     /// # Errors
     /// See [`WriteError`]. A call that may have been applied can be repeated with the operation that the error names.
@@ -231,7 +299,14 @@ impl Client {
         ttl: Ttl,
     ) -> Result<Vec<Claim>, WriteError> {
         let keys = self.fingerprints(keys)?;
-        self.claim_fingerprints(Operation::new(), keys, ttl).await
+        self.call(CallKind::Claim, keys.len(), async {
+            let together = self.together(|it| &it.claims, Some(ttl), &keys).await;
+            match together {
+                Some(told) => told.map_err(Unanswered::of_claim),
+                None => self.claim_alone(Operation::new(), keys, ttl).await,
+            }
+        })
+        .await
     }
 
     /// [`claim`](Self::claim) under an identity that the caller holds, so that it can be repeated: see [`Operation`].
@@ -256,10 +331,19 @@ impl Client {
         ttl: Ttl,
     ) -> Result<Vec<Claim>, WriteError> {
         let keys = self.fingerprints(keys)?;
-        self.claim_fingerprints(operation, keys, ttl).await
+        self.call(CallKind::Claim, keys.len(), async {
+            let id = operation.id();
+            if operation.attempts_before() > 0
+                && let Some(told) = repeat(self.shared(), id, &keys, self.deadline()).await
+            {
+                return told.map_err(|failure| failure.of_claim(id));
+            }
+            self.claim_alone(operation, keys, ttl).await
+        })
+        .await
     }
 
-    /// [`get`](Self::get) of a single key. Calls of many tasks travel together, see [`Coalescing`](crate::Coalescing).
+    /// [`get`](Self::get) of a single key.
     ///
     /// # Errors
     /// See [`GetError`].
@@ -271,13 +355,18 @@ impl Client {
     /// # });
     /// ```
     pub async fn get_one(&self, key: impl AsRef<[u8]>) -> Result<bool, GetError> {
-        let fingerprint = self.fingerprint(key.as_ref())?;
-        let shared = self.shared();
-        Ok(one(shared, |shared| &shared.gets, None, fingerprint).await?)
+        let key = self.fingerprint(key.as_ref())?;
+        self.call(CallKind::Get, 1, async {
+            let together = self.one(|it| &it.gets, None, key).await;
+            match together {
+                Some(told) => told.map_err(|it| it.failure.into()),
+                None => Ok(self.run(Kind::Get, vec![key]).await?[0]),
+            }
+        })
+        .await
     }
 
-    /// [`put`](Self::put) of a single key. Calls of many tasks with the same `ttl` travel together, see
-    /// [`Coalescing`](crate::Coalescing).
+    /// [`put`](Self::put) of a single key.
     ///
     /// # Errors
     /// See [`WriteError`].
@@ -290,19 +379,24 @@ impl Client {
     /// # });
     /// ```
     pub async fn put_one(&self, key: impl AsRef<[u8]>, ttl: Ttl) -> Result<(), WriteError> {
-        let fingerprint = self.fingerprint(key.as_ref())?;
-        let shared = self.shared();
-        let put = one(shared, |shared| &shared.puts, Some(ttl), fingerprint).await;
-        put.map_err(|failure| failure.of_write(None))
+        let key = self.fingerprint(key.as_ref())?;
+        self.call(CallKind::Put, 1, async {
+            let together = self.one(|it| &it.puts, Some(ttl), key).await;
+            match together {
+                Some(told) => told.map_err(|it| it.failure.into()),
+                None => Ok(self
+                    .run::<()>(Kind::Put { ttl }, vec![key])
+                    .await
+                    .map(drop)?),
+            }
+        })
+        .await
     }
 
-    /// [`claim`](Self::claim) of a single key. Calls of many tasks with the same `ttl` travel together, see
-    /// [`Coalescing`](crate::Coalescing), under an operation of the library's own. Should the call that would have been told
-    /// `First` be dropped meanwhile, calls for the same key that travelled with it are told `Unknown`; they hear their answer when
-    /// that call has heard its own, or a second later.
+    /// [`claim`](Self::claim) of a single key.
     ///
     /// # Errors
-    /// See [`WriteError`]. To be able to repeat a single claim, use [`claim_as`](Self::claim_as).
+    /// See [`WriteError`]. A call that may have been applied can be repeated with the operation that the error names.
     ///
     /// ```
     /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
@@ -315,10 +409,15 @@ impl Client {
     /// # });
     /// ```
     pub async fn claim_one(&self, key: impl AsRef<[u8]>, ttl: Ttl) -> Result<Claim, WriteError> {
-        let fingerprint = self.fingerprint(key.as_ref())?;
-        let shared = self.shared();
-        let claim = one(shared, |shared| &shared.claims, Some(ttl), fingerprint).await;
-        claim.map_err(|failure| failure.of_write(None))
+        let key = self.fingerprint(key.as_ref())?;
+        self.call(CallKind::Claim, 1, async {
+            let together = self.one(|it| &it.claims, Some(ttl), key).await;
+            match together {
+                Some(told) => told.map_err(Unanswered::of_claim),
+                None => Ok(self.claim_alone(Operation::new(), vec![key], ttl).await?[0]),
+            }
+        })
+        .await
     }
 
     /// The cluster map that the client goes by: the newest that it has heard of.
@@ -350,7 +449,7 @@ impl Client {
     pub async fn node_statuses(&self) -> Vec<(NodeEntry, Result<NodeStatus, GetError>)> {
         let shared = self.shared();
         let routing = shared.router.current();
-        let deadline = shared.deadline();
+        let deadline = self.deadline();
         let asked = routing.map.nodes.iter().map(async |entry| {
             let status = self.node_status(&routing, entry, deadline);
             let status = shared.unless_closed(status).await;
@@ -363,35 +462,38 @@ impl Client {
         &self,
         routing: &Routing,
         entry: &NodeEntry,
-        deadline: Instant,
+        deadline: Deadline,
     ) -> Result<NodeStatus, GetError> {
         let node = routing.node(entry.id);
         let request = NodeStatusRequest {
             cluster_id: routing.map.cluster_id.to_bytes().to_vec().into(),
         };
-        match timeout_at(deadline, node.connection().node_status(request)).await {
+        match timeout_at(deadline.at, node.connection().node_status(request)).await {
             Ok(Ok(reply)) => {
                 let reply = reply.into_inner();
                 if let Some(header) = &reply.header {
                     node.heard(header, routing.map.durability);
                 }
                 NodeStatus::from_reply(reply).map_err(|error| GetError::Refused {
+                    kind: ErrorKind::InvalidRequest,
                     message: format!("{node} has no status to show: {error}").into(),
                 })
             }
             Ok(Err(status)) => Err(GetError::Unavailable {
+                kind: ErrorKind::Unreachable,
                 attempts: 1,
                 last_error: format!("{node}: {}", describe(&status)).into(),
             }),
             Err(_) => Err(GetError::DeadlineExceeded {
-                timeout: self.shared().config.call_timeout,
+                kind: ErrorKind::Deadline,
+                timeout: deadline.timeout,
                 waiting_for: format!("no answer from {node}").into(),
             }),
         }
     }
 
-    /// Stops the client: background tasks are ended and waited for. Calls in progress on other clones, and later ones, end with
-    /// an error that says so.
+    /// Stops the client: no more calls are taken, those under way on any clone have `limit` to end, and what is left then ends with
+    /// an error that says so. Background tasks are ended and waited for.
     ///
     /// Dropping the last clone stops the background tasks as well, without waiting for them.
     ///
@@ -401,12 +503,16 @@ impl Client {
     /// use keydb_client::GetError;
     ///
     /// let clone = client.clone();
-    /// client.close().await;
+    /// client.close(std::time::Duration::from_secs(5)).await;
     /// assert!(matches!(clone.get(["a"]).await, Err(GetError::Closed)));
     /// # });
     /// ```
-    pub async fn close(self) {
+    pub async fn close(self, limit: Duration) {
         let shared = self.shared();
+        shared.closing.cancel();
+        shared.calls.close();
+        // Those that are left are told so.
+        let _ = tokio::time::timeout(limit, shared.calls.wait()).await;
         shared.closed.cancel();
         shared.tasks.close();
         shared.tasks.wait().await;
@@ -416,7 +522,71 @@ impl Client {
         &self.owner.shared
     }
 
-    async fn claim_fingerprints(
+    /// When a call that begins now ends.
+    fn deadline(&self) -> Deadline {
+        let timeout = self.timeout.unwrap_or(self.shared().config.call_timeout);
+        Deadline::new(Instant::now(), timeout)
+    }
+
+    /// A call from its begin to its end.
+    async fn call<T, E: CallError>(
+        &self,
+        kind: CallKind,
+        keys: usize,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let shared = self.shared();
+        let _under_way = shared.calls.token();
+        if shared.closing.is_cancelled() {
+            return Err(NotApplied::Closed.into());
+        }
+        if shared.config.observer.is_none() {
+            return work.await;
+        }
+        let since = Instant::now();
+        let result = work.await;
+        let failed = result.as_ref().err().map(CallError::kind);
+        shared.observe(|it| it.call(kind, keys, since.elapsed(), failed));
+        result
+    }
+
+    /// Runs a call of few keys together with others; `None` when it has to go by itself.
+    async fn together<A: Coalesced>(
+        &self,
+        pick: Pick<A>,
+        ttl: Option<Ttl>,
+        keys: &[Fingerprint],
+    ) -> Option<Result<Vec<A>, Unanswered<A>>> {
+        if self.timeout.is_some() {
+            return None;
+        }
+        let told = run_together(self.shared(), pick, ttl, keys).await?;
+        Some(told.map(Answers::into_vec))
+    }
+
+    /// [`together`](Self::together) for a single key.
+    async fn one<A: Coalesced>(
+        &self,
+        pick: Pick<A>,
+        ttl: Option<Ttl>,
+        key: Fingerprint,
+    ) -> Option<Result<A, Unanswered<A>>> {
+        if self.timeout.is_some() {
+            return None;
+        }
+        let told = run_together(self.shared(), pick, ttl, &[key]).await?;
+        Some(told.map(|answers| answers.first()))
+    }
+
+    async fn run<A: Answer>(
+        &self,
+        kind: Kind,
+        keys: Vec<Fingerprint>,
+    ) -> Result<Vec<A>, Failure<A>> {
+        run(self.shared(), kind, keys, self.deadline()).await
+    }
+
+    async fn claim_alone(
         &self,
         operation: Operation,
         keys: Vec<Fingerprint>,
@@ -427,9 +597,9 @@ impl Client {
             id: operation.id(),
             attempts_before: operation.attempts_before(),
         };
-        run(self.shared(), kind, keys, self.shared().deadline())
+        self.run(kind, keys)
             .await
-            .map_err(|failure| failure.of_write(Some(operation.id())))
+            .map_err(|failure| failure.of_claim(operation.id()))
     }
 
     /// Hashes all keys, or refuses the first that cannot be one, before anything is sent.

@@ -1,8 +1,10 @@
 //! The client's settings.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use keydb_core::Namespace;
+
+use crate::observer::{Observer, SharedObserver};
 
 /// What a [`Client`](crate::Client) goes by.
 ///
@@ -10,13 +12,14 @@ use keydb_core::Namespace;
 /// use std::time::Duration;
 /// use keydb_client::ClientConfig;
 ///
-/// let mut config = ClientConfig::new(["keydb-0:50051", "keydb-1:50051"]);
-/// config.call_timeout = Duration::from_secs(3);
+/// let config = ClientConfig::new(["keydb-0:50051", "keydb-1:50051"]).with_call_timeout(Duration::from_secs(3));
 /// assert_eq!(config.retry_count, None);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ClientConfig {
-    /// `host:port` of any nodes of the cluster. The others are learned from the cluster map, so one that answers is enough.
+    /// `host:port` of any nodes of the cluster. The others are learned from the cluster map, so one that answers is enough. A name is
+    /// looked up anew for each connection, so what it stands for may change.
     pub addresses: Vec<String>,
     /// Whose keys are meant: keys of different namespaces never meet. See also
     /// [`Client::in_namespace`](crate::Client::in_namespace).
@@ -31,13 +34,29 @@ pub struct ClientConfig {
     pub retry_delay: Duration,
     /// How long a call may take, retries included.
     pub call_timeout: Duration,
-    /// How calls for a single key are put together into batches; `None` sends each by itself.
+    /// How small calls are put together into batches; `None` sends each by itself.
     pub coalescing: Option<Coalescing>,
     /// A call's keys are sent in parts of this many, counted in input order. It is part of a claim's identity: an
     /// [`Operation`](crate::Operation) must be repeated with the same value. A node takes 65,536 keys in a request by default.
     pub keys_per_request_max: usize,
     /// How many requests may be on their way to one node at a time; further ones wait.
     pub requests_in_flight_max: usize,
+    /// Who is told what the client does, see [`with_observer`](Self::with_observer).
+    pub(crate) observer: Option<SharedObserver>,
+}
+
+/// A setter that returns the configuration.
+macro_rules! with {
+    ($($with:ident, $field:ident: $type:ty;)+) => {
+        $(
+            #[doc = concat!("With another [`", stringify!($field), "`](Self::", stringify!($field), ").")]
+            #[must_use]
+            pub fn $with(mut self, $field: $type) -> Self {
+                self.$field = $field;
+                self
+            }
+        )+
+    };
 }
 
 impl ClientConfig {
@@ -58,7 +77,26 @@ impl ClientConfig {
             coalescing: Some(Coalescing::default()),
             keys_per_request_max: 8192,
             requests_in_flight_max: 16,
+            observer: None,
         }
+    }
+
+    with! {
+        with_namespace, namespace: Namespace;
+        with_total_hash_ranges, total_hash_ranges: Option<u32>;
+        with_retry_count, retry_count: Option<u32>;
+        with_retry_delay, retry_delay: Duration;
+        with_call_timeout, call_timeout: Duration;
+        with_coalescing, coalescing: Option<Coalescing>;
+        with_keys_per_request_max, keys_per_request_max: usize;
+        with_requests_in_flight_max, requests_in_flight_max: usize;
+    }
+
+    /// Has `observer` told what the client does.
+    #[must_use]
+    pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = Some(SharedObserver(observer));
+        self
     }
 
     /// The first setting that cannot be: its name, its value and what would be right.
@@ -94,35 +132,48 @@ impl ClientConfig {
 const KEYS_PER_REQUEST_LIMIT: usize = 1_000_000;
 const REQUESTS_IN_FLIGHT_LIMIT: usize = 65_536;
 /// Keeps deadlines far from the end of what clocks can hold.
-const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
+pub(crate) const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
-/// How single-key calls of many tasks become one batch.
+/// How small calls of many tasks become one batch.
 ///
 /// A batch goes as soon as the one before it has been answered, so a lone caller never waits for company. While one is on its
-/// way, keys gather for the next, until there are `keys_max` of them or the first has waited for `wait_max`. Each call hears from
-/// its own key's node; another node's failure does not concern it.
+/// way, calls gather for the next, until there are `keys_max` keys of them or the first has waited for `wait_max`. Each call hears
+/// from its own keys' nodes; another node's failure does not concern it.
 ///
 /// ```
 /// use std::time::Duration;
 /// use keydb_client::{ClientConfig, Coalescing};
 ///
-/// let mut config = ClientConfig::new(["localhost:50051"]);
-/// config.coalescing = Some(Coalescing { wait_max: Duration::from_micros(200), ..Coalescing::default() });
+/// let coalescing = Coalescing::default().with_wait_max(Duration::from_micros(200));
+/// let config = ClientConfig::new(["localhost:50051"]).with_coalescing(Some(coalescing));
+/// # let _ = config;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Coalescing {
-    /// How long a key waits for others while an earlier batch is on its way.
+    /// How long a call waits for others while an earlier batch is on its way.
     pub wait_max: Duration,
     /// How many keys a batch has at most.
     pub keys_max: usize,
+    /// Calls of more keys than this go by themselves.
+    pub call_keys_max: usize,
+}
+
+impl Coalescing {
+    with! {
+        with_wait_max, wait_max: Duration;
+        with_keys_max, keys_max: usize;
+        with_call_keys_max, call_keys_max: usize;
+    }
 }
 
 impl Default for Coalescing {
-    /// 1 ms, 1,024 keys.
+    /// 1 ms, 1,024 keys, calls of up to 64 keys.
     fn default() -> Self {
         Self {
             wait_max: Duration::from_millis(1),
             keys_max: 1024,
+            call_keys_max: 64,
         }
     }
 }

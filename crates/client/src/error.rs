@@ -4,7 +4,65 @@
 
 use std::{sync::Arc, time::Duration};
 
-use keydb_core::{ClusterId, KeyError, MapError, OperationId};
+use keydb_core::{Claim, ClusterId, KeyError, MapError, OperationId};
+
+/// What went wrong, as far as a caller would act on it. Each error of a call has one.
+///
+/// ```
+/// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+/// # cluster::example(async |client: keydb_client::Client| {
+/// use keydb_client::ErrorKind;
+///
+/// let error = client.put([""], "30d".parse().unwrap()).await.unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InvalidKey);
+/// # });
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A key cannot be one.
+    InvalidKey,
+    /// A node breaks off, does not answer, or cannot be connected to.
+    Unreachable,
+    /// A node is not ready: it waits for the cluster map, loads its keys, or follows a change of the map.
+    NotReady,
+    /// A node has too much to do, or the client has: more calls wait than may.
+    Overloaded,
+    /// A node is on its way down.
+    ShuttingDown,
+    /// A node's disk is full, so that it takes no new keys.
+    DiskFull,
+    /// A node's memory limit is reached, so that it takes no new keys.
+    MemoryLimit,
+    /// A hash range's key set takes no more of such keys.
+    RangeFull,
+    /// A node cannot prove that it has all keys of a hash range, which somebody has to see to.
+    RangeClosed,
+    /// An address leads to another cluster than the one that the client was connected to.
+    WrongCluster,
+    /// An operation id was used before, see [`Operation::first`](crate::Operation::first).
+    OperationIdUsed,
+    /// A node takes the request for wrong: it and this client do not agree on something.
+    InvalidRequest,
+    /// The call's time was up, and no node had refused anything.
+    Deadline,
+    /// The client was closed, or the runtime has stopped that it was connected in.
+    Closed,
+}
+
+/// What became of one key of a write that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum KeyOutcome {
+    /// It was claimed, and this is the answer.
+    Claimed(Claim),
+    /// It was put.
+    Stored,
+    /// Nothing was done for it, for certain.
+    NotApplied,
+    /// Nobody knows.
+    MaybeApplied,
+}
 
 /// Why a `get` has no answer.
 ///
@@ -31,6 +89,8 @@ pub enum GetError {
     /// Nodes did not answer, or could not yet, in any of the attempts. Worth trying again later.
     #[error("no answer (attempts made: {attempts}); the last error: {last_error}")]
     Unavailable {
+        /// What the last error is about.
+        kind: ErrorKind,
         /// How often the keys without an answer were sent.
         attempts: u32,
         /// What the last attempt met.
@@ -39,6 +99,8 @@ pub enum GetError {
     /// The call's time was up.
     #[error("the call took longer than {timeout:?}: {waiting_for}")]
     DeadlineExceeded {
+        /// What the last error was about; [`Deadline`](ErrorKind::Deadline) where there was none.
+        kind: ErrorKind,
         /// The call's deadline: [`ClientConfig::call_timeout`](crate::ClientConfig::call_timeout).
         timeout: Duration,
         /// What had not come by then.
@@ -47,9 +109,14 @@ pub enum GetError {
     /// The client was closed.
     #[error("the client was closed")]
     Closed,
+    /// Some keys have answers.
+    #[error(transparent)]
+    Partial(#[from] PartialGet),
     /// A node refused the request for a reason that a repeat would meet again.
     #[error("refused: {message}")]
     Refused {
+        /// What it is about.
+        kind: ErrorKind,
         /// Which node, and why.
         message: Arc<str>,
     },
@@ -81,6 +148,8 @@ pub enum NotApplied {
     /// Nodes could not be reached or could not serve yet, in any of the attempts. Worth trying again later.
     #[error("not applied (attempts made: {attempts}); the last error: {last_error}")]
     Unavailable {
+        /// What the last error is about.
+        kind: ErrorKind,
         /// How often the keys without an answer were sent.
         attempts: u32,
         /// What the last attempt met.
@@ -89,6 +158,8 @@ pub enum NotApplied {
     /// The call's time was up before anything was sent.
     #[error("not applied: the call took longer than {timeout:?}: {waiting_for}")]
     DeadlineExceeded {
+        /// What the last error was about; [`Deadline`](ErrorKind::Deadline) where there was none.
+        kind: ErrorKind,
         /// The call's deadline: [`ClientConfig::call_timeout`](crate::ClientConfig::call_timeout).
         timeout: Duration,
         /// What had not come by then.
@@ -97,19 +168,51 @@ pub enum NotApplied {
     /// The client was closed before anything was sent.
     #[error("not applied: the client was closed")]
     Closed,
-    /// A claim that was said to be the first sending of its operation has an id that was used before, see
-    /// [`Operation::first`](crate::Operation::first).
-    #[error("not applied, refused: {message}")]
-    OperationIdUsed {
-        /// Which node, and what to do.
-        message: Arc<str>,
-    },
     /// A node refused the request for a reason that a repeat would meet again.
     #[error("not applied, refused: {message}")]
     Refused {
+        /// What it is about.
+        kind: ErrorKind,
         /// Which node, and why.
         message: Arc<str>,
     },
+}
+
+impl NotApplied {
+    /// What went wrong.
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::InvalidKey { .. } => ErrorKind::InvalidKey,
+            Self::Closed => ErrorKind::Closed,
+            Self::Unavailable { kind, .. }
+            | Self::DeadlineExceeded { kind, .. }
+            | Self::Refused { kind, .. } => *kind,
+        }
+    }
+}
+
+impl GetError {
+    /// What went wrong.
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::InvalidKey { .. } => ErrorKind::InvalidKey,
+            Self::Closed => ErrorKind::Closed,
+            Self::Partial(partial) => partial.kind,
+            Self::Unavailable { kind, .. }
+            | Self::DeadlineExceeded { kind, .. }
+            | Self::Refused { kind, .. } => *kind,
+        }
+    }
+}
+
+impl WriteError {
+    /// What went wrong.
+    pub const fn kind(&self) -> ErrorKind {
+        match self {
+            Self::NotApplied(reason) => reason.kind(),
+            Self::MaybeApplied(what) => what.kind,
+        }
+    }
 }
 
 impl From<NotApplied> for GetError {
@@ -118,25 +221,44 @@ impl From<NotApplied> for GetError {
         match reason {
             NotApplied::InvalidKey { index, source } => Self::InvalidKey { index, source },
             NotApplied::Unavailable {
+                kind,
                 attempts,
                 last_error,
             } => Self::Unavailable {
+                kind,
                 attempts,
                 last_error,
             },
             NotApplied::DeadlineExceeded {
+                kind,
                 timeout,
                 waiting_for,
             } => Self::DeadlineExceeded {
+                kind,
                 timeout,
                 waiting_for,
             },
             NotApplied::Closed => Self::Closed,
-            NotApplied::OperationIdUsed { message } | NotApplied::Refused { message } => {
-                Self::Refused { message }
-            }
+            NotApplied::Refused { kind, message } => Self::Refused { kind, message },
         }
     }
+}
+
+/// A `get` that has answers for some of its keys.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(
+    "of {} keys, {} have no answer; {cause}",
+    .answers.len(),
+    .answers.iter().filter(|answer| answer.is_none()).count()
+)]
+#[non_exhaustive]
+pub struct PartialGet {
+    /// Whether each key exists, in the order of the keys; `None` where that is not known.
+    pub answers: Arc<[Option<bool>]>,
+    /// What the others failed for.
+    pub kind: ErrorKind,
+    /// What that was.
+    pub cause: Arc<str>,
 }
 
 /// A write that did not come to its end: some or all of its keys may have been stored.
@@ -174,12 +296,15 @@ pub struct MaybeApplied {
     pub keys_answered: usize,
     /// Of how many others nobody knows. Those that are neither were not applied.
     pub keys_uncertain: usize,
-    /// Of a claim, the operation to repeat with [`Operation::with_id`](crate::Operation::with_id). `None` for a put, and for a coalesced claim, whose operation belonged to many callers.
+    /// What became of each key, in the order of the keys.
+    pub outcomes: Arc<[KeyOutcome]>,
+    /// Of a claim, the operation to repeat: `claim_as(Operation::with_id(id), …)` with the same keys. Where the claim had travelled
+    /// with others, only the client that made it knows its answers under that id; elsewhere keys that are present are `Unknown`.
     pub operation: Option<OperationId>,
     /// What ended the call.
+    pub kind: ErrorKind,
+    /// That in words.
     pub cause: Arc<str>,
-    /// Whether that was an id that had been used before, though this was said to be the first sending.
-    pub operation_id_used: bool,
 }
 
 /// Why a `put` or `claim` failed, and whether it may have done something.

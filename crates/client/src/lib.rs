@@ -24,15 +24,16 @@
 //!         Claim::Unknown => println!("{event}: seen, but perhaps only by this very call"),
 //!     }
 //! }
-//! client.close().await;
+//! client.close(std::time::Duration::from_secs(5)).await;
 //! # });
 //! ```
 //!
 //! # Errors and retries
 //! A call retries by itself within its deadline ([`ClientConfig::call_timeout`]), follows the cluster map when ranges move, and
 //! goes on when a node is back. When a write fails all the same, its error says whether nothing was applied for certain
-//! ([`WriteError::NotApplied`]) or something may have been ([`WriteError::MaybeApplied`]). A claim of the second kind can be
-//! repeated as the same [`Operation`]: a lost reply does not turn a `First` into a `Duplicate`.
+//! ([`WriteError::NotApplied`]) or something may have been ([`WriteError::MaybeApplied`]), with what became of each key: one node
+//! that fails does not take the others' answers away. A claim of the second kind can be repeated as the same [`Operation`]: a lost
+//! reply does not turn a `First` into a `Duplicate`. What a program would act on is an [`ErrorKind`].
 //!
 //! # Looking after a cluster
 //! [`AdminClient`] has every node make a snapshot, and asks what the nodes hold.
@@ -49,6 +50,7 @@ mod config;
 mod connect;
 mod error;
 mod node;
+mod observer;
 mod operation;
 mod part;
 mod request;
@@ -59,11 +61,14 @@ mod status;
 pub use admin::{AdminClient, AdminError, SnapshotsCreated};
 pub use client::Client;
 pub use config::{ClientConfig, Coalescing};
-pub use error::{ConnectError, GetError, MaybeApplied, NotApplied, WriteError};
+pub use error::{
+    ConnectError, ErrorKind, GetError, KeyOutcome, MaybeApplied, NotApplied, PartialGet, WriteError,
+};
 pub use keydb_core::{
     Claim, ClusterMap, Durability, IdError, Incarnation, KEY_BYTES_MAX, KeyError, Lsn, MapError,
     NAMESPACE_BYTES_MAX, Namespace, NamespaceError, NodeEntry, NodeId, OperationId, RangeEntry,
     RangeId, Ttl, TtlError, UnixMillis,
 };
+pub use observer::{CallKind, Observer};
 pub use operation::Operation;
 pub use status::{DiskStatus, NodeStatus, RangeState, RangeStatus};

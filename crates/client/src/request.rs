@@ -14,6 +14,7 @@ use keydb_proto::{
 use tonic::Status;
 
 use crate::{
+    ErrorKind,
     call::Kind,
     client::Shared,
     node::{Node, describe, was_never_sent},
@@ -53,8 +54,8 @@ pub(crate) struct RequestFailure {
     pub(crate) maybe_applied: bool,
     /// A repeat would meet the same.
     pub(crate) permanent: bool,
-    /// An operation id was used before.
-    pub(crate) id_used: bool,
+    /// What a caller gets to know it as.
+    pub(crate) kind: ErrorKind,
     /// The range belongs to another node, or to this one under another generation.
     pub(crate) moved: bool,
 }
@@ -74,7 +75,11 @@ impl RequestFailure {
                 RefusalCode::NotOwner | RefusalCode::Loading | RefusalCode::Closed
             ),
             permanent: code == RefusalCode::Closed,
-            id_used: false,
+            kind: match code {
+                RefusalCode::Full => ErrorKind::RangeFull,
+                RefusalCode::Closed => ErrorKind::RangeClosed,
+                _ => ErrorKind::NotReady,
+            },
             moved: code == RefusalCode::NotOwner,
         }
     }
@@ -94,7 +99,7 @@ impl RequestFailure {
                         | ErrorCode::OperationIdUsed
                 )
             ),
-            id_used: code == Some(ErrorCode::OperationIdUsed),
+            kind: code.map_or(ErrorKind::Unreachable, kind_of),
             moved: false,
         }
     }
@@ -105,8 +110,25 @@ impl RequestFailure {
             message: format!("{node} gave a reply that cannot be read: {what}").into(),
             maybe_applied: true,
             permanent: false,
-            id_used: false,
+            kind: ErrorKind::Unreachable,
             moved: false,
+        }
+    }
+}
+
+/// What a caller gets to know a node's refusal as.
+fn kind_of(code: ErrorCode) -> ErrorKind {
+    match code {
+        ErrorCode::WrongCluster => ErrorKind::WrongCluster,
+        ErrorCode::WrongNode | ErrorCode::NoMap => ErrorKind::NotReady,
+        ErrorCode::Overloaded => ErrorKind::Overloaded,
+        ErrorCode::Stopping => ErrorKind::ShuttingDown,
+        ErrorCode::TooLate => ErrorKind::Deadline,
+        ErrorCode::OverMemoryLimit => ErrorKind::MemoryLimit,
+        ErrorCode::DiskFull => ErrorKind::DiskFull,
+        ErrorCode::OperationIdUsed => ErrorKind::OperationIdUsed,
+        ErrorCode::InvalidRequest | ErrorCode::NotPossible | ErrorCode::Unspecified => {
+            ErrorKind::InvalidRequest
         }
     }
 }
@@ -164,13 +186,14 @@ pub(crate) async fn exchange(
             })
             .await
             .map(|reply| put_reply(reply.into_inner())),
-        Kind::Claim { ttl, id, .. } => connection
+        Kind::Claim { ttl, id, .. } | Kind::Recall { ttl, id } => connection
             .claim(ClaimRequest {
                 header,
                 ranges,
                 fingerprints,
                 ttl_seconds: ttl.as_seconds(),
                 operation_id: Bytes::copy_from_slice(&id.to_bytes()),
+                only_remembered: matches!(kind, Kind::Recall { .. }),
             })
             .await
             .map(|reply| {

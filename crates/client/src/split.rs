@@ -61,8 +61,9 @@ impl SlotTable {
         }
     }
 
+    /// The place of the range that a value belongs to in the order (node, range).
     #[inline]
-    fn slot_of(&self, top: u64) -> u32 {
+    pub(crate) fn slot_of(&self, top: u64) -> u32 {
         let cell = (top >> self.cell_shift) as usize;
         let (first, last) = (self.cells[cell] as usize, self.cells[cell + 1] as usize);
         let index = if first == last {

@@ -46,7 +46,7 @@ async fn create(
     let admin = AdminClient::connect(config).await.unwrap();
     let (member, made) = admin.create_snapshots(full).await.remove(0);
     assert_eq!(member, map.nodes[0]);
-    admin.close().await;
+    admin.close(Duration::ZERO).await;
     (made, notes.all())
 }
 

@@ -355,7 +355,7 @@ async fn closing_tells_queued_callers_that_nothing_was_sent_and_sent_ones_that_i
     assert_eq!(sent(&sizes, 1).await, [1]);
     let queued = call("queued");
     tokio::time::sleep(Duration::from_millis(20)).await;
-    client.clone().close().await;
+    client.clone().close(Duration::ZERO).await;
     let error = in_flight.await.unwrap();
     assert!(matches!(error, WriteError::MaybeApplied(_)), "{error}");
     let error = queued.await.unwrap();

@@ -117,6 +117,7 @@ async fn a_node_that_cannot_be_reached_has_applied_nothing() {
     let WriteError::NotApplied(NotApplied::Unavailable {
         attempts,
         last_error,
+        ..
     }) = &error
     else {
         panic!("{error}");
@@ -262,7 +263,7 @@ async fn a_write_that_waits_for_room_at_a_node_has_not_been_sent() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     let second = tokio::spawn(async move { second.put(["b"], hour()).await });
     tokio::time::sleep(Duration::from_millis(50)).await;
-    client.close().await;
+    client.close(Duration::ZERO).await;
     let error = first.await.unwrap().unwrap_err();
     assert!(matches!(error, WriteError::MaybeApplied(_)), "{error}");
     let error = second.await.unwrap().unwrap_err();
@@ -285,7 +286,7 @@ async fn closing_ends_calls_in_progress_and_later_ones() {
     let single = tokio::spawn(async move { single.get_one("a").await });
     tokio::time::sleep(Duration::from_millis(100)).await;
     let other = client.clone();
-    timeout(LONG, client.close()).await.unwrap();
+    timeout(LONG, client.close(Duration::ZERO)).await.unwrap();
     assert!(matches!(get.await.unwrap(), Err(GetError::Closed)));
     let error = claim.await.unwrap().unwrap_err();
     assert!(matches!(error, WriteError::MaybeApplied(_)), "{error}");
@@ -338,7 +339,7 @@ async fn no_task_outlives_its_client_or_a_dropped_call() {
         assert!(timeout(wait, client.claim_one("b", hour())).await.is_err());
         proxy.set(Mode::Pass);
         match close {
-            true => client.close().await,
+            true => client.close(Duration::ZERO).await,
             false => drop(client),
         }
     }

@@ -195,7 +195,7 @@ async fn answers_of_one_node_reach_their_callers_while_another_is_silent() {
     while sent.all().is_empty() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    client.close().await;
+    client.close(Duration::ZERO).await;
     let mut maybe_applied = 0;
     for claim in silent {
         match end(claim).await.unwrap_err() {
@@ -248,7 +248,7 @@ async fn a_node_that_refuses_for_good_takes_no_answers_of_another_away() {
     let [slow, refused] = claim_each(&client, &map, keys("refused-"));
     for claim in refused {
         let error = end(claim).await.unwrap_err();
-        let WriteError::NotApplied(NotApplied::Refused { message }) = &error else {
+        let WriteError::NotApplied(NotApplied::Refused { message, .. }) = &error else {
             panic!("{error}");
         };
         assert!(message.contains("the node is full"), "{error}");

@@ -212,7 +212,7 @@ async fn a_request_that_breaks_a_rule_is_refused_without_a_retry() {
     };
     let (result, attempts) = attempts_after(invalid, Operation::new()).await;
     let error = result.unwrap_err();
-    let WriteError::NotApplied(NotApplied::Refused { message }) = &error else {
+    let WriteError::NotApplied(NotApplied::Refused { message, .. }) = &error else {
         panic!("{error}");
     };
     assert!(message.contains("2 keys; the limit is 1"), "{error}");
@@ -224,7 +224,7 @@ async fn a_closed_range_is_refused_without_a_retry() {
     let closed = |_, ranges: &[_]| Ok(refuse_all(ranges, RefusalCode::Closed));
     let (result, attempts) = attempts_after(closed, Operation::new()).await;
     let error = result.unwrap_err();
-    let WriteError::NotApplied(NotApplied::Refused { message }) = &error else {
+    let WriteError::NotApplied(NotApplied::Refused { message, .. }) = &error else {
         panic!("{error}");
     };
     assert!(message.contains("as the test wants"), "{error}");

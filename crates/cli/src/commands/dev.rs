@@ -147,7 +147,7 @@ async fn wait_until_ready(addresses: &[String]) -> Result<(), Failure> {
             None | Some(_) => tokio::time::sleep(READY_POLL).await,
         }
     }
-    client.close().await;
+    client.close(Duration::ZERO).await;
     Ok(())
 }
 

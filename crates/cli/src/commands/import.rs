@@ -1,6 +1,6 @@
 //! `keydb import`: a list of keys in bulk.
 
-use std::{path::Path, process::ExitCode, time::Instant};
+use std::{path::Path, process::ExitCode, time::Duration, time::Instant};
 
 use keydb_client::{Client, WriteError};
 use keydb_core::Ttl;
@@ -45,7 +45,7 @@ pub(crate) fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
     let keys = import(&runtime, &client, &lines, &name, args.ttl.ttl).map_err(|failure| {
         failure.with_line("to import the list again, from its beginning, does no harm")
     })?;
-    runtime.block_on(client.close());
+    runtime.block_on(client.close(Duration::ZERO));
     if args.json {
         Stdout::open()?.json(&json!({"imported": keys}))?;
     } else {

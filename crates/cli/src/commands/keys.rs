@@ -4,6 +4,7 @@ use std::{
     io::{self, IsTerminal},
     os::unix::ffi::OsStrExt,
     process::ExitCode,
+    time::Duration,
 };
 
 use keydb_client::{Claim, Client};
@@ -68,7 +69,7 @@ fn run(args: &KeyArgs, operation: Operation) -> Result<ExitCode, Failure> {
     } else {
         session.answer(given.len(), || given.iter().copied())?;
     }
-    runtime.block_on(client.close());
+    runtime.block_on(client.close(Duration::ZERO));
     Ok(ExitCode::SUCCESS)
 }
 

@@ -185,7 +185,7 @@ async fn refuse_if_it_answers(
     };
     let same_cluster = client.cluster_map().cluster_id == map.cluster_id;
     let statuses = client.node_statuses().await;
-    client.close().await;
+    client.close(Duration::ZERO).await;
     let runs = statuses.into_iter().any(|(member, status)| {
         let answered = status.ok().filter(|status| status.node == entry.id);
         member.id == entry.id

@@ -1,6 +1,6 @@
 //! `keydb recover --map`: puts the cluster map back that object storage has lost.
 
-use std::{path::Path, process::ExitCode, sync::Arc};
+use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use keydb_client::{Client, ClientConfig};
@@ -99,7 +99,7 @@ async fn ask(addresses: &[String]) -> Vec<Found> {
         match Client::connect(config).await {
             Ok(client) => {
                 let map = ClusterMap::clone(&client.cluster_map());
-                client.close().await;
+                client.close(Duration::ZERO).await;
                 let source = format!("the node at {address}");
                 Some(Found { map, source })
             }

@@ -1,6 +1,6 @@
 //! `keydb status`: what a cluster is and holds.
 
-use std::{collections::BTreeMap, fmt::Write, process::ExitCode, sync::Arc};
+use std::{collections::BTreeMap, fmt::Write, process::ExitCode, sync::Arc, time::Duration};
 
 use keydb_client::{ClientConfig, DiskStatus, GetError, NodeStatus, RangeState};
 use keydb_core::{ClusterMap, Durability, NodeEntry, NodeState, RangeId, UnixMillis};
@@ -36,7 +36,7 @@ async fn ask(mut config: ClientConfig) -> Result<(Arc<ClusterMap>, Answers), Fai
         let client = connect::connect(config.clone()).await?;
         let nodes = client.node_statuses().await;
         let map = client.cluster_map();
-        client.close().await;
+        client.close(Duration::ZERO).await;
         // Right after a change a node may not have met the new map yet: then another one is asked for it.
         let newer = nodes
             .iter()

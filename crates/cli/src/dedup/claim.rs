@@ -1,6 +1,6 @@
 //! Who says which keys are new: a cluster, or a key set of this process.
 
-use keydb_client::{Client, NotApplied, Operation, WriteError};
+use keydb_client::{Client, ErrorKind, Operation};
 use keydb_core::{Claim, Ttl};
 use tokio::runtime::Runtime;
 use xxhash_rust::xxh3::Xxh3Default;
@@ -61,12 +61,7 @@ impl ClusterClaimer {
         };
         let call = self.client.claim_as(operation, batch.keys(), self.ttl);
         self.runtime.block_on(call).map_err(|error| {
-            let is_used = match &error {
-                WriteError::NotApplied(NotApplied::OperationIdUsed { .. }) => true,
-                WriteError::NotApplied(_) => false,
-                WriteError::MaybeApplied(what) => what.operation_id_used,
-            };
-            if !is_used {
+            if error.kind() != ErrorKind::OperationIdUsed {
                 return error.into();
             }
             Failure::failed(format!(

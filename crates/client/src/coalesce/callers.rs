@@ -1,13 +1,16 @@
-//! The callers of a batch's keys.
+//! The callers of a batch.
 
 use std::{collections::HashMap, hash::BuildHasherDefault, sync::Arc, time::Duration};
 
-use keydb_core::Fingerprint;
-use tokio::{sync::oneshot, time::timeout};
+use keydb_core::{Fingerprint, OperationId, Ttl};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 
-use super::{Single, Told, Waiting};
+use super::{Answers, Batch, Coalesced, Told, Unanswered, Waiting, repeat::Coalition};
 use crate::{
-    call::FingerprintHasher,
+    call::{Failure, FingerprintHasher, Kind, Outcome},
     client::Shared,
     error::NotApplied,
     part::{AnswerReceiver, Progress},
@@ -17,103 +20,233 @@ use crate::{
 /// [`GRACE`](super::GRACE), or they would hear nothing themselves.
 const HEARD_WITHIN: Duration = Duration::from_secs(1);
 
-/// Each caller until it is told, by position.
+/// Each caller until it is told.
 #[derive(Debug)]
 pub(super) struct Callers<A> {
-    waiting: Vec<Option<Waiting<A>>>,
+    keys: Arc<Vec<Fingerprint>>,
+    /// By position: which call the key is of.
+    call_of: Vec<u32>,
+    /// By position: what became of the key, as soon as that is known.
+    outcomes: Vec<Option<Outcome<A>>>,
+    calls: Vec<Call<A>>,
+    /// What the batch is claimed as.
+    claim: Option<(OperationId, Ttl)>,
     shared: Arc<Shared>,
 }
 
-/// The caller of a `First`, and those of equal keys behind it.
-struct First<A> {
-    caller: Waiting<A>,
-    answer: A,
-    others: Vec<(Waiting<A>, A)>,
+#[derive(Debug)]
+struct Call<A> {
+    /// `None` when it has been told.
+    waiting: Option<Waiting<A>>,
+    /// The position of its first key.
+    start: usize,
+    /// How many of its keys are not known about yet.
+    open: usize,
+    /// Why keys have no answer, the first time that it happened.
+    failed: Option<NotApplied>,
+    /// Its keys that another call was told to have been first with.
+    follows: Vec<Follows>,
+    /// Tells the calls with such keys that this one has heard.
+    heard: Option<watch::Sender<bool>>,
+}
+
+#[derive(Debug)]
+struct Follows {
+    position: usize,
+    first_heard: watch::Receiver<bool>,
 }
 
 impl<A> Callers<A> {
-    pub(super) fn new(batch: Vec<Waiting<A>>, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(batch: Batch<A>, kind: Kind, shared: Arc<Shared>) -> Self {
+        let mut call_of = Vec::with_capacity(batch.keys.len());
+        let mut calls = Vec::with_capacity(batch.calls.len());
+        for (index, waiting) in (0..).zip(batch.calls) {
+            let (start, open) = (call_of.len(), waiting.keys);
+            call_of.resize(start + open, index);
+            calls.push(Call {
+                waiting: Some(waiting),
+                start,
+                open,
+                failed: None,
+                follows: Vec::new(),
+                heard: None,
+            });
+        }
+        let mut outcomes = Vec::new();
+        outcomes.resize_with(batch.keys.len(), || None);
         Self {
-            waiting: batch.into_iter().map(Some).collect(),
+            keys: Arc::new(batch.keys),
+            call_of,
+            outcomes,
+            calls,
+            claim: match kind {
+                Kind::Claim { id, ttl, .. } => Some((id, ttl)),
+                _ => None,
+            },
             shared,
         }
     }
-}
 
-impl<A: Single> Callers<A> {
-    /// Tells a `First`, and the others when it has been heard.
-    fn tell_first(&self, first: First<A>) {
-        let (answer, others) = (Ok(first.answer), first.others);
-        if others.is_empty() {
-            first.caller.tell(answer);
-            return;
-        }
-        let (heard, is_heard) = oneshot::channel();
-        // If its caller has gone away, `heard` goes as well.
-        let _ = first.caller.reply.send(Told {
-            result: answer,
-            heard: Some(heard),
-        });
-        let tell = async move {
-            let is_heard = matches!(timeout(HEARD_WITHIN, is_heard).await, Ok(Ok(())));
-            for (waiting, answer) in others {
-                waiting.tell(Ok(match is_heard {
-                    true => answer,
-                    false => answer.when_first_is_unheard(),
-                }));
-            }
-        };
-        self.shared.tasks.spawn_on(tell, &self.shared.runtime);
+    pub(super) fn keys(&self) -> Arc<Vec<Fingerprint>> {
+        Arc::clone(&self.keys)
     }
 }
 
-impl<A: Single> AnswerReceiver for Callers<A> {
+impl<A: Coalesced> Callers<A> {
+    /// Notes what became of a key that nothing was known of. True when its call is complete.
+    fn note(&mut self, position: usize, outcome: Outcome<A>) -> bool {
+        self.outcomes[position] = Some(outcome);
+        let call = &mut self.calls[self.call_of[position] as usize];
+        call.open -= 1;
+        call.open == 0
+    }
+
+    /// Tells a call that is complete.
+    fn tell(&mut self, index: usize) {
+        let call = &mut self.calls[index];
+        let Some(waiting) = call.waiting.take() else {
+            return;
+        };
+        let (start, end) = (call.start, call.start + waiting.keys);
+        let failed = call.failed.take();
+        let heard = call.heard.take();
+        let follows = std::mem::take(&mut call.follows);
+        if waiting.keys == 1
+            && follows.is_empty()
+            && let Some(Outcome::Answered(answer)) = self.outcomes[start]
+        {
+            let result = Ok(Answers::One(answer));
+            // Who has gone away needs no answer.
+            let _ = waiting.reply.send(Told { result, heard });
+            return;
+        }
+        let outcomes: Vec<Outcome<A>> = self.outcomes[start..end]
+            .iter()
+            .map(|outcome| outcome.unwrap_or(Outcome::MaybeApplied))
+            .collect();
+        let operation = failed
+            .as_ref()
+            .and_then(|_| self.repeatable(index, &outcomes));
+        if follows.is_empty() {
+            let result = result_of(outcomes, failed, operation);
+            let _ = waiting.reply.send(Told { result, heard });
+            return;
+        }
+        let tell = async move {
+            let outcomes = when_heard(outcomes, start, follows).await;
+            let result = result_of(outcomes, failed, operation);
+            let _ = waiting.reply.send(Told { result, heard });
+        };
+        self.shared.tasks.spawn_on(tell, &self.shared.runtime);
+    }
+
+    /// Remembers a claim that may have been applied. Returns what it can be repeated as.
+    fn repeatable(&self, index: usize, outcomes: &[Outcome<A>]) -> Option<OperationId> {
+        let (batch, ttl) = self.claim?;
+        let is_applied = |outcome: &Outcome<A>| !matches!(outcome, Outcome::NotApplied);
+        if !outcomes.iter().any(is_applied) {
+            return None;
+        }
+        let start = self.calls[index].start;
+        let coalition = Coalition {
+            operation: batch,
+            ttl,
+            keys: Arc::clone(&self.keys),
+            own: start..start + outcomes.len(),
+        };
+        Some(self.shared.repeats.add(coalition))
+    }
+}
+
+/// What a call is told, whose keys became this.
+fn result_of<A: Coalesced>(
+    outcomes: Vec<Outcome<A>>,
+    failed: Option<NotApplied>,
+    operation: Option<OperationId>,
+) -> Result<Answers<A>, Box<Unanswered<A>>> {
+    if let Some(reason) = failed {
+        let failure = Failure { reason, outcomes };
+        return Err(Box::new(Unanswered { failure, operation }));
+    }
+    let answers = outcomes.into_iter().filter_map(|outcome| match outcome {
+        Outcome::Answered(answer) => Some(answer),
+        Outcome::NotApplied | Outcome::MaybeApplied => None,
+    });
+    Ok(Answers::Many(answers.collect()))
+}
+
+/// Waits until the calls that were first with equal keys have heard it. Where they have not, nobody may know of the first.
+async fn when_heard<A: Coalesced>(
+    mut outcomes: Vec<Outcome<A>>,
+    start: usize,
+    follows: Vec<Follows>,
+) -> Vec<Outcome<A>> {
+    let until = Instant::now() + HEARD_WITHIN;
+    for Follows {
+        position,
+        mut first_heard,
+    } in follows
+    {
+        let heard = timeout_at(until, first_heard.wait_for(|heard| *heard)).await;
+        if !matches!(heard, Ok(Ok(_)))
+            && let Outcome::Answered(answer) = &mut outcomes[position - start]
+        {
+            *answer = answer.when_first_is_unheard();
+        }
+    }
+    outcomes
+}
+
+impl<A: Coalesced> AnswerReceiver for Callers<A> {
     type Answer = A;
 
     fn answered(&mut self, positions: &[u32], answers: impl Iterator<Item = A> + Clone) {
         // Equal keys come together, so without a `Duplicate` no `First` has one behind it.
-        let equal_keys =
-            answers.clone().any(Single::follows_first) && answers.clone().any(Single::is_first);
-        let mut firsts: HashMap<Fingerprint, First<A>, BuildHasherDefault<FingerprintHasher>> =
+        let equal_keys = answers.clone().any(Coalesced::follows_first)
+            && answers.clone().any(Coalesced::is_first);
+        let mut firsts: HashMap<Fingerprint, usize, BuildHasherDefault<FingerprintHasher>> =
             HashMap::default();
+        let mut complete = Vec::new();
         for (position, answer) in positions.iter().zip(answers) {
-            let Some(waiting) = self.waiting[*position as usize].take() else {
-                continue;
-            };
+            let position = *position as usize;
+            let index = self.call_of[position] as usize;
             if equal_keys && answer.is_first() {
-                let first = First {
-                    caller: waiting,
-                    answer,
-                    others: Vec::new(),
-                };
-                firsts.insert(first.caller.key, first);
+                firsts.insert(self.keys[position], index);
             } else if answer.follows_first()
-                && let Some(first) = firsts.get_mut(&waiting.key)
+                && let Some(first) = firsts.get(&self.keys[position])
+                && *first != index
             {
-                first.others.push((waiting, answer));
-            } else {
-                // Who has gone away needs no answer.
-                waiting.tell(Ok(answer));
+                let heard = &mut self.calls[*first].heard;
+                let heard = heard.get_or_insert_with(|| watch::Sender::new(false));
+                let first_heard = heard.subscribe();
+                self.calls[index].follows.push(Follows {
+                    position,
+                    first_heard,
+                });
+            }
+            if self.note(position, Outcome::Answered(answer)) {
+                complete.push(index);
             }
         }
-        for first in firsts.into_values() {
-            self.tell_first(first);
+        for index in complete {
+            self.tell(index);
         }
     }
 
-    fn failed(
-        &mut self,
-        positions: &[u32],
-        reason: NotApplied,
-        progress: &Progress,
-    ) -> Result<(), NotApplied> {
+    fn failed(&mut self, positions: &[u32], reason: NotApplied, progress: &Progress) {
         for position in positions {
-            if let Some(waiting) = self.waiting[*position as usize].take() {
-                let failure = progress.failure_of_key(*position, reason.clone());
-                // Who has gone away needs no error.
-                waiting.tell(Err(Box::new(failure)));
+            let position = *position as usize;
+            if self.outcomes[position].is_some() {
+                continue;
+            }
+            let index = self.call_of[position] as usize;
+            self.calls[index]
+                .failed
+                .get_or_insert_with(|| reason.clone());
+            let outcome = progress.outcome(position, A::from_bits(false, false));
+            if self.note(position, outcome) {
+                self.tell(index);
             }
         }
-        Ok(())
     }
 }

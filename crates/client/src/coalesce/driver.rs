@@ -2,15 +2,15 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use keydb_core::{Fingerprint, Ttl};
+use keydb_core::Ttl;
 use tokio::{
     sync::{Notify, Semaphore},
     task::{JoinSet, yield_now},
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{Pick, Queue, Single, Waiting, callers::Callers, not_applied, runtime_stopped};
-use crate::{Coalescing, client::Shared, error::NotApplied, part::run_single_keys};
+use super::{Batch, Coalesced, Pick, Queue, callers::Callers, not_applied, runtime_stopped};
+use crate::{Coalescing, call::Deadline, client::Shared, error::NotApplied, part};
 
 /// How many batches of one queue can be on their way at a time; those that are slow do not count.
 const BATCHES_IN_FLIGHT_MAX: usize = 4;
@@ -24,7 +24,7 @@ const BATCHES_MAX: usize = 128;
 const DEADLINE_SPREAD_DIVISOR: u32 = 8;
 
 /// Cuts batches from one queue until nothing is left.
-pub(super) struct Driver<A> {
+pub(super) struct Driver<A: Copy> {
     pub(super) shared: Arc<Shared>,
     pub(super) pick: Pick<A>,
     pub(super) ttl: Option<Ttl>,
@@ -39,7 +39,7 @@ struct Gathered {
     since: Option<Instant>,
 }
 
-impl<A: Single> Driver<A> {
+impl<A: Coalesced> Driver<A> {
     pub(super) async fn run(self) {
         let mut in_flight = JoinSet::new();
         // A permit for each batch on its way that counts.
@@ -99,16 +99,16 @@ impl<A: Single> Driver<A> {
 
     fn gathered(&self) -> Gathered {
         self.with_queue(|queues, index| {
-            let waiting = &queues[index].waiting;
+            let queue = &queues[index];
             Gathered {
-                keys: waiting.len(),
-                since: waiting.front().map(|first| first.since),
+                keys: queue.keys.len(),
+                since: queue.waiting.front().map(|first| first.since),
             }
         })
     }
 
     /// Takes the next batch out of the queue.
-    fn cut(&self) -> Vec<Waiting<A>> {
+    fn cut(&self) -> Batch<A> {
         let spread = self.shared.config.call_timeout / DEADLINE_SPREAD_DIVISOR;
         // A batch is one part.
         let keys_max = self
@@ -129,7 +129,7 @@ impl<A: Single> Driver<A> {
     }
 }
 
-impl<A> Driver<A> {
+impl<A: Copy> Driver<A> {
     fn index(&self, queues: &[Queue<A>]) -> Option<usize> {
         let mut queues = queues.iter();
         queues.position(|queue| Arc::ptr_eq(&queue.news, &self.news))
@@ -143,13 +143,13 @@ impl<A> Driver<A> {
             index.map(|index| queues.swap_remove(index))
         };
         for waiting in queue.into_iter().flat_map(|queue| queue.waiting) {
-            // A caller that has gone away needs no error.
-            waiting.tell(Err(Box::new(not_applied(reason.clone()))));
+            let keys = waiting.keys;
+            waiting.tell(Err(Box::new(not_applied(reason.clone(), keys))));
         }
     }
 }
 
-impl<A> Drop for Driver<A> {
+impl<A: Copy> Drop for Driver<A> {
     /// A driver that did not come to its end was dropped with its runtime. Its queue must not stay: nobody would serve it.
     fn drop(&mut self) {
         self.close(&runtime_stopped(0));
@@ -157,15 +157,15 @@ impl<A> Drop for Driver<A> {
 }
 
 /// Sends a batch and tells its callers.
-async fn run_batch<A: Single>(shared: Arc<Shared>, ttl: Option<Ttl>, batch: Vec<Waiting<A>>) {
-    let mut batch = batch;
-    // Nobody waits for these any more, and nothing of them has been sent.
-    batch.retain(|waiting| !waiting.reply.is_closed());
-    let Some(first) = batch.first() else {
+async fn run_batch<A: Coalesced>(shared: Arc<Shared>, ttl: Option<Ttl>, batch: Batch<A>) {
+    let batch = batch.without_gone();
+    let Some(first) = batch.calls.first() else {
         return;
     };
-    let deadline = first.since + shared.config.call_timeout;
-    let keys: Vec<Fingerprint> = batch.iter().map(|waiting| waiting.key).collect();
-    let mut callers = Callers::new(batch, Arc::clone(&shared));
-    run_single_keys(&shared, A::kind(ttl), &keys, deadline, &mut callers).await;
+    let deadline = Deadline::new(first.since, shared.config.call_timeout);
+    shared.observe(|it| it.batch(batch.calls.len(), batch.keys.len()));
+    let kind = A::kind(ttl);
+    let mut callers = Callers::new(batch, kind, Arc::clone(&shared));
+    let keys = callers.keys();
+    part::run(&shared, kind, &keys, &[], deadline, &mut callers).await;
 }

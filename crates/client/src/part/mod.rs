@@ -23,8 +23,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use self::receiver::All;
 pub(crate) use self::{progress::Progress, receiver::AnswerReceiver};
 use crate::{
-    ClientConfig, backoff,
-    call::{Answer, Failure, Kind},
+    ClientConfig, ErrorKind, backoff,
+    call::{Answer, Deadline, Failure, Kind},
     client::Shared,
     error::NotApplied,
     node::Node,
@@ -34,51 +34,54 @@ use crate::{
 };
 
 /// Runs a part, whose positions fit 32 bits, to its end; the answers are in the order of `batch`, and so are `expiries`, where
-/// keys have their own.
+/// keys have their own. What one node refuses, or never answers, changes nothing for the keys of the others.
 pub(crate) async fn run_part<A: Answer>(
     shared: &Shared,
     kind: Kind,
     batch: &[Fingerprint],
     expiries: &[Expiry],
-    deadline: Instant,
-) -> Result<Vec<A>, Failure> {
+    deadline: Deadline,
+) -> Result<Vec<A>, Failure<A>> {
+    let mut all = All {
+        answers: vec![A::from_bits(false, false); batch.len()],
+        failed: None,
+    };
+    let progress = run(shared, kind, batch, expiries, deadline, &mut all).await;
+    let Some(reason) = all.failed else {
+        return Ok(all.answers);
+    };
+    let answers = all.answers.into_iter().enumerate();
+    Err(Failure {
+        reason,
+        outcomes: answers
+            .map(|(position, answer)| progress.outcome(position, answer))
+            .collect(),
+    })
+}
+
+/// Runs a part whose `receiver` is told the answers as they come, and of every other key why it has none. Returns what is known of
+/// it at its end.
+pub(crate) async fn run(
+    shared: &Shared,
+    kind: Kind,
+    batch: &[Fingerprint],
+    expiries: &[Expiry],
+    deadline: Deadline,
+    receiver: &mut impl AnswerReceiver,
+) -> Progress {
     let part = Part {
         shared,
         kind,
         batch,
         expiries,
         deadline,
-        progress: Progress::default(),
+        progress: Progress::new(batch.len()),
     };
-    let mut all = All(vec![A::from_bits(false, false); batch.len()]);
-    match part.run(&mut all).await {
-        Ok(()) => Ok(all.0),
-        Err(reason) => Err(part.progress.failure(batch.len(), reason)),
-    }
-}
-
-/// Runs a part of which each key has a caller of its own: `callers` is told the answers as they come, and of every other key why
-/// it has none. What one node refuses, or never answers, changes nothing for the keys of the others.
-pub(crate) async fn run_single_keys(
-    shared: &Shared,
-    kind: Kind,
-    batch: &[Fingerprint],
-    deadline: Instant,
-    callers: &mut impl AnswerReceiver,
-) {
-    let part = Part {
-        shared,
-        kind,
-        batch,
-        expiries: &[],
-        deadline,
-        progress: Progress::of_single_keys(batch.len()),
-    };
-    if let Err(reason) = part.run(callers).await {
+    if let Err(reason) = part.run(receiver).await {
         let all: Vec<u32> = (0..batch.len() as u32).collect();
-        // Nothing is left that this could end.
-        let _ = callers.failed(&all, reason, &part.progress);
+        receiver.failed(&all, reason, &part.progress);
     }
+    part.progress
 }
 
 struct Part<'a> {
@@ -87,7 +90,7 @@ struct Part<'a> {
     batch: &'a [Fingerprint],
     /// By position, or empty.
     expiries: &'a [Expiry],
-    deadline: Instant,
+    deadline: Deadline,
     progress: Progress,
 }
 
@@ -118,7 +121,7 @@ struct Retry {
     positions: Vec<u32>,
     /// How many retries these keys have had.
     retries: u32,
-    error: Arc<str>,
+    error: (ErrorKind, Arc<str>),
     /// Until then a node may still come by the sending that failed.
     not_before: Option<Instant>,
 }
@@ -128,8 +131,8 @@ struct Retry {
 /// A node that came by it after it has answered the repeat, and forgotten about it, would take it for a new operation, and
 /// remember that its keys were there. So a sending is valid for a share of the call's time only, and a repeat waits until the
 /// sending before it is not valid any more.
-fn claim_valid_for(config: &ClientConfig) -> Duration {
-    (config.call_timeout / config.retry_count.unwrap_or(3).saturating_add(1))
+fn claim_valid_for(config: &ClientConfig, call_timeout: Duration) -> Duration {
+    (call_timeout / config.retry_count.unwrap_or(3).saturating_add(1))
         .clamp(CLAIM_VALID_MIN, CLAIM_VALID_MAX)
 }
 
@@ -171,26 +174,30 @@ impl State {
 }
 
 impl Part<'_> {
-    /// Works on the part until every key has its answer, the receiver wants no more, the time is up, or the client is closed.
+    /// Works on the part until every key has its answer or none, the time is up, or the client is closed.
     async fn run(&self, receiver: &mut impl AnswerReceiver) -> Result<(), NotApplied> {
         // Polled at least once by the timeout, the part would be sent however late it is.
         let in_time = async {
-            match Instant::now() < self.deadline {
-                true => timeout_at(self.deadline, self.work(receiver)).await.ok(),
+            match Instant::now() < self.deadline.at {
+                true => timeout_at(self.deadline.at, self.work(receiver)).await.ok(),
                 false => None,
             }
         };
         match self.shared.unless_closed(in_time).await {
-            Some(Some(result)) => result,
-            Some(None) => Err(NotApplied::DeadlineExceeded {
-                timeout: self.shared.config.call_timeout,
-                waiting_for: self.progress.waiting_for().into(),
-            }),
+            Some(Some(())) => Ok(()),
+            Some(None) => {
+                let (kind, waiting_for) = self.progress.waiting_for();
+                Err(NotApplied::DeadlineExceeded {
+                    kind,
+                    timeout: self.deadline.timeout,
+                    waiting_for: waiting_for.into(),
+                })
+            }
             None => Err(NotApplied::Closed),
         }
     }
 
-    async fn work(&self, receiver: &mut impl AnswerReceiver) -> Result<(), NotApplied> {
+    async fn work(&self, receiver: &mut impl AnswerReceiver) {
         let mut state = State {
             uncertain_sendings: Vec::new(),
         };
@@ -201,30 +208,33 @@ impl Part<'_> {
         while let Some(stepped) = steps.next().await {
             match stepped {
                 Stepped::Sent(sending, Ok(reply)) => {
-                    for step in self.take_in(sending, reply, &mut state, receiver)? {
+                    for step in self.take_in(sending, reply, &mut state, receiver) {
                         steps.push(self.step(step));
                     }
                 }
                 Stepped::Sent(sending, Err(failed)) => {
-                    if let Some(step) = self.failed(sending, failed, &mut state, receiver)? {
+                    if let Some(step) = self.failed(sending, failed, &mut state, receiver) {
                         steps.push(self.step(step));
                     }
                 }
                 Stepped::Ready(retry) => {
+                    let keys = retry.positions.len();
+                    self.shared.observe(|it| it.retry(retry.error.0, keys));
                     for sending in self.route(Some(&retry.positions), retry.retries, &state) {
                         steps.push(self.step(Step::Send(sending)));
                     }
                 }
                 Stepped::GivenUp(retry) => {
+                    let (kind, last_error) = retry.error;
                     let reason = NotApplied::Unavailable {
+                        kind,
                         attempts: retry.retries + 1,
-                        last_error: retry.error,
+                        last_error,
                     };
-                    receiver.failed(&retry.positions, reason, &self.progress)?;
+                    receiver.failed(&retry.positions, reason, &self.progress);
                 }
             }
         }
-        Ok(())
     }
 
     /// Splits keys by the newest map.
@@ -303,11 +313,11 @@ impl Part<'_> {
     fn valid_until(&self) -> Instant {
         match self.kind {
             Kind::Claim { .. } => {
-                let valid_for = claim_valid_for(&self.shared.config);
-                self.deadline.min(Instant::now() + valid_for)
+                let valid_for = claim_valid_for(&self.shared.config, self.deadline.timeout);
+                self.deadline.at.min(Instant::now() + valid_for)
             }
             // Whenever these are applied, they do no harm.
-            Kind::Get | Kind::Put { .. } | Kind::PutEach => self.deadline,
+            Kind::Get | Kind::Put { .. } | Kind::PutEach | Kind::Recall { .. } => self.deadline.at,
         }
     }
 
@@ -320,12 +330,7 @@ impl Part<'_> {
             .expect("this semaphore is never closed");
         let valid_until = self.valid_until();
         // From here on the request may be applied, whatever becomes of this future.
-        let before = self.kind.attempts_before();
-        for (range, positions) in sending.share.positions_by_range() {
-            if range.attempt == before {
-                self.progress.sent_first(positions);
-            }
-        }
+        self.progress.sent(&sending.share.positions);
         self.progress.request_begins(node);
         let result = exchange(
             self.shared,

@@ -17,7 +17,7 @@ impl Part<'_> {
         reply: Reply,
         state: &mut State,
         receiver: &mut S,
-    ) -> Result<Vec<Step>, NotApplied> {
+    ) -> Vec<Step> {
         if reply.map_version > sending.routed_by {
             self.shared
                 .router
@@ -28,12 +28,12 @@ impl Part<'_> {
             let bits = at.clone();
             let answers =
                 bits.map(|at| S::Answer::from_bits(reply.first.get(at), reply.unknown.get(at)));
-            self.progress.answered(at.len());
+            self.progress.answered(&positions[at.clone()]);
             receiver.answered(&positions[at], answers);
         };
         if reply.refused.is_empty() {
             answered(0..positions.len());
-            return Ok(Vec::new());
+            return Vec::new();
         }
 
         let refused: HashMap<u32, RequestFailure> = reply
@@ -60,7 +60,7 @@ impl Part<'_> {
             let fresh = range.attempt == self.kind.attempts_before();
             self.account(request_failure, range_positions, fresh, state);
             if request_failure.permanent {
-                permanent.push((range_positions, Arc::clone(&request_failure.message)));
+                permanent.push((range_positions, request_failure));
                 continue;
             }
             let follow = request_failure.moved && reply.map_version > sending.routed_by;
@@ -69,16 +69,19 @@ impl Part<'_> {
                 .get_or_insert_with(|| Retry {
                     positions: Vec::new(),
                     retries: sending.retries,
-                    error: Arc::clone(&request_failure.message),
+                    error: (request_failure.kind, Arc::clone(&request_failure.message)),
                     // The node has answered: it does not come by this sending again.
                     not_before: None,
                 })
                 .positions
                 .extend_from_slice(range_positions);
         }
-        for (range_positions, message) in permanent {
-            let reason = NotApplied::Refused { message };
-            receiver.failed(range_positions, reason, &self.progress)?;
+        for (range_positions, request_failure) in permanent {
+            let reason = NotApplied::Refused {
+                kind: request_failure.kind,
+                message: Arc::clone(&request_failure.message),
+            };
+            receiver.failed(range_positions, reason, &self.progress);
         }
         let mut steps = Vec::new();
         if let Some(keys) = moved {
@@ -92,7 +95,7 @@ impl Part<'_> {
         if let Some(keys) = later {
             steps.push(Step::Pause(ordered(keys)));
         }
-        Ok(steps)
+        steps
     }
 
     /// Notes what a failed sending means for keys that it carried; `fresh` if this was the first that they are uncertain by.
@@ -109,7 +112,8 @@ impl Part<'_> {
             "no answer: {}",
             request_failure.message
         );
-        self.progress.error(&request_failure.message);
+        self.progress
+            .error(request_failure.kind, &request_failure.message);
         if request_failure.maybe_applied {
             state.uncertain_sendings.resize(self.batch.len(), 0);
             for position in positions {
@@ -127,31 +131,29 @@ impl Part<'_> {
         failed: Failed,
         state: &mut State,
         receiver: &mut impl AnswerReceiver,
-    ) -> Result<Option<Step>, NotApplied> {
+    ) -> Option<Step> {
         let request_failure = failed.request_failure;
         let before = self.kind.attempts_before();
         for (range, positions) in sending.share.positions_by_range() {
             self.account(&request_failure, positions, range.attempt == before, state);
         }
         if request_failure.permanent {
-            let message = request_failure.message;
-            let reason = if request_failure.id_used {
-                NotApplied::OperationIdUsed { message }
-            } else {
-                NotApplied::Refused { message }
+            let reason = NotApplied::Refused {
+                kind: request_failure.kind,
+                message: request_failure.message,
             };
-            receiver.failed(&sending.share.positions, reason, &self.progress)?;
-            return Ok(None);
+            receiver.failed(&sending.share.positions, reason, &self.progress);
+            return None;
         }
         // The node may have left, moved, or have another clock than we thought: look around while waiting.
         self.shared.router.request(&sending.node);
-        Ok(Some(Step::Pause(ordered(Retry {
+        Some(Step::Pause(ordered(Retry {
             positions: sending.share.positions,
             retries: sending.retries,
-            error: request_failure.message,
+            error: (request_failure.kind, request_failure.message),
             not_before: (request_failure.maybe_applied && matches!(self.kind, Kind::Claim { .. }))
                 .then_some(failed.valid_until),
-        }))))
+        })))
     }
 }
 

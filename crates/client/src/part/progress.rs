@@ -4,87 +4,73 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU8, Ordering::Relaxed},
     },
 };
 
 use keydb_core::NodeId;
 
-use crate::{call::Failure, error::NotApplied, node::Node};
+use crate::{ErrorKind, call::Outcome, node::Node};
 
 /// How far a part is. It outlives the work on the part, which may be dropped at any time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Progress {
-    /// Keys that nodes have answered for.
-    answered: AtomicUsize,
-    /// Other keys that were sent and not refused for certain.
-    uncertain: AtomicUsize,
-    /// Which those are (and some that have been answered), by position; empty where nobody asks for single keys.
-    uncertain_at: Vec<AtomicBool>,
+    /// Of each key, by position.
+    states: Vec<AtomicU8>,
     talk: Mutex<Talk>,
 }
+
+/// It was not sent, or refused for certain.
+const NOT_APPLIED: u8 = 0;
+/// It was sent, and there is no answer.
+const UNCERTAIN: u8 = 1;
+const ANSWERED: u8 = 2;
 
 #[derive(Debug, Default)]
 struct Talk {
     /// Requests on their way, by node.
     sent: BTreeMap<NodeId, (usize, String)>,
-    last_error: Option<Arc<str>>,
+    last_error: Option<(ErrorKind, Arc<str>)>,
 }
 
 impl Progress {
-    /// Of a part with so many keys, each of which has a caller of its own.
-    pub(super) fn of_single_keys(count: usize) -> Self {
-        let mut progress = Self::default();
-        progress
-            .uncertain_at
-            .resize_with(count, AtomicBool::default);
-        progress
+    /// Of a part with so many keys.
+    pub(super) fn new(count: usize) -> Self {
+        let mut states = Vec::new();
+        states.resize_with(count, || AtomicU8::new(NOT_APPLIED));
+        Self {
+            states,
+            talk: Mutex::default(),
+        }
     }
 
-    /// Keys are on their way, and have not been before.
-    pub(super) fn sent_first(&self, positions: &[u32]) {
-        self.uncertain.fetch_add(positions.len(), Relaxed);
-        self.mark(positions, true);
+    /// Keys are on their way.
+    pub(super) fn sent(&self, positions: &[u32]) {
+        self.mark(positions, UNCERTAIN);
     }
 
-    /// Keys that have been [sent](Self::sent_first) were not applied.
+    /// Keys that have been [sent](Self::sent) were not applied.
     pub(super) fn not_applied(&self, positions: &[u32]) {
-        self.uncertain.fetch_sub(positions.len(), Relaxed);
-        self.mark(positions, false);
+        self.mark(positions, NOT_APPLIED);
     }
 
-    fn mark(&self, positions: &[u32], uncertain: bool) {
-        if !self.uncertain_at.is_empty() {
-            for position in positions {
-                self.uncertain_at[*position as usize].store(uncertain, Relaxed);
-            }
+    /// Keys that have been [sent](Self::sent) have their answers.
+    pub(super) fn answered(&self, positions: &[u32]) {
+        self.mark(positions, ANSWERED);
+    }
+
+    fn mark(&self, positions: &[u32], state: u8) {
+        for position in positions {
+            self.states[*position as usize].store(state, Relaxed);
         }
     }
 
-    /// So many keys that have been [sent](Self::sent_first) have their answers.
-    pub(super) fn answered(&self, keys: usize) {
-        self.uncertain.fetch_sub(keys, Relaxed);
-        self.answered.fetch_add(keys, Relaxed);
-    }
-
-    /// A part of `keys` keys that ends like this.
-    pub(super) fn failure(&self, keys: usize, reason: NotApplied) -> Failure {
-        Failure {
-            reason,
-            keys,
-            answered: self.answered.load(Relaxed),
-            uncertain: self.uncertain.load(Relaxed),
-        }
-    }
-
-    /// A key that gets no answer, in a part of [single keys](Self::of_single_keys).
-    pub(crate) fn failure_of_key(&self, position: u32, reason: NotApplied) -> Failure {
-        let uncertain = self.uncertain_at[position as usize].load(Relaxed);
-        Failure {
-            reason,
-            keys: 1,
-            answered: 0,
-            uncertain: uncertain.into(),
+    /// What is known of a key, whose answer is `answer` if it has one.
+    pub(crate) fn outcome<A>(&self, position: usize, answer: A) -> Outcome<A> {
+        match self.states[position].load(Relaxed) {
+            ANSWERED => Outcome::Answered(answer),
+            UNCERTAIN => Outcome::MaybeApplied,
+            _ => Outcome::NotApplied,
         }
     }
 
@@ -108,16 +94,16 @@ impl Progress {
         });
     }
 
-    pub(super) fn error(&self, message: &Arc<str>) {
-        self.talk(|talk| talk.last_error = Some(Arc::clone(message)));
+    pub(super) fn error(&self, kind: ErrorKind, message: &Arc<str>) {
+        self.talk(|talk| talk.last_error = Some((kind, Arc::clone(message))));
     }
 
     fn talk<T>(&self, with: impl FnOnce(&mut Talk) -> T) -> T {
         with(&mut self.talk.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What a call whose time is up was waiting for.
-    pub(super) fn waiting_for(&self) -> String {
+    /// What a call whose time is up was waiting for, and what the last error was about.
+    pub(super) fn waiting_for(&self) -> (ErrorKind, String) {
         self.talk(|talk| {
             let mut text = match talk.sent.values().next() {
                 Some(_) => {
@@ -127,11 +113,13 @@ impl Progress {
                 }
                 None => "it was waiting to send a request".to_owned(),
             };
-            if let Some(error) = &talk.last_error {
+            let mut kind = ErrorKind::Deadline;
+            if let Some((last, error)) = &talk.last_error {
+                kind = *last;
                 text.push_str("; the last error: ");
                 text.push_str(error);
             }
-            text
+            (kind, text)
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Where a part's answers go: to one caller, who gets all of them or none, or to a caller for each key.
+//! Where a part's answers go: to one caller, or to many whose keys travel together.
 
 use super::Progress;
 use crate::{call::Answer, error::NotApplied};
@@ -10,21 +10,17 @@ pub(crate) trait AnswerReceiver: Send {
     /// These keys have answers. Equal keys come together, in the order of the part.
     fn answered(&mut self, positions: &[u32], answers: impl Iterator<Item = Self::Answer> + Clone);
 
-    /// These keys, as far as they have no answer, will not get one.
-    ///
-    /// # Errors
-    /// The reason, when the rest of the part is of no use then.
-    fn failed(
-        &mut self,
-        positions: &[u32],
-        reason: NotApplied,
-        progress: &Progress,
-    ) -> Result<(), NotApplied>;
+    /// These keys will not get an answer.
+    fn failed(&mut self, positions: &[u32], reason: NotApplied, progress: &Progress);
 }
 
 /// All answers for one caller.
 #[derive(Debug)]
-pub(super) struct All<A>(pub(super) Vec<A>);
+pub(super) struct All<A> {
+    pub(super) answers: Vec<A>,
+    /// Why keys have none, the first time that it happened.
+    pub(super) failed: Option<NotApplied>,
+}
 
 impl<A: Answer> AnswerReceiver for All<A> {
     type Answer = A;
@@ -32,11 +28,11 @@ impl<A: Answer> AnswerReceiver for All<A> {
     #[inline]
     fn answered(&mut self, positions: &[u32], answers: impl Iterator<Item = A> + Clone) {
         for (position, answer) in positions.iter().zip(answers) {
-            self.0[*position as usize] = answer;
+            self.answers[*position as usize] = answer;
         }
     }
 
-    fn failed(&mut self, _: &[u32], reason: NotApplied, _: &Progress) -> Result<(), NotApplied> {
-        Err(reason)
+    fn failed(&mut self, _: &[u32], reason: NotApplied, _: &Progress) {
+        self.failed.get_or_insert(reason);
     }
 }

@@ -28,7 +28,7 @@ use crate::{
     requests::memory_limit,
     requests::plan::{self, Group, Plan},
     requests::put_with_expiries::put_each,
-    requests::read_only_claim::claim_known,
+    requests::read_only_claim::{claim_known, recall},
 };
 
 /// So many keys are worked on before others get their turn.
@@ -133,6 +133,19 @@ pub(crate) async fn claim(node: &Node, request: &ClaimRequest) -> Result<ClaimRe
         let table = table(node, &membership_state)?;
         let ttl = plan::ttl(request.ttl_seconds)?;
         let plan = plan(node, table, &request.ranges, &request.fingerprints)?;
+        if request.only_remembered {
+            match node
+                .answers
+                .begin(id, now, Moment::new(node, now, ttl)?.expiry)
+            {
+                Begin::Registered(operation) => {
+                    let recalled = recall(node, table, plan, operation).await?;
+                    return Ok(recalled.reply(node, &membership_state));
+                }
+                Begin::InFlight(ended) => wait(ended).await,
+            }
+            continue;
+        }
         memory_limit::check(node, table, &plan, node.times_at(now)).await?;
         let commit = commit_of(node, &plan).await;
         let now = still_in_time(node, request.header.as_ref())?;
@@ -584,6 +597,7 @@ mod tests {
             fingerprints: key.clone().into(),
             ttl_seconds: 1,
             operation_id: OperationId::random().to_bytes().to_vec().into(),
+            only_remembered: false,
         };
         let clock = Arc::new(Jumping(AtomicU64::new(u64::MAX)));
         let node = Node::new(NodeConfig::new(NodeId(0)), clock.clone());
@@ -629,6 +643,7 @@ mod tests {
             fingerprints: packed.into(),
             ttl_seconds,
             operation_id: OperationId::from_name(name).to_bytes().to_vec().into(),
+            only_remembered: false,
         };
         let clock = Arc::new(ManualClock::new(START));
         let mut config = NodeConfig::new(NodeId(0));

@@ -1,6 +1,6 @@
-//! Claims while the disk is full: those that need nothing written are answered all the same.
+//! Claims that write nothing: questions for remembered answers, and, while the disk is full, those that need nothing written.
 //!
-//! That is a claim whose every range is a repeat with remembered answers, or has only keys that are there. What it is told is not
+//! The latter is a claim whose every range is a repeat with remembered answers, or has only keys that are there. What it is told is not
 //! remembered, as that would have to be written as well: its repeat is told `Unknown` where it was told `Duplicate`.
 
 use keydb_core::{Bitmap, Times};
@@ -89,6 +89,50 @@ pub(crate) async fn claim_known(
         repeated_ranges,
         refused: plan.refused,
     }))
+}
+
+/// What is remembered of an operation. All keys that nothing is remembered of are unknown.
+///
+/// # Errors
+/// When the journal has failed, and the node is about to end.
+pub(crate) async fn recall(
+    node: &Node,
+    table: &OwnedRanges,
+    plan: Plan<'_>,
+    operation: Operation<'_>,
+) -> Result<Known, Status> {
+    let key_count = plan.fingerprints.len();
+    let mut commit = Commit::of_read(node.journal());
+    let mut first = Bitmap::new(key_count);
+    let mut unknown = None;
+    let mut repeated_ranges = Vec::new();
+    for group in &plan.groups {
+        let range = owned(table, *group).id;
+        let claimed = ClaimedKeys::new(range, plan.keys(*group));
+        let mut new = *group;
+        match operation.recall(claimed) {
+            Recall::Same(answers) | Recall::Prefix(answers) => {
+                answers.answer(&mut first, &mut unknown, group.start);
+                commit.wait_for(operation.remembered_lsn());
+                new.start += answers.count();
+            }
+            Recall::Doubt | Recall::Nothing => {}
+        }
+        if new.start == new.end {
+            repeated_ranges.push(range.0);
+        } else {
+            let unknown = unknown.get_or_insert_with(|| Bitmap::new(key_count));
+            (new.start..new.end).for_each(|index| unknown.or(index, true));
+        }
+    }
+    drop(operation);
+    commit.committed().await?;
+    Ok(Known {
+        first,
+        unknown,
+        repeated_ranges,
+        refused: plan.refused,
+    })
 }
 
 impl Known {

@@ -370,6 +370,7 @@ impl World {
             fingerprints: grouped.fingerprints.into(),
             ttl_seconds: 60,
             operation_id: operation.to_bytes().to_vec().into(),
+            only_remembered: false,
         }
     }
 

@@ -1,6 +1,6 @@
 //! `keydb snapshot create`: every node, now.
 
-use std::{collections::HashMap, fmt::Write, process::ExitCode};
+use std::{collections::HashMap, fmt::Write, process::ExitCode, time::Duration};
 
 use keydb_client::{AdminClient, AdminError, NodeEntry, RangeState, SnapshotsCreated};
 use keydb_core::{NodeId, RangeId};
@@ -28,7 +28,7 @@ pub(super) fn run(args: &CreateArgs) -> Result<ExitCode, Failure> {
         let admin = AdminClient::from(client);
         let made = admin.create_snapshots(args.full).await;
         let mut closed = closed_ranges(&admin).await;
-        admin.close().await;
+        admin.close(Duration::ZERO).await;
         let with_closed = |(node, made): (NodeEntry, Result<SnapshotsCreated, AdminError>)| {
             let closed = closed.remove(&node.id).unwrap_or_default();
             let created = made.map(|snapshots| Created { snapshots, closed });

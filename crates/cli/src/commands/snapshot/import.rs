@@ -5,6 +5,7 @@ use std::{
     io::{self, Read},
     path::Path,
     process::ExitCode,
+    time::Duration,
     time::Instant,
 };
 
@@ -40,7 +41,7 @@ pub(super) fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
     let imported = connect::runtime()?.block_on(async {
         let admin = AdminClient::from(connect::connect(config).await?);
         let imported = import(&admin, input, &name).await;
-        admin.close().await;
+        admin.close(Duration::ZERO).await;
         imported
     })?;
     if args.json {

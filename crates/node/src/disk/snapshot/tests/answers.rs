@@ -28,6 +28,7 @@ fn claim_of_one(rig: &Rig, key: Fingerprint) -> ClaimRequest {
         fingerprints: key.to_bytes().to_vec().into(),
         ttl_seconds: 60,
         operation_id: OperationId::random().to_bytes().to_vec().into(),
+        only_remembered: false,
     }
 }
 
