@@ -12,14 +12,19 @@ mod cluster;
 #[path = "support/fake.rs"]
 mod fake;
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use cluster::Cluster;
 use fake::{Fake, NOW_MS, Notes, Script, header, one_node};
 use futures_util::FutureExt;
 use keydb_client::{
+    CallKind,
     Claim::{Duplicate, First, Unknown},
-    Client, NotApplied, Ttl, WriteError,
+    Client, ErrorKind, NotApplied, Observer, Ttl, WriteError,
 };
 use keydb_proto::shard::ClaimReply;
 use tokio::{
@@ -93,6 +98,116 @@ async fn each_caller_gets_the_answer_to_its_own_key() {
     for (number, get) in gets.into_iter().enumerate() {
         assert_eq!(get.await.unwrap().unwrap(), number < 1000);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_tasks_with_small_batches_of_equal_keys_exactly_one_is_first_with_each() {
+    let cluster = Cluster::start(3).await;
+    let client = cluster.client().await;
+    let tasks: Vec<_> = (0..64_u32)
+        .map(|task| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                let mut firsts = Vec::new();
+                for call in 0..50 {
+                    // Equal keys within a call as well, and never in the same order.
+                    let keys: Vec<String> = (0..10)
+                        .map(|at| format!("{}", (call * 7 + at * (task % 5 + 1) + task) % 400))
+                        .collect();
+                    let claims = client.claim(&keys, hour()).await.unwrap();
+                    for (key, claim) in keys.into_iter().zip(claims) {
+                        match claim {
+                            First => firsts.push(key),
+                            Duplicate => {}
+                            Unknown => panic!("{key}: nothing went wrong here"),
+                        }
+                    }
+                }
+                firsts
+            })
+        })
+        .collect();
+    let mut firsts = Vec::new();
+    for task in tasks {
+        firsts.extend(task.await.unwrap());
+    }
+    let told = firsts.len();
+    firsts.sort();
+    firsts.dedup();
+    assert_eq!(told, firsts.len());
+    for key in 0..400 {
+        let key = key.to_string();
+        let present = client.get([&key]).await.unwrap()[0];
+        assert_eq!(present, firsts.binary_search(&key).is_ok(), "{key}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_calls_travel_together_and_large_ones_or_those_with_a_deadline_of_their_own_do_not() {
+    let (fake, gate, sizes) = gated().await;
+    gate.add_permits(100);
+    let observer = Arc::new(Observed::default());
+    let mut config = fake.config().with_observer(observer.clone());
+    config.coalescing.as_mut().unwrap().call_keys_max = 3;
+    let client = Client::connect(config).await.unwrap();
+    let call = async |client: &Client, keys: &[&str]| {
+        let answers = client.claim(keys, hour()).await.unwrap();
+        assert_eq!(answers, vec![First; keys.len()]);
+    };
+    call(&client, &["1", "2", "3"]).await;
+    assert_eq!(observer.batches.lock().unwrap()[..], [(1, 3)]);
+    call(&client, &["1", "2", "3", "4"]).await;
+    call(&client.with_call_timeout(LONG), &["1"]).await;
+    assert_eq!(observer.batches.lock().unwrap().len(), 1);
+    assert_eq!(sizes.all(), [3, 4, 1]);
+    client.get(["", "a"]).await.unwrap_err();
+    let calls = observer.calls.lock().unwrap().clone();
+    assert_eq!(
+        calls,
+        [3, 4, 1].map(|keys| (CallKind::Claim, keys, None)),
+        "what is refused before it begins is no call"
+    );
+    let clone = client.clone();
+    client.close(Duration::ZERO).await;
+    assert_eq!(
+        clone.get_one("a").await.unwrap_err().kind(),
+        ErrorKind::Closed
+    );
+}
+
+#[derive(Debug, Default)]
+struct Observed {
+    calls: Mutex<Vec<(CallKind, usize, Option<ErrorKind>)>>,
+    batches: Mutex<Vec<(usize, usize)>>,
+}
+
+impl Observer for Observed {
+    fn call(&self, kind: CallKind, keys: usize, _: Duration, failed: Option<ErrorKind>) {
+        self.calls.lock().unwrap().push((kind, keys, failed));
+    }
+
+    fn batch(&self, calls: usize, keys: usize) {
+        self.batches.lock().unwrap().push((calls, keys));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_lets_calls_that_are_under_way_end_and_takes_no_new_ones() {
+    let (fake, gate, sizes) = gated().await;
+    let client = fake.client().await;
+    let under_way = claim(&client, "a").await;
+    assert_eq!(sent(&sizes, 1).await, [1]);
+    let closing = {
+        let client = client.clone();
+        tokio::spawn(async move { client.close(LONG).await })
+    };
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let refused = client.claim_one("b", hour()).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Closed);
+    gate.add_permits(1);
+    assert_eq!(under_way.await.unwrap(), First);
+    closing.await.unwrap();
+    assert_eq!(sizes.all(), [1]);
 }
 
 /// A node whose claims wait until the test lets them go, and how many keys each had. Every key is first once.

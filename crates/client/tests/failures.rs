@@ -12,12 +12,16 @@ mod cluster;
 #[path = "support/proxy.rs"]
 mod proxy;
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use cluster::Cluster;
 use keydb_client::{
-    Claim::{Duplicate, First},
-    Client, ClientConfig, GetError, NotApplied, Operation, Ttl, WriteError,
+    Claim::{Duplicate, First, Unknown},
+    Client, ClientConfig, ErrorKind, GetError, KeyOutcome, NotApplied, Observer, Operation, Ttl,
+    WriteError,
 };
 use proxy::{Mode, Proxy};
 use tokio::{net::TcpListener, time::timeout};
@@ -228,10 +232,131 @@ async fn calls_to_a_hanging_node_end_by_their_deadline() {
     let WriteError::MaybeApplied(maybe) = &error else {
         panic!("{error}");
     };
-    assert_eq!(
-        maybe.operation, None,
-        "the batch's operation is not this caller's"
-    );
+    assert!(maybe.operation.is_some());
+    assert_eq!(*maybe.outcomes, [KeyOutcome::MaybeApplied]);
+    assert_eq!(maybe.kind, ErrorKind::Deadline);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_claims_that_travelled_together_are_repeated_each_by_itself() {
+    let (cluster, proxy) = behind_proxy().await;
+    let mut config = through(&proxy);
+    config.retry_count = Some(0);
+    config.coalescing.as_mut().unwrap().wait_max = Duration::from_millis(50);
+    let client = Client::connect(config).await.unwrap();
+    client.put(["there"], hour()).await.unwrap();
+    settled(&client, &cluster).await;
+    proxy.set(Mode::LoseReplies);
+    let calls = (0..20).map(|call| {
+        let client = client.clone();
+        let mut keys = keys(call * 3..call * 3 + 3);
+        keys.push("there".to_owned());
+        tokio::spawn(async move { (client.claim(&keys, hour()).await, keys) })
+    });
+    let calls: Vec<_> = calls.collect();
+    let mut failed = Vec::new();
+    for call in calls {
+        let (claims, keys) = call.await.unwrap();
+        match claims {
+            Err(WriteError::MaybeApplied(maybe)) => failed.push((maybe.operation.unwrap(), keys)),
+            other => panic!("{other:?}"),
+        }
+    }
+    let one = client.claim_one("one", hour()).await.unwrap_err();
+    let WriteError::MaybeApplied(one) = one else {
+        panic!("{one}");
+    };
+    proxy.set(Mode::Pass);
+    // In any order, and as often as one likes.
+    for _ in 0..2 {
+        for (operation, keys) in failed.iter().rev() {
+            let again = Operation::with_id(*operation);
+            let claims = client.claim_as(again, keys, hour()).await.unwrap();
+            assert_eq!(claims, [First, First, First, Duplicate]);
+        }
+    }
+    let again = Operation::with_id(one.operation.unwrap());
+    let claims = client.claim_as(again, ["one"], hour()).await.unwrap();
+    assert_eq!(claims, [First]);
+
+    // Another client knows nothing of the batch, and must not call a key a duplicate that nobody was told to be first with.
+    let elsewhere = cluster.client().await;
+    let again = Operation::with_id(failed[0].0);
+    let claims = elsewhere.claim_as(again, &failed[0].1, hour()).await;
+    assert_eq!(claims.unwrap(), [Unknown; 4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_claim_that_never_arrived_is_first_when_it_is_repeated() {
+    let (mut cluster, proxy) = behind_proxy().await;
+    let mut config = through(&proxy);
+    config.retry_count = Some(0);
+    let client = Client::connect(config).await.unwrap();
+    client.put(["there"], hour()).await.unwrap();
+    settled(&client, &cluster).await;
+    proxy.set(Mode::LoseReplies);
+    let error = client.claim(["a", "there"], hour()).await.unwrap_err();
+    let WriteError::MaybeApplied(maybe) = error else {
+        panic!("{error}");
+    };
+    // The node forgets it, and all keys: without durability nothing is known of them.
+    cluster.stop(0).await;
+    cluster.restart(0).await;
+    proxy.set(Mode::Pass);
+    let patient = cluster.client().await;
+    patient.put(["there"], hour()).await.unwrap();
+    let again = Operation::with_id(maybe.operation.unwrap());
+    let claims = client.claim_as(again, ["a", "there"], hour()).await;
+    assert_eq!(claims.unwrap(), [First, Unknown]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_equal_keys_in_claims_that_travelled_together_only_the_first_caller_is_told_first() {
+    let (cluster, proxy) = behind_proxy().await;
+    let mut config = through(&proxy);
+    config.retry_count = Some(0);
+    let observer = Arc::new(Batches::default());
+    let client = Client::connect(config.with_observer(observer.clone()))
+        .await
+        .unwrap();
+    let mut attempt = 0;
+    let (a, b, c, operations) = loop {
+        attempt += 1;
+        assert!(attempt < 100, "they never travel together");
+        let [a, b, c] = ["a", "b", "c"].map(|key| format!("{key}{attempt}"));
+        proxy.set(Mode::Pass);
+        client.with_call_timeout(LONG).get(["warm"]).await.unwrap();
+        settled(&client, &cluster).await;
+        proxy.set(Mode::LoseReplies);
+        observer.0.lock().unwrap().clear();
+        let calls = tokio::join!(
+            client.claim([&a, &b], hour()),
+            client.claim([&b, &c], hour())
+        );
+        let operations = [calls.0, calls.1].map(|call| match call {
+            Err(WriteError::MaybeApplied(maybe)) => Operation::with_id(maybe.operation.unwrap()),
+            other => panic!("the reply was lost: {other:?}"),
+        });
+        if observer.0.lock().unwrap()[..] == [(2, 4)] {
+            break (a, b, c, operations);
+        }
+    };
+    proxy.set(Mode::Pass);
+    // Whether the other caller will ever repeat its claim, and hear that it is first with "b", nobody knows.
+    let claims = client.claim_as(operations[1], [&b, &c], hour()).await;
+    assert_eq!(claims.unwrap(), [Unknown, First]);
+    let claims = client.claim_as(operations[0], [&a, &b], hour()).await;
+    assert_eq!(claims.unwrap(), [First, First]);
+}
+
+/// How many calls and keys each batch had.
+#[derive(Debug, Default)]
+struct Batches(Mutex<Vec<(usize, usize)>>);
+
+impl Observer for Batches {
+    fn batch(&self, calls: usize, keys: usize) {
+        self.0.lock().unwrap().push((calls, keys));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -19,7 +19,7 @@ use fake::{Fake, NOW_MS, Notes, Script, all, header};
 use futures_util::future::{BoxFuture, join_all};
 use keydb_client::{
     Claim::{self, First},
-    Client, ClientConfig, GetError, NotApplied, Operation, Ttl, WriteError,
+    Client, ClientConfig, ErrorKind, GetError, KeyOutcome, NotApplied, Operation, Ttl, WriteError,
 };
 use keydb_core::{ClusterMap, Durability, Fingerprint, NewCluster};
 use keydb_proto::{
@@ -113,6 +113,83 @@ async fn a_claim_of_many_keys_that_one_node_failed_is_repeated_under_its_operati
     assert!(claims.iter().all(|claim| *claim == First), "{claims:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_fails_does_not_take_the_others_answers_away() {
+    let (_cluster, client) = with_a_dead_node().await;
+    for coalescing in [true, false] {
+        let client = match coalescing {
+            true => client.clone(),
+            // A deadline of its own keeps a call from travelling with others.
+            false => client.with_call_timeout(LONG),
+        };
+        let keys = keys(&format!("{coalescing}-"));
+        let error = client.claim(&keys, hour()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unreachable);
+        let WriteError::MaybeApplied(maybe) = &error else {
+            panic!("{error}");
+        };
+        let claimed: Vec<bool> = maybe
+            .outcomes
+            .iter()
+            .map(|outcome| match outcome {
+                KeyOutcome::Claimed(First) => true,
+                KeyOutcome::NotApplied => false,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let count = claimed.iter().filter(|it| **it).count();
+        assert_eq!((maybe.keys, maybe.keys_answered), (keys.len(), count));
+        assert!((1..keys.len()).contains(&count));
+
+        let error = client.get(&keys).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unreachable);
+        let GetError::Partial(partial) = &error else {
+            panic!("{error}");
+        };
+        let known: Vec<bool> = partial.answers.iter().map(Option::is_some).collect();
+        assert_eq!(known, claimed);
+        assert!(partial.answers.iter().flatten().all(|present| *present));
+        assert!(
+            error
+                .to_string()
+                .starts_with(&format!("of 32 keys, {} have no answer", 32 - count)),
+            "{error}"
+        );
+
+        let error = client.put(&keys, hour()).await.unwrap_err();
+        let WriteError::MaybeApplied(maybe) = &error else {
+            panic!("{error}");
+        };
+        let stored = maybe.outcomes.iter().map(|it| *it == KeyOutcome::Stored);
+        assert_eq!(stored.collect::<Vec<_>>(), claimed);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_call_of_several_parts_each_key_has_its_outcome() {
+    let mut cluster = Cluster::start(3).await;
+    let config = ClientConfig::new([cluster.sockets[0].to_string()]);
+    let config = gathering(config).with_keys_per_request_max(10);
+    let client = Client::connect(config.with_requests_in_flight_max(1))
+        .await
+        .unwrap();
+    cluster.stop(1).await;
+    let mut keys = keys("part-");
+    // In another part than the first time.
+    keys[31] = keys[0].clone();
+    let error = client
+        .with_call_timeout(LONG)
+        .claim(&keys, hour())
+        .await
+        .unwrap_err();
+    let WriteError::MaybeApplied(maybe) = &error else {
+        panic!("{error}");
+    };
+    // The first part failed, so the others were not sent.
+    assert!(maybe.outcomes[..10].contains(&KeyOutcome::Claimed(First)));
+    assert_eq!(maybe.outcomes[10..], [KeyOutcome::NotApplied; 22]);
+}
+
 type Answer = BoxFuture<'static, Result<ClaimReply, Status>>;
 
 /// Two nodes that answer claims as told, and the map of their cluster.
@@ -201,7 +278,7 @@ async fn answers_of_one_node_reach_their_callers_while_another_is_silent() {
         match end(claim).await.unwrap_err() {
             WriteError::MaybeApplied(maybe) => {
                 assert_eq!((maybe.keys, maybe.keys_answered), (1, 0));
-                assert_eq!(maybe.operation, None);
+                assert!(maybe.operation.is_some());
                 maybe_applied += 1;
             }
             error => panic!("{error}"),
