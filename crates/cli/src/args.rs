@@ -359,11 +359,14 @@ pub(crate) struct RecoverArgs {
     #[arg(
         long,
         value_name = "N",
-        required_unless_present = "map",
-        conflicts_with = "map"
+        required_unless_present_any = ["map", "range"],
+        conflicts_with_all = ["map", "range"]
     )]
     pub(crate) node: Option<u32>,
-    /// Yes: what object storage does not have of the node is lost
+    /// Give up what is missing of this closed hash range; the node that owns it runs, and answers with what is left
+    #[arg(long, value_name = "R", conflicts_with = "map")]
+    pub(crate) range: Option<u32>,
+    /// Yes: what object storage does not have of the node, or what is missing of the range, is lost
     #[arg(long, conflicts_with = "map")]
     pub(crate) accept_loss: bool,
     /// Put the newest cluster map back that the nodes have kept

@@ -320,6 +320,53 @@ fn a_hash_range_that_its_owners_manifest_does_not_have_is_not_exported_as_an_emp
 }
 
 #[test]
+fn a_closed_range_is_given_up_by_itself_and_what_is_lost_is_said() {
+    let cluster = Cluster::create();
+    let running = cluster.start();
+    cluster.list("keys.txt", 1000);
+    cluster.answer(["import", "keys.txt", "--ttl", "1h"]);
+    cluster.answer(["snapshot", "create", "--full"]);
+    let objects = cluster.objects();
+    let full = objects.iter().find(|key| key.contains("-full-3.")).unwrap();
+    let name = full.rsplit('/').next().unwrap();
+    drop(running);
+    fs::remove_file(cluster.path("data").join("snapshots").join(name)).unwrap();
+    fs::remove_file(cluster.object_file(full)).unwrap();
+    let _running = cluster.start();
+
+    let looked = cluster.run(["recover", "--range", "3"]);
+    assert_code(&looked, 2);
+    assert!(
+        stderr(&looked).contains(name) && stderr(&looked).contains("Nothing was changed"),
+        "{}",
+        stderr(&looked)
+    );
+    for (range, why) in [("0", "is not closed"), ("999", "has no hash range 999")] {
+        for consent in [&[][..], &["--accept-loss"]] {
+            let refused = cluster.run(
+                ["recover", "--range", range]
+                    .into_iter()
+                    .chain(consent.iter().copied()),
+            );
+            assert!(!refused.status.success());
+            assert!(stderr(&refused).contains(why), "{}", stderr(&refused));
+        }
+    }
+    let opened = cluster.json(["recover", "--range", "3", "--accept-loss", "--json"]);
+    assert_eq!((&opened["range"], &opened["node"]), (&3.into(), &0.into()));
+    assert!(opened["lost"].as_str().unwrap().contains(name), "{opened}");
+    let keys = fs::read(cluster.path("keys.txt")).unwrap();
+    let claimed = with_input(&mut cluster.command(["claim", "--ttl", "1h"]), &keys);
+    assert_code(&claimed, 0);
+    let again = cluster.run(["recover", "--range", "3"]);
+    assert!(
+        stderr(&again).contains("is not closed"),
+        "{}",
+        stderr(&again)
+    );
+}
+
+#[test]
 fn objects_that_no_manifest_names_are_removed_when_they_are_old() {
     let cluster = Cluster::create();
     let _running = cluster.start();

@@ -3,10 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use keydb_core::{ClusterMap, Entry, Lsn, NodeEntry, UnixMillis};
+use keydb_core::{ClusterMap, Entry, Lsn, NodeEntry, NodeId, RangeId, UnixMillis};
 use keydb_proto::{
     error_code,
-    shard::{CreateSnapshotsReply, CreateSnapshotsRequest, ErrorCode},
+    shard::{CreateSnapshotsReply, CreateSnapshotsRequest, ErrorCode, OpenRangeRequest},
 };
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Code, Request, Status};
@@ -69,6 +69,25 @@ pub struct SnapshotsCreated {
     pub objects: u64,
     /// How many bytes they have.
     pub object_bytes: u64,
+}
+
+/// What became of a closed hash range with [`AdminClient::open_range`].
+///
+/// ```
+/// fn line(opened: &keydb_client::RangeOpened) -> String {
+///     format!("node {} answers with {} keys, without {}", opened.node, opened.keys, opened.reason)
+/// }
+/// # let _ = line;
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RangeOpened {
+    /// Its owner.
+    pub node: NodeId,
+    /// Why it was closed: what is lost.
+    pub reason: String,
+    /// How many keys are left.
+    pub keys: u64,
 }
 
 /// Why a node did not do what an operator asked of it.
@@ -191,6 +210,72 @@ impl AdminClient {
             (entry.clone(), made.unwrap_or(Err(AdminError::Closed)))
         });
         join_all(asked).await
+    }
+
+    /// Gives up what is missing of a closed hash range: its owner answers for it from then on with what is left, and counts a loss in
+    /// the cluster map. Keys that are lost may be told `First` once more. Ask once: a range that was given up before is no error.
+    ///
+    /// # Errors
+    /// See [`AdminError`]; a range that is not closed is refused.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// # let address = client.cluster_map().nodes[0].address.clone();
+    /// # let admin = keydb_client::AdminClient::connect(keydb_client::ClientConfig::new([address])).await.unwrap();
+    /// use keydb_client::{AdminError, RangeId};
+    ///
+    /// let refused = admin.open_range(RangeId(7)).await.unwrap_err();
+    /// assert!(matches!(refused, AdminError::Refused { .. }));
+    /// # });
+    /// ```
+    pub async fn open_range(&self, range: RangeId) -> Result<RangeOpened, AdminError> {
+        let shared = self.client.shared();
+        let routing = shared.router.current();
+        let entry = routing.map.ranges.iter().find(|it| it.id == range);
+        let Some(owner) = entry.map(|entry| entry.owner) else {
+            return Err(AdminError::Refused {
+                message: format!("the cluster has no hash range {range}").into(),
+            });
+        };
+        let node = routing.node(owner);
+        let request = OpenRangeRequest {
+            cluster_id: routing.map.cluster_id.to_bytes().to_vec().into(),
+            range_id: range.0,
+        };
+        let deadline = shared.deadline();
+        let mut timed = Request::new(request);
+        timed.set_timeout(deadline.timeout);
+        let unanswered = |last_error: String| AdminError::Unavailable {
+            attempts: 1,
+            last_error: last_error.into(),
+        };
+        let mut connection = node.connection();
+        let asked = timeout_at(deadline.at, connection.open_range(timed));
+        match shared.unless_closed(asked).await {
+            Some(Ok(Ok(reply))) => {
+                let reply = reply.into_inner();
+                Ok(RangeOpened {
+                    node: owner,
+                    reason: reply.reason,
+                    keys: reply.keys,
+                })
+            }
+            Some(Ok(Err(status))) => {
+                let message = format!("{node}: {}", describe(&status));
+                Err(match is_refusal(&status) {
+                    true => AdminError::Refused {
+                        message: message.into(),
+                    },
+                    false => unanswered(message),
+                })
+            }
+            Some(Err(_)) => {
+                let timeout = deadline.timeout;
+                Err(unanswered(format!("{node} took longer than {timeout:?}")))
+            }
+            None => Err(AdminError::Closed),
+        }
     }
 
     /// Puts keys by their fingerprints, each until its own expiry; a key that lives longer already is left as it is. This is for

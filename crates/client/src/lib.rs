@@ -58,7 +58,7 @@ mod routing;
 mod split;
 mod status;
 
-pub use admin::{AdminClient, AdminError, SnapshotsCreated};
+pub use admin::{AdminClient, AdminError, RangeOpened, SnapshotsCreated};
 pub use client::Client;
 pub use config::{ClientConfig, Coalescing};
 pub use error::{

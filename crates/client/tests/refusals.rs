@@ -18,7 +18,9 @@ use std::{
 };
 
 use fake::{Fake, NOW_MS, Notes, Script, all, header, map_reply, one_node, refuse_all};
-use keydb_client::{Claim::First, Client, GetError, NotApplied, Operation, Ttl, WriteError};
+use keydb_client::{
+    Claim::First, Client, ErrorKind, GetError, KeyOutcome, NotApplied, Operation, Ttl, WriteError,
+};
 use keydb_proto::{
     refusal_status,
     shard::{ClaimReply, ErrorCode, GetReply, RefusalCode},
@@ -232,17 +234,25 @@ async fn a_closed_range_is_refused_without_a_retry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_reply_answers_beside_a_closed_range_is_accounted_for_before_the_call_ends() {
+async fn beside_a_closed_range_all_others_are_answered_also_those_that_take_a_retry() {
     let (listener, map) = one_node(16).await;
     let mut script = Script::of(&map);
     let notes = Notes::new();
     let noted = notes.clone();
     script.claim = Box::new(move |request| {
-        let closed = &request.ranges[..1];
-        noted.add(closed[0].key_count as usize);
-        let mut refused = refuse_all(closed, RefusalCode::Closed);
-        // And one that might be worth a retry.
-        refused.extend(refuse_all(&request.ranges[15..], RefusalCode::Loading));
+        let sizes: Vec<usize> = request
+            .ranges
+            .iter()
+            .map(|it| it.key_count as usize)
+            .collect();
+        let refused = match noted.add(sizes) {
+            0 => {
+                let mut refused = refuse_all(&request.ranges[..1], RefusalCode::Closed);
+                refused.extend(refuse_all(&request.ranges[15..], RefusalCode::Loading));
+                refused
+            }
+            _ => Vec::new(),
+        };
         let reply = ClaimReply {
             header: header(1, NOW_MS),
             first: all(&request.ranges),
@@ -259,15 +269,22 @@ async fn what_a_reply_answers_beside_a_closed_range_is_accounted_for_before_the_
         panic!("{error}");
     };
     assert!(maybe.cause.contains("as the test wants"), "{error}");
-    let [closed] = notes.all()[..] else {
-        panic!("one sending");
+    assert_eq!(maybe.kind, ErrorKind::RangeClosed);
+    let [first, second] = &notes.all()[..] else {
+        panic!("one sending for all, one for the range that was loading");
     };
-    assert!(
-        (1..1000 - closed).contains(&maybe.keys_answered),
-        "{closed} keys were refused: {error}"
-    );
+    assert_eq!(second[..], first[15..]);
     // What is refused is not stored, for certain.
-    assert_eq!(maybe.keys_uncertain, 0, "{error}");
+    assert_eq!(
+        (maybe.keys_answered, maybe.keys_uncertain),
+        (1000 - first[0], 0),
+        "{error}"
+    );
+    let not_applied = maybe
+        .outcomes
+        .iter()
+        .filter(|it| **it == KeyOutcome::NotApplied);
+    assert_eq!(not_applied.count(), first[0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

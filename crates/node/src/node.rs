@@ -45,6 +45,8 @@ pub(crate) struct Node {
     disk: OnceLock<Disk>,
     disk_opened: Notify,
     clock_trust: ClockTrust,
+    /// Keys were given up, which the cluster map does not count yet.
+    has_lost: AtomicBool,
     /// What somebody should know, by its subject.
     warnings: Mutex<BTreeMap<&'static str, String>>,
     membership_state: RwLock<Arc<MembershipState>>,
@@ -110,6 +112,7 @@ impl Node {
             membership_state: RwLock::new(Arc::new(MembershipState::NoMap)),
             hinted: Mutex::default(),
             newer_map: Notify::new(),
+            has_lost: AtomicBool::new(false),
             disk_hangs: AtomicBool::new(false),
             ending: Mutex::default(),
             ended: Notify::new(),
@@ -257,6 +260,17 @@ impl Node {
     /// Waits until somebody has been heard of who goes by a newer map.
     pub(crate) async fn heard_of_newer_map(&self) {
         self.newer_map.notified().await;
+    }
+
+    /// Keys were given up, which the cluster map is to count.
+    pub(crate) fn count_loss(&self) {
+        self.has_lost.store(true, Ordering::Release);
+        self.newer_map.notify_one();
+    }
+
+    /// Whether keys were given up since the last call.
+    pub(crate) fn take_loss(&self) -> bool {
+        self.has_lost.swap(false, Ordering::AcqRel)
     }
 
     /// Whether the disk has not answered for a while.

@@ -12,7 +12,7 @@ use std::{
 
 use keydb_core::{ClusterMap, Durability, Fingerprint, Incarnation, NodeId, OperationId};
 use keydb_node::{NodeError, manifest_key, object_key};
-use keydb_proto::shard::{RangeState, RefusalCode};
+use keydb_proto::shard::{OpenRangeRequest, RangeState, RefusalCode};
 use keydb_storage::{MAP_KEY, Put};
 use support::{cluster::*, storage::*, *};
 
@@ -531,4 +531,60 @@ async fn ready(client: &Client) -> usize {
     ranges
         .filter(|range| range.state() == RangeState::Ready)
         .count()
+}
+
+#[tokio::test]
+async fn a_closed_range_that_is_given_up_answers_with_what_is_left_and_stays_open() {
+    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
+    cluster.put(&mut client, &map, 0..200).await;
+    cluster.snapshot(&mut client, true).await;
+    // Of these the journal knows.
+    cluster.put(&mut client, &map, 200..400).await;
+    node.kill().await;
+    let (range, _, _) = lose_file(&cluster, 2).await;
+    let node = cluster.start().await;
+    let mut client = node.loaded().await;
+    assert_eq!(closed(&client).await[0].0, range);
+    let request = |range_id| OpenRangeRequest {
+        cluster_id: map.cluster_id.to_bytes().to_vec().into(),
+        range_id,
+    };
+    let refused = client.open_range(request(range + 1)).await.unwrap_err();
+    assert!(refused.message().contains("is not closed"), "{refused}");
+    let refused = client.open_range(request(999)).await.unwrap_err();
+    assert!(refused.message().contains("does not own"), "{refused}");
+
+    let opened = client
+        .open_range(request(range))
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(
+        opened.reason.contains(&format!("full-{range}")),
+        "{}",
+        opened.reason
+    );
+    let keys = keys(&map, 0..400);
+    let is_lost = |(number, key): &(usize, &Fingerprint)| {
+        *number < 200 && map.range_index_of(key.top()) == range as usize
+    };
+    let expected: Vec<bool> = keys.iter().enumerate().map(|it| !is_lost(&it)).collect();
+    assert!(expected.contains(&false));
+    let left = keys.iter().enumerate().filter(|it| !is_lost(it));
+    let left = left.filter(|(_, key)| map.range_index_of(key.top()) == range as usize);
+    assert_eq!(opened.keys, left.count() as u64);
+    assert_eq!(cluster.world.get(&mut client, &map, &keys).await, expected);
+    // Again is no error, and no further loss.
+    client.open_range(request(range)).await.unwrap();
+    eventually(async || cluster.world.map().await.nodes[0].loss_count == 1).await;
+    assert!(status(&mut client).await.warnings[0].contains("was opened without"));
+
+    // Neither a kill right after it nor a new disk closes it again.
+    node.kill().await;
+    let node = cluster.start().await;
+    let mut client = node.loaded().await;
+    assert_eq!(closed(&client).await, []);
+    assert_eq!(cluster.world.get(&mut client, &map, &keys).await, expected);
+    assert_eq!(cluster.world.map().await.nodes[0].loss_count, 1);
+    node.stop().await;
 }

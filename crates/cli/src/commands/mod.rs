@@ -10,6 +10,7 @@ pub(crate) mod keys;
 pub(crate) mod node;
 pub(crate) mod recover;
 mod recover_map;
+mod recover_range;
 pub(crate) mod snapshot;
 pub(crate) mod status;
 

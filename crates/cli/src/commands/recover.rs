@@ -1,9 +1,9 @@
-//! `keydb recover --node`: gives up a node's lost disk.
+//! `keydb recover`; with `--node` it gives up a node's lost disk.
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use keydb_client::{Client, ClientConfig};
-use keydb_core::{ClusterMap, Incarnation, Manifest, NodeEntry, NodeId, UnixMillis};
+use keydb_core::{ClusterMap, Incarnation, Manifest, NodeEntry, NodeId, RangeId, UnixMillis};
 use keydb_node::{first_object, manifest_key};
 use keydb_storage::{MapStore, ObjectStorage, Put, UpdateError};
 use serde_json::json;
@@ -25,6 +25,9 @@ pub(crate) fn run(args: &RecoverArgs) -> Result<ExitCode, Failure> {
     logging::start(settings.log.as_deref().unwrap_or("warn"));
     for warning in &settings.warnings {
         say(&format!("warning: {warning}"));
+    }
+    if let Some(range) = args.range {
+        return super::recover_range::run(RangeId(range), args, &settings);
     }
     let storage = settings.open_storage()?;
     let text = settings.storage_text();

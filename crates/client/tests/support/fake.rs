@@ -10,8 +10,8 @@ use keydb_client::{Client, ClientConfig};
 use keydb_core::{ClusterMap, Durability, NewCluster};
 use keydb_proto::shard::{
     ClaimReply, ClaimRequest, CreateSnapshotsReply, CreateSnapshotsRequest, GetMapReply,
-    GetMapRequest, GetReply, GetRequest, NodeStatusReply, NodeStatusRequest, PutReply, PutRequest,
-    RangeKeys, RangeRefusal, RefusalCode, ReplyHeader,
+    GetMapRequest, GetReply, GetRequest, NodeStatusReply, NodeStatusRequest, OpenRangeReply,
+    OpenRangeRequest, PutReply, PutRequest, RangeKeys, RangeRefusal, RefusalCode, ReplyHeader,
     shard_service_server::{ShardService, ShardServiceServer},
 };
 use tokio::{net::TcpListener, task::JoinSet};
@@ -181,6 +181,13 @@ impl ShardService for Service {
         _: Request<NodeStatusRequest>,
     ) -> Result<Response<NodeStatusReply>, Status> {
         Err(Status::unimplemented("node_status"))
+    }
+
+    async fn open_range(
+        &self,
+        _: Request<OpenRangeRequest>,
+    ) -> Result<Response<OpenRangeReply>, Status> {
+        Err(Status::unimplemented("a fake has no disk"))
     }
 
     async fn create_snapshots(

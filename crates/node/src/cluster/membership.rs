@@ -255,6 +255,7 @@ impl Membership {
 
     /// What is to be done after a look at the map, whose stored version is `stored`.
     async fn follow_up(&mut self, stored: (u64, u64)) {
+        self.uncounted_loss |= self.node.take_loss();
         self.count_loss(stored).await;
         self.keep_clock().await;
     }

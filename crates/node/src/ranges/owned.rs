@@ -5,7 +5,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{
+        Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -38,6 +41,8 @@ pub(crate) struct OwnedRange {
     pub(crate) uncommitted: Uncommitted,
     keys: RwLock<KeySet>,
     readiness: OnceLock<Readiness>,
+    /// It was closed, and somebody has given up what is missing of it.
+    is_given_up: AtomicBool,
 }
 
 /// What has become of a range's loading, once it has ended.
@@ -154,13 +159,32 @@ impl OwnedRange {
             uncommitted: Uncommitted::default(),
             keys: RwLock::new(KeySet::new(bounds, arena)),
             readiness,
+            is_given_up: AtomicBool::new(false),
         }
     }
 
     /// What has become of its loading; `None` while it loads. Only a ready range is answered for.
     #[inline]
     pub(crate) fn readiness(&self) -> Option<&Readiness> {
-        self.readiness.get()
+        match self.readiness.get() {
+            Some(Readiness::Closed(_)) if self.is_given_up() => Some(&Readiness::Ready),
+            readiness => readiness,
+        }
+    }
+
+    /// Whether it is answered for though something of it was missing.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Acquire)
+    }
+
+    /// Has it answered for with what is there, if it is closed. Returns what is missing.
+    pub(crate) fn give_up(&self) -> Option<&str> {
+        match self.readiness.get() {
+            Some(Readiness::Closed(reason)) if !self.is_given_up.swap(true, Ordering::AcqRel) => {
+                Some(reason)
+            }
+            _ => None,
+        }
     }
 
     /// Whether it is answered for.

@@ -45,9 +45,12 @@ const CONNECTIONS_MAX: usize = 8192;
 
 /// How long a request may take from its first byte on: a caller that never sends the rest does not hold it for ever.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// The same of one that waits for object storage, which says itself how far it got before that.
+/// The same of one that waits for a snapshot, which says itself how far it got before that.
 const SNAPSHOT_REQUEST_TIMEOUT: Duration = SNAPSHOT_TIMEOUT.saturating_add(REQUEST_TIMEOUT);
-const SNAPSHOT_PATH: &str = "/keydb.shard.v1.ShardService/CreateSnapshots";
+const SNAPSHOT_PATHS: [&str; 2] = [
+    "/keydb.shard.v1.ShardService/CreateSnapshots",
+    "/keydb.shard.v1.ShardService/OpenRange",
+];
 
 /// A connection whose other end is silent for so long is asked whether it still lives, and cut off without an answer.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
@@ -218,7 +221,7 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let longest = if request.uri().path() == SNAPSHOT_PATH {
+        let longest = if SNAPSHOT_PATHS.contains(&request.uri().path()) {
             SNAPSHOT_REQUEST_TIMEOUT
         } else {
             REQUEST_TIMEOUT

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 use keydb_core::FINGERPRINT_BYTES;
 use keydb_proto::shard::{
     ClaimReply, ClaimRequest, CreateSnapshotsReply, CreateSnapshotsRequest, GetMapReply,
-    GetMapRequest, GetReply, GetRequest, NodeStatusReply, NodeStatusRequest, PutReply, PutRequest,
-    shard_service_server::ShardService,
+    GetMapRequest, GetReply, GetRequest, NodeStatusReply, NodeStatusRequest, OpenRangeReply,
+    OpenRangeRequest, PutReply, PutRequest, shard_service_server::ShardService,
 };
 use tonic::{Request, Response, Status};
 
@@ -65,12 +65,25 @@ impl ShardService for Service {
         &self,
         request: Request<CreateSnapshotsRequest>,
     ) -> Result<Response<CreateSnapshotsReply>, Status> {
-        let waits = request.metadata().get(GRPC_TIMEOUT);
-        let waits = waits.and_then(|text| patience(text.to_str().ok()?));
-        disk::create_snapshots(&self.0, request.get_ref(), waits)
+        disk::create_snapshots(&self.0, request.get_ref(), waits(&request))
             .await
             .map(Response::new)
     }
+
+    async fn open_range(
+        &self,
+        request: Request<OpenRangeRequest>,
+    ) -> Result<Response<OpenRangeReply>, Status> {
+        disk::open_range(&self.0, request.get_ref(), waits(&request))
+            .await
+            .map(Response::new)
+    }
+}
+
+/// How long the caller waits, if it says so.
+fn waits<T>(request: &Request<T>) -> Option<Duration> {
+    let text = request.metadata().get(GRPC_TIMEOUT)?;
+    patience(text.to_str().ok()?)
 }
 
 /// Where a caller says how long it waits

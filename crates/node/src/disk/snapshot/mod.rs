@@ -258,6 +258,26 @@ impl Snapshotter {
         })
     }
 
+    /// Makes a snapshot of everything acknowledged so far, and waits until local files have it.
+    ///
+    /// # Errors
+    /// What stands in the way, or that the time is up. What failed is tried again.
+    pub(crate) async fn request_local(&self, deadline: Instant) -> Result<(), String> {
+        let mut progress = self.shared.progress.subscribe();
+        let failures = progress.borrow_and_update().failures;
+        let ticket = self
+            .shared
+            .request(false)
+            .ok_or_else(|| STOPPING.to_owned())?;
+        let answered = progress.wait_for(|now| now.made >= ticket || now.failures > failures);
+        match timeout_at(deadline, answered).await {
+            Ok(Ok(now)) if now.made >= ticket => Ok(()),
+            Ok(Ok(now)) => Err(now.failure.clone()),
+            Ok(Err(_)) => Err(STOPPING.to_owned()),
+            Err(_) => Err("the time is up; it goes on".to_owned()),
+        }
+    }
+
     /// How far a request has come that is not answered in time.
     fn how_far(&self, ticket: u64, before: &Progress, now: &Progress) -> String {
         let local = if now.made >= ticket {

@@ -101,6 +101,8 @@ struct Maker<'a> {
     on_disk: BTreeSet<String>,
     /// What is in none of them.
     backlog: Backlog,
+    /// The ranges whose missing parts were given up, and that have had a full file since.
+    renewed: BTreeSet<RangeId>,
     /// How many entries the deltas on top of a range's base have.
     delta_entries: BTreeMap<RangeId, u64>,
     /// What was read from the journal at the start goes up to here. Only in that are there records of ranges that are not ready.
@@ -131,6 +133,7 @@ impl<'a> Maker<'a> {
                 .collect(),
             replayed_to: backlog.to(),
             backlog,
+            renewed: BTreeSet::new(),
             delta_entries: estimate_delta_entries(&manifest),
             tried: 0,
             retry_after: RETRY_MIN,
@@ -306,7 +309,14 @@ impl<'a> Maker<'a> {
                 delta_entries: self.delta_entries.get(&range.id).copied().unwrap_or(0),
             })
             .collect();
-        let chosen = choice::fulls(&self.manifest, &candidates, self.backlog.lost());
+        let mut chosen = choice::fulls(&self.manifest, &candidates, self.backlog.lost());
+        // Their parts cannot all be read.
+        let given_up = ready.iter().filter(|range| range.is_given_up());
+        chosen.extend(
+            given_up
+                .map(|range| range.id)
+                .filter(|id| !self.renewed.contains(id)),
+        );
         let (mut unnamed_bytes, mut bytes, started) = (0, 0, Instant::now());
         for range in ready.iter().filter(|range| chosen.contains(&range.id)) {
             let size_bytes = self.full(table, range, pace)?;
@@ -407,6 +417,9 @@ impl<'a> Maker<'a> {
             .replace_parts(range.id, range.generation, file);
         debug_assert!(is_named, "the ranges were taken over");
         self.delta_entries.remove(&range.id);
+        if range.is_given_up() {
+            self.renewed.insert(range.id);
+        }
         Ok(size_bytes)
     }
 
