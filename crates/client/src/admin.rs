@@ -40,7 +40,7 @@ use crate::{
 ///         Err(error) => println!("{}: {error}", member.address),
 ///     }
 /// }
-/// admin.close().await;
+/// admin.close(Duration::from_secs(5)).await;
 /// # });
 /// ```
 #[derive(Debug, Clone)]

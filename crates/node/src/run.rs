@@ -254,19 +254,21 @@ async fn reserve_room(node: Arc<Node>) -> NodeError {
 async fn disk_hangs(node: Arc<Node>) -> NodeError {
     let limit = node.config.disk_hang_limit;
     let interval = (limit / 12).min(HANG_LOOK_INTERVAL);
-    let journal = &node.open_disk().await.journal;
-    let mut work = None;
+    let disk = node.open_disk().await;
+    let mut work = [None; 2];
     // By looks: a process that was paused does not take the pause for the disk's.
-    let mut elapsed = Duration::ZERO;
+    let mut waited = [Duration::ZERO; 2];
     loop {
         tokio::time::sleep(interval).await;
-        let now = journal.busy_since();
-        elapsed = if now.is_some() && now == work {
-            elapsed + interval
-        } else {
-            Duration::ZERO
-        };
+        let now = disk.busy_since();
+        for ((waited, now), before) in waited.iter_mut().zip(now).zip(work) {
+            *waited = match now.is_some() && now == before {
+                true => *waited + interval,
+                false => Duration::ZERO,
+            };
+        }
         work = now;
+        let elapsed = waited[0].max(waited[1]);
         if elapsed >= limit {
             return NodeError::DiskHangs {
                 path: node.config.data_dir.clone(),
@@ -277,7 +279,7 @@ async fn disk_hangs(node: Arc<Node>) -> NodeError {
         node.set_disk_hangs(hangs);
         let text = || {
             format!(
-                "the disk of {} does not answer a write or sync of the journal; after {} s the process ends",
+                "the disk of {} does not answer a write or sync; after {} s the process ends",
                 node.config.data_dir.display(),
                 limit.as_secs()
             )

@@ -92,6 +92,15 @@ impl Disk {
         }
     }
 
+    /// Since when the same write or sync is under way, of the journal and of snapshots.
+    pub(crate) fn busy_since(&self) -> [Option<std::time::Instant>; 2] {
+        let snapshots = self.snapshots();
+        [
+            self.journal.busy_since(),
+            snapshots.and_then(|snapshots| snapshots.busy_since()),
+        ]
+    }
+
     /// The end of a node whose disk does not answer: nobody waits for what is under way.
     pub(crate) fn leave(&self) {
         self.journal.leave();

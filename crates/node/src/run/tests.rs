@@ -216,6 +216,41 @@ async fn a_disk_that_does_not_answer_is_named_ends_readiness_and_then_the_node()
 }
 
 #[tokio::test]
+async fn a_disk_that_does_not_answer_while_a_snapshot_is_made_ends_the_node_as_well() {
+    for durability in [Durability::Journal, Durability::Snapshot] {
+        let (cluster, node, mut client, map) = Cluster::new(durability).await;
+        cluster.put(&mut client, &map, 0..100).await;
+        node.stop().await;
+        let config = NodeConfig {
+            disk_hang_limit: Duration::from_secs(3),
+            ..cluster.config()
+        };
+        let node = cluster.start_with(config).await;
+        let mut client = node.loaded().await;
+        cluster.put(&mut client, &map, 100..200).await;
+        let for_ever = failpoint::arm("snapshot.sync", &cluster.data_dir(), Action::Hang, 0);
+        let mut asking = client.clone();
+        let asking = tokio::spawn(async move {
+            let request = keydb_proto::shard::CreateSnapshotsRequest::default();
+            asking.create_snapshots(request).await
+        });
+        eventually(async || warns(&client, &["does not answer", "the process ends"]).await).await;
+        let error = node.ended().await.unwrap_err();
+        assert!(matches!(error, NodeError::DiskHangs { .. }), "{error}");
+        drop(for_ever);
+        asking.await.unwrap().unwrap_err();
+        let is_free = || DataDir::open(&cluster.data_dir(), map.cluster_id, NodeId(0)).is_ok();
+        eventually(async || is_free()).await;
+        let node = cluster.start().await;
+        let mut client = node.loaded().await;
+        if durability == Durability::Journal {
+            assert_eq!(cluster.present(&mut client, &map, 0..1000).await, 200);
+        }
+        node.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_disk_that_does_not_answer_does_not_hold_up_a_stop_for_ever() {
     let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
     cluster.put(&mut client, &map, 0..100).await;

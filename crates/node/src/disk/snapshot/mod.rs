@@ -116,6 +116,8 @@ struct Shared {
     progress: watch::Sender<Progress>,
     /// Held while what is published is written down; true when nothing more is to be.
     saving_ended: Arc<Mutex<bool>>,
+    /// Since when the maker is at a piece of work that ends soon where the disk answers.
+    busy_since: Mutex<Option<std::time::Instant>>,
 }
 
 #[derive(Debug)]
@@ -182,6 +184,7 @@ impl Snapshotter {
             work: Condvar::new(),
             progress: watch::Sender::new(known),
             saving_ended: Arc::default(),
+            busy_since: Mutex::default(),
         });
         let runtime = tokio::runtime::Handle::current();
         let maker = std::thread::Builder::new()
@@ -211,6 +214,11 @@ impl Snapshotter {
             maker: Mutex::new(Some(maker)),
             uploader: tokio::sync::Mutex::new(uploader),
         })
+    }
+
+    /// Since when the same piece of work with the disk is under way.
+    pub(crate) fn busy_since(&self) -> Option<std::time::Instant> {
+        *lock(&self.shared.busy_since)
     }
 
     /// Has the journal leave the room that the next snapshot needs. That changes with the keys, also while one is made.
@@ -371,6 +379,16 @@ impl Snapshotter {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+
+    /// The maker begins a piece of work.
+    fn is_busy(&self) {
+        *lock(&self.busy_since) = Some(std::time::Instant::now());
+    }
+
+    /// The maker waits for something else than the disk.
+    fn is_idle(&self) {
+        *lock(&self.busy_since) = None;
     }
 
     fn key_count(&self) -> u64 {

@@ -7,6 +7,8 @@ use super::{STOPPING, Shared};
 /// After so much work in a row it rests, [`REST_FACTOR`] times as long as it has worked: a quarter of one core at most.
 const WORK_SLICE: Duration = Duration::from_micros(300);
 const REST_FACTOR: u32 = 3;
+/// What took longer was not work, but the disk.
+const REST_MAX: Duration = Duration::from_millis(50);
 
 /// Keeps the work on snapshots within its share of a core, and ends it when the node does.
 #[derive(Debug)]
@@ -40,8 +42,10 @@ impl<'a> Pace<'a> {
             return Err(STOPPING.to_owned());
         }
         if !hurries {
-            std::thread::sleep(worked * REST_FACTOR);
+            self.shared.is_idle();
+            std::thread::sleep((worked * REST_FACTOR).min(REST_MAX));
         }
+        self.shared.is_busy();
         self.since = Instant::now();
         Ok(())
     }

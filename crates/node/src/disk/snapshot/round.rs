@@ -53,7 +53,10 @@ pub(super) fn run(shared: &Shared, runtime: &Handle, backlog: Backlog) {
     while let Some(due) = maker.wait(last_round, wait_max) {
         last_round = Instant::now();
         maker.tried = due.ticket;
-        match maker.round(&due) {
+        shared.is_busy();
+        let made = maker.round(&due);
+        shared.is_idle();
+        match made {
             Ok(()) => {
                 maker.retry_after = RETRY_MIN;
                 wait_max = interval;
@@ -145,7 +148,9 @@ impl<'a> Maker<'a> {
     fn wait(&mut self, last_round: Instant, wait_max: Duration) -> Option<Due> {
         let failed_lately = wait_max < self.shared.node.config.snapshot_interval;
         loop {
+            self.shared.is_busy();
             self.remove_superseded();
+            self.shared.is_idle();
             let is_early = !failed_lately && self.is_early();
             let mut state = self.shared.state();
             if state.abandoned {
@@ -492,9 +497,13 @@ impl<'a> Maker<'a> {
     }
 
     fn committed(&self, lsn: Lsn) -> Result<(), String> {
-        self.runtime
-            .block_on(self.shared.journal.wait_committed(lsn))
-            .map_err(|error| error.to_string())
+        // It is the journal's writer that is watched meanwhile.
+        self.shared.is_idle();
+        let committed = self
+            .runtime
+            .block_on(self.shared.journal.wait_committed(lsn));
+        self.shared.is_busy();
+        committed.map_err(|error| error.to_string())
     }
 }
 

@@ -53,20 +53,30 @@ const SEEN_LATELY: Duration = Duration::from_secs(30);
 /// Garbage collection that looked just before such an object was named has come to an end after this time.
 const SETTLED_AFTER: Duration = Duration::from_secs(300);
 
+/// How often it is looked whether an upload is in the way on a full disk.
+const FULL_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// How often it is looked whether everything that was published is still there.
 const CHECK_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Uploads until the node closes.
 pub(super) async fn run(shared: Arc<Shared>, published: Published) {
     let mut progress = shared.progress.subscribe();
-    let mut uploader = Uploader::new(shared, published);
+    let mut uploader = Uploader::new(Arc::clone(&shared), published);
     let mut retry_after = RETRY_MIN;
     loop {
         let (due, made) = {
             let now = progress.borrow_and_update();
             (now.uploads_due, now.made)
         };
-        match uploader.upload().await {
+        let uploaded = tokio::select! {
+            uploaded = uploader.upload() => uploaded,
+            () = takes_needed_room(&shared) => Err(
+                "the disk is full, and what is being uploaded takes room that the next snapshot needs; newer files take its place"
+                    .to_owned(),
+            ),
+        };
+        match uploaded {
             Ok(manifest) => {
                 uploader.works(&manifest, made).await;
                 retry_after = RETRY_MIN;
@@ -85,6 +95,22 @@ pub(super) async fn run(shared: Arc<Shared>, published: Published) {
                 }
                 retry_after = (retry_after * 2).min(RETRY_MAX);
             }
+        }
+    }
+}
+
+/// Waits until the disk is full and has files only because they are being uploaded. An upload that hangs must not keep them.
+async fn takes_needed_room(shared: &Shared) {
+    loop {
+        sleep(FULL_LOOK_INTERVAL).await;
+        let is_superseded = || {
+            let state = shared.state();
+            let is_needed = |file: &ManifestFile| state.manifest.file(&file.name).is_some();
+            let uploading = state.uploading.as_ref();
+            uploading.is_some_and(|it| !it.files.iter().all(is_needed))
+        };
+        if shared.journal.is_full().is_some() && is_superseded() {
+            return;
         }
     }
 }

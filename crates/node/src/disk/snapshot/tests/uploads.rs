@@ -178,6 +178,38 @@ async fn an_upload_that_hangs_holds_up_neither_rounds_nor_the_end_and_its_files_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn on_a_full_disk_an_upload_that_hangs_gives_up_the_files_that_were_replaced() {
+    let rig = Rig::new().await;
+    let run = rig.start().await;
+    run.put(&rig.keys(0..1000, EXPIRY)).await;
+    rig.storage
+        .goes_wrong(|name, _| (name == "put_file").then_some(Fault::Hangs));
+    run.snapshots.shared.request(true).unwrap();
+    eventually(async || run.snapshots.shared.state().uploading.is_some()).await;
+    run.put(&rig.keys(0..1000, EXPIRY + 1)).await;
+    run.snapshots.shared.request(true).unwrap();
+    eventually(async || rig.files().len() == 8).await;
+    // The journal is to leave more room than any disk has.
+    run.journal.reserve(1 << 60);
+    let mut spaces = Vec::new();
+    while let Ok(space) = run.journal.admit(100_000).await {
+        spaces.push(space);
+    }
+    eventually(async || rig.files().len() == 4).await;
+    let warnings = run.node.warnings();
+    assert!(
+        warnings.iter().any(|it| it.contains("the disk is full")),
+        "{warnings:?}"
+    );
+    run.journal.reserve(0);
+    rig.storage.works();
+    rig.storage.release();
+    run.snapshot().await;
+    assert_eq!(rig.remote_keys().await, rig.keys(0..1000, EXPIRY + 1));
+    run.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn slow_uploads_come_to_an_end_however_fast_their_files_are_replaced() {
     let rig = Rig::new().await;
     let run = rig.start().await;
@@ -331,11 +363,11 @@ async fn an_object_that_was_removed_before_it_was_named_is_uploaded_again() {
     rig.storage.goes_wrong(|name, key| {
         (name == "put" && key.starts_with("manifests/")).then_some(Fault::Fails)
     });
-    run.snapshots.request(true, far()).await.unwrap_err();
-    let object = object_key(NODE, &run.local().files[0].name);
+    run.snapshots.shared.request(true).unwrap();
     let storage = &rig.storage.inner;
     let objects = async || storage.list("snapshots/", None).await.unwrap().objects;
     eventually(async || objects().await.len() == 4).await;
+    let object = objects().await[0].key.clone();
     storage.delete(&object).await.unwrap();
     pass(Duration::from_secs(700)).await;
     rig.storage.works();
