@@ -770,3 +770,99 @@ fn a_repeat_finds_the_same_batches_however_the_input_comes() {
         stderr(&again)
     );
 }
+
+fn dedup_csv(args: &[&str], input: &[u8]) -> std::process::Output {
+    let mut command = keydb();
+    command.args(["dedup", "--embedded", "--csv"]).args(args);
+    with_input(&mut command, input)
+}
+
+#[test]
+fn csv_records_are_told_apart_by_their_quotes_and_keyed_by_a_named_column() {
+    let orders = "\u{feff}order,note,customer\r\n\
+                  1,plain,c1\r\n\
+                  2,\"two\nlines, and a comma\",c2\r\n\
+                  \r\n\
+                  \"1\",\"quoted this time\",c3\r\n\
+                  3,\"says \"\"hi\"\"\",c1\r\n\
+                  ,no number,c9\r\n\
+                  \"2\",x,c4";
+    let done = dedup_csv(&["--column", "order"], orders.as_bytes());
+    assert_code(&done, 0);
+    let expected = "\u{feff}order,note,customer\r\n\
+                    1,plain,c1\r\n\
+                    2,\"two\nlines, and a comma\",c2\r\n\
+                    \r\n\
+                    3,\"says \"\"hi\"\"\",c1\r\n\
+                    ,no number,c9\r\n";
+    assert_eq!(stdout(&done), expected);
+    // The last column, before a carriage return and without one.
+    let done = dedup_csv(&["--column", "customer"], orders.as_bytes());
+    assert!(!stdout(&done).contains("says"), "{}", stdout(&done));
+    assert!(stdout(&done).ends_with("\"2\",x,c4\n"), "{}", stdout(&done));
+    // By number, with another delimiter; the header is a record like any other then.
+    let done = dedup_csv(
+        &["--field", "2", "--delimiter", ";"],
+        b"a;\"k;1\"\nb;\"k;1\"\nc;k\n",
+    );
+    assert_eq!(stdout(&done), "a;\"k;1\"\nc;k\n");
+}
+
+#[test]
+fn what_is_wrong_with_a_csv_file_or_its_column_is_said_by_name() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("orders.csv");
+    fs::write(&file, "order,customer\n1,c1\n").unwrap();
+    let mut command = keydb();
+    command.args(["dedup", "--embedded", "--csv", "--column", "id"]);
+    let refused = command.arg(&file).output().unwrap();
+    assert_code(&refused, 1);
+    for words in ["orders.csv", "no column \"id\"", "order, customer"] {
+        assert!(stderr(&refused).contains(words), "{}", stderr(&refused));
+    }
+    for (args, words) in [
+        (&[][..], "--column NAME or --field N"),
+        (&["--column", "a", "--field", "1"], "--field"),
+    ] {
+        let refused = dedup_csv(args, b"");
+        assert_code(&refused, 2);
+        assert!(stderr(&refused).contains(words), "{}", stderr(&refused));
+    }
+    // A quote that is never closed takes in the rest, which nobody can tell a key of.
+    let done = dedup_csv(&["--column", "a"], b"a,b\n1,x\n1,\"y\n2,z\n");
+    assert_code(&done, 0);
+    assert_eq!(stdout(&done), "a,b\n1,x\n1,\"y\n2,z\n");
+}
+
+#[test]
+fn of_csv_records_with_any_content_the_first_with_each_key_is_written() {
+    let text = proptest::string::string_regex("[a-c\",;\r\n é]{0,6}").unwrap();
+    let record = (
+        0..12_u32,
+        text,
+        prop_oneof![9 => Just(0_usize), 1 => 90_000..300_000_usize],
+    );
+    let mut runner = TestRunner::new(Config {
+        cases: 40,
+        failure_persistence: None,
+        ..Config::default()
+    });
+    runner
+        .run(&proptest::collection::vec(record, 0..60), |records| {
+            let (mut input, mut expected) = (b"n,key,long\n".to_vec(), b"n,key,long\n".to_vec());
+            let mut seen = HashSet::new();
+            for (number, text, long) in records {
+                let key = format!("{}{text}", number % 4);
+                let quoted = key.replace('"', "\"\"");
+                let line = format!("{number},\"{quoted}\",{}\n", "x".repeat(long));
+                input.extend_from_slice(line.as_bytes());
+                if seen.insert(key) {
+                    expected.extend_from_slice(line.as_bytes());
+                }
+            }
+            let done = dedup_csv(&["--column", "key"], &input);
+            prop_assert!(done.stdout == expected, "{}", stderr(&done));
+            Ok(())
+        })
+        .unwrap();
+}

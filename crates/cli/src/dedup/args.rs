@@ -7,7 +7,7 @@ use keydb_core::OperationId;
 
 use crate::{
     args::{ConnectArgs, NamespaceArg, TtlArg},
-    lines::{Extract, Input, JsonPointer},
+    lines::{Column, Extract, Input, JsonPointer},
 };
 
 /// Shown at the end of `keydb dedup --help`.
@@ -19,7 +19,8 @@ unknown: nothing is dropped on a doubt.
 
 Examples:
   keydb dedup events.log > unique.log
-  keydb dedup --field 2 --delimiter , orders.csv
+  keydb dedup --csv --column order_id orders.csv
+  keydb dedup --field 2 orders.tsv                      fields as they stand, without quotes
   tail -F events.jsonl | keydb dedup --json-pointer /event/id --ttl 7d | ./consumer
   keydb dedup --embedded words.txt                      without a cluster, in this process's memory
   keydb dedup --run import-7 big.log > unique.log       a run that fails can be repeated from the start:
@@ -43,9 +44,15 @@ pub(crate) struct DedupArgs {
     /// The key is the Nth field of the line
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "json_pointer")]
     pub(crate) field: Option<u32>,
-    /// The byte between fields; \t for a tab, \0 for NUL
-    #[arg(long, value_name = "C", default_value = "\\t", value_parser = delimiter, requires = "field")]
-    pub(crate) delimiter: u8,
+    /// The input is CSV: a field may be quoted, and have delimiters and line ends within. The key is what --column or --field says
+    #[arg(long, conflicts_with = "json_pointer")]
+    pub(crate) csv: bool,
+    /// The key is the column that each file's first line calls NAME; that line is a header
+    #[arg(long, value_name = "NAME", requires = "csv", conflicts_with = "field")]
+    pub(crate) column: Option<String>,
+    /// The byte between fields; \t for a tab, \0 for NUL [default: \t, with --csv a comma]
+    #[arg(long, value_name = "C", value_parser = delimiter)]
+    pub(crate) delimiter: Option<u8>,
     /// The key is the string, number or truth value that this JSON pointer names in the line
     #[arg(long, value_name = "POINTER", value_parser = JsonPointer::from_str)]
     pub(crate) json_pointer: Option<JsonPointer>,
@@ -115,14 +122,48 @@ impl DedupArgs {
 
     /// How a line's key is found.
     pub(crate) fn extract(&self) -> Extract {
-        match (self.field, &self.json_pointer) {
-            (Some(number), _) => Extract::Field {
-                index: number as usize - 1,
-                delimiter: self.delimiter,
+        let index = self.field.map(|number| number as usize - 1);
+        match (index, &self.json_pointer, &self.column) {
+            (Some(index), ..) if self.csv => self.csv_column(Column::Index(index)),
+            (Some(index), ..) => Extract::Field {
+                index,
+                delimiter: self.delimiter.unwrap_or(b'\t'),
             },
-            (None, Some(pointer)) => Extract::Json(pointer.clone()),
-            (None, None) => Extract::WholeLine,
+            (None, Some(pointer), _) => Extract::Json(pointer.clone()),
+            (None, None, Some(name)) => self.csv_column(Column::Name(name.clone())),
+            (None, None, None) => Extract::WholeLine,
         }
+    }
+
+    fn csv_column(&self, column: Column) -> Extract {
+        Extract::Csv {
+            column,
+            delimiter: self.delimiter.unwrap_or(b','),
+        }
+    }
+
+    /// Whether the first line of each input is a header.
+    pub(crate) fn has_header(&self) -> bool {
+        self.header || self.column.is_some()
+    }
+
+    /// What no single argument shows to be wrong.
+    ///
+    /// # Errors
+    /// What would be right.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.csv && self.field.is_none() && self.column.is_none() {
+            return Err(
+                "--csv needs --column NAME or --field N: which column has the key?".to_owned(),
+            );
+        }
+        if self.delimiter.is_some() && self.field.is_none() && self.column.is_none() {
+            return Err("--delimiter stands between the fields of --field or --column".to_owned());
+        }
+        if self.csv && self.delimiter == Some(b'"') {
+            return Err("--delimiter \": that quotes fields in CSV".to_owned());
+        }
+        Ok(())
     }
 
     /// The run; of one that is not through a cluster there is nothing to repeat.
@@ -219,24 +260,53 @@ mod tests {
             }
         ));
         let tab = parse(&["--field", "1"]).unwrap();
-        assert_eq!(tab.delimiter, b'\t');
+        assert!(matches!(
+            tab.extract(),
+            Extract::Field {
+                delimiter: b'\t',
+                ..
+            }
+        ));
+        let csv = parse(&["--csv", "--column", "id"]).unwrap();
+        assert!(csv.has_header());
+        assert!(matches!(
+            csv.extract(),
+            Extract::Csv {
+                delimiter: b',',
+                ..
+            }
+        ));
         assert_eq!(
             parse(&["--field", "1", "--delimiter", "\\0"])
                 .unwrap()
                 .delimiter,
-            0
+            Some(0)
         );
         for wrong in [
             &["--field", "0"][..],
             &["--field", "1", "--delimiter", "ab"],
             &["--field", "1", "--delimiter", "é"],
             &["--field", "1", "--delimiter", ""],
-            &["--delimiter", ","],
+            &["--csv", "--json-pointer", "/id"],
+            &["--column", "id"],
+            &["--csv", "--column", "id", "--field", "1"],
             &["--field", "1", "--json-pointer", "/id"],
             &["--json-pointer", "id"],
         ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
         }
+        for wrong in [
+            &["--delimiter", ","][..],
+            &["--csv"],
+            &["--csv", "--delimiter", ";"],
+            &["--csv", "--field", "1", "--delimiter", "\""],
+        ] {
+            assert!(parse(wrong).unwrap().check().is_err(), "{wrong:?}");
+        }
+        parse(&["--csv", "--field", "1", "--delimiter", ";"])
+            .unwrap()
+            .check()
+            .unwrap();
     }
 
     #[test]

@@ -53,6 +53,7 @@ const KEYS_PER_REQUEST: usize = 8192;
 const KEYED_LINE_BYTES_MAX: usize = 16 << 20;
 
 pub(crate) fn run(args: DedupArgs) -> Result<ExitCode, Failure> {
+    args.check().map_err(Failure::usage)?;
     let inputs = args.inputs();
     let out = Stdout::open()?;
     check_files(&args, &inputs, &out)?;
@@ -66,7 +67,7 @@ pub(crate) fn run(args: DedupArgs) -> Result<ExitCode, Failure> {
         terminator: b'\n',
         extract: args.extract(),
         line_bytes_max: line_bytes_max(&args.extract()),
-        has_header: args.header,
+        has_header: args.has_header(),
     };
     let fill = match run {
         Some(_) => Fill::FullOrSilent,
@@ -118,7 +119,7 @@ fn stop_at_signals(stopper: Stopper) -> Result<(), Failure> {
 const fn line_bytes_max(extract: &Extract) -> usize {
     match extract {
         Extract::WholeLine => KEY_BYTES_MAX,
-        Extract::Field { .. } | Extract::Json(_) => KEYED_LINE_BYTES_MAX,
+        Extract::Field { .. } | Extract::Json(_) | Extract::Csv { .. } => KEYED_LINE_BYTES_MAX,
     }
 }
 

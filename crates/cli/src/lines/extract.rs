@@ -2,7 +2,7 @@
 
 use keydb_core::KEY_BYTES_MAX;
 
-use super::{KeyAt, json_pointer::JsonPointer};
+use super::{Column, KeyAt, json_pointer::JsonPointer};
 
 /// How a line's key is found.
 #[derive(Debug, Clone)]
@@ -19,26 +19,40 @@ pub(crate) enum Extract {
     /// The value that the pointer names in the JSON document that the line is: a string's text, or a number or a truth value as
     /// it is written.
     Json(JsonPointer),
+    /// A column of CSV text, whose records are told apart by its rules.
+    Csv {
+        /// Which one.
+        column: Column,
+        /// The byte between fields.
+        delimiter: u8,
+    },
 }
 
 impl Extract {
     /// Where the key of a line with this content is. What is decoded goes to the end of `decoded`.
     pub(crate) fn key(&self, content: &[u8], decoded: &mut Vec<u8>) -> KeyAt {
         match self {
-            Self::WholeLine => in_line(content, content),
+            // A record's fields are known when its end is.
+            Self::WholeLine | Self::Csv { .. } => in_line(content, content),
             Self::Field { index, delimiter } => field(content, *index, *delimiter)
                 .map_or(KeyAt::Nowhere, |field| in_line(content, field)),
             Self::Json(pointer) => match pointer.scalar(content) {
                 Some(std::borrow::Cow::Borrowed(text)) => in_line(content, text.as_bytes()),
-                Some(std::borrow::Cow::Owned(text)) if usable(text.len()) => {
-                    decoded.extend_from_slice(text.as_bytes());
-                    KeyAt::Decoded {
-                        len: text.len() as u32,
-                    }
-                }
-                _ => KeyAt::Nowhere,
+                Some(std::borrow::Cow::Owned(text)) => decoded_key(text.as_bytes(), decoded),
+                None => KeyAt::Nowhere,
             },
         }
+    }
+}
+
+/// A key that does not stand in the line as it is.
+pub(super) fn decoded_key(key: &[u8], decoded: &mut Vec<u8>) -> KeyAt {
+    if !usable(key.len()) {
+        return KeyAt::Nowhere;
+    }
+    decoded.extend_from_slice(key);
+    KeyAt::Decoded {
+        len: key.len() as u32,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Lines from standard input and files, in batches: one thread reads, splits and finds keys; whoever asks gets a batch.
 //!
 //! Memory is bounded: there is one batch being filled (see [`Limits`]) and one chunk being split. The reader waits while nobody
-//! takes the batch. A line that is too long to hold as a whole comes in pieces, without a key.
+//! takes the batch. A record is a line, or in CSV text what a record is there, which may have several. One that is too long to hold as a whole comes in pieces, without a key.
 //!
 //! With [`Fill::Exact`] the batches depend on the input only: each ends at the first record that brings it to one of its limits.
 //! With [`Fill::FullOrSilent`] that holds for inputs that are files; of another one, such as a pipe, a part of a batch is handed out
@@ -9,6 +9,7 @@
 //! input is answered line by line and a fast one in full batches.
 
 mod batch;
+mod csv;
 mod exchange;
 mod extract;
 mod json_pointer;
@@ -17,6 +18,7 @@ mod reader;
 use std::{fmt, io, path::PathBuf, sync::Arc, thread, time::Duration};
 
 pub(crate) use batch::{Batch, Form, KeyAt, Line};
+pub(crate) use csv::Column;
 use exchange::Exchange;
 pub(crate) use extract::Extract;
 pub(crate) use json_pointer::JsonPointer;
