@@ -211,7 +211,7 @@ pub fn operation_answers(data: &[u8]) {
 }
 
 /// Of each range everything that the answers say.
-fn told(answers: &OperationAnswers) -> BTreeMap<RangeId, (u64, Expiry, Bitmap, Bitmap)> {
+fn told(answers: &OperationAnswers) -> BTreeMap<RangeId, (u32, Expiry, Bitmap, Bitmap)> {
     let bits = |range: RangeAnswers| {
         let mut first = Bitmap::new(range.count());
         let mut unknown = None;

@@ -117,7 +117,7 @@ Settings:
   KEYDB_DISK_HANG_LIMIT         how long the disk may not answer before the process ends, 10s to 24h (60s)
   KEYDB_MEMORY_LIMIT            of the keys: 8GiB, 70% of the machine or container (0: none)
   KEYDB_MEMORY_POLICY           at the limit: refuse new keys, or shed those that would expire soonest (refuse)
-  KEYDB_ANSWER_MEMORY_BYTES     remembered answers to claims (16MiB), and KEYDB_ANSWER_MEMORY_AGE (5m)
+  KEYDB_ANSWER_MEMORY_BYTES     remembered answers to claims (64MiB), and KEYDB_ANSWER_MEMORY_AGE (5m)
   KEYDB_REQUEST_KEYS_MAX        (65536), and KEYDB_REQUESTS_IN_FLIGHT_MAX (1024)
   KEYDB_LOG                     (info)
   KEYDB_INIT                    true: node 0 creates the cluster at its start, by the three below

@@ -7,7 +7,7 @@
 //!            group × groups
 //!            first bits of all groups, in order, padded to whole bytes
 //!            unknown bits likewise, if there are any
-//! group   := range (varint)  count (varint)  digest (8 bytes, little-endian; none if count is 0)
+//! group   := range (varint)  count (varint)  digest (4 bytes, little-endian; none if count is 0)
 //! ```
 //!
 //! A count of 0 stands for a range that was applied in part. The digest is that of all keys that were sent; where the key set refused
@@ -38,7 +38,7 @@ pub struct AnswersDraft {
 /// The answers to one range's keys.
 #[derive(Debug, Clone)]
 pub struct RangeAnswers {
-    digest: u64,
+    digest: u32,
     count: usize,
     expiry: Expiry,
     answers: Arc<[u8]>,
@@ -47,8 +47,8 @@ pub struct RangeAnswers {
 }
 
 impl RangeAnswers {
-    /// The XXH3-64 of all of the range's fingerprints, in the order in which they were sent.
-    pub const fn digest(&self) -> u64 {
+    /// The low half of the XXH3-64 of all of the range's fingerprints, in the order in which they were sent.
+    pub const fn digest(&self) -> u32 {
         self.digest
     }
 
@@ -104,7 +104,7 @@ impl AnswersDraft {
     pub fn group(
         &mut self,
         range: RangeId,
-        digest: u64,
+        digest: u32,
         count: usize,
         first: &Bitmap,
         unknown: Option<&Bitmap>,
@@ -252,7 +252,7 @@ impl OperationAnswers {
 /// A group, and where its bits are in the answers' bytes.
 struct Group {
     range: RangeId,
-    digest: u64,
+    digest: u32,
     count: usize,
     expiry: Expiry,
     first_bit: usize,
@@ -270,7 +270,7 @@ fn each_group(bytes: &[u8], mut each: impl FnMut(Group)) -> Option<()> {
         for _ in 0..head / 2 {
             let range = RangeId(u32::try_from(reader.varint()?).ok()?);
             let count = usize::try_from(reader.varint()?).ok()?;
-            let digest = if count == 0 { 0 } else { reader.u64()? };
+            let digest = if count == 0 { 0 } else { reader.u32()? };
             groups.push((range, digest, count, bits));
             bits = bits.checked_add(count)?;
         }

@@ -164,7 +164,7 @@ fn answers() -> AnswersFile {
     let unknown = Bitmap::from_bytes(vec![0b1000_0010, 0], 9).unwrap();
     draft.group(
         RangeId(300),
-        0x0123_4567_89ab_cdef,
+        0x0123_4567,
         9,
         &first,
         Some(&unknown),

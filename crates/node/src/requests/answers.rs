@@ -128,7 +128,7 @@ pub(crate) enum Recall<'a> {
 pub(crate) struct ClaimedKeys {
     /// The range.
     pub(crate) range: RangeId,
-    digest: u64,
+    digest: u32,
     count: usize,
 }
 
@@ -137,7 +137,7 @@ impl ClaimedKeys {
     pub(crate) fn new(range: RangeId, keys: PackedFingerprints<'_>) -> Self {
         Self {
             range,
-            digest: xxh3_64(keys.as_bytes()),
+            digest: xxh3_64(keys.as_bytes()) as u32,
             count: keys.len(),
         }
     }

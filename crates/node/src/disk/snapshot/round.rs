@@ -32,8 +32,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// A journal of this size is cut before its time, unless the files are larger still.
 const JOURNAL_BYTES_MIN: u64 = 256 << 20;
 
-/// An early round cuts a journal from this size on. To do so costs a file of all remembered answers.
+/// An early round cuts a journal from this size on, or so many times the size of the remembered answers: to do so costs a file of them.
 const EARLY_CUT_BYTES_MIN: u64 = 128 << 20;
+const EARLY_CUT_ANSWERS_MIN: u64 = 4;
 
 /// On a full disk a journal of this size is cut before its time.
 const FULL_CUT_BYTES_MIN: u64 = 8 << 20;
@@ -232,8 +233,10 @@ impl<'a> Maker<'a> {
             self.manifest.complete_to_ms = complete_to_ms;
         }
         self.put_to_use()?;
-        if !due.early || self.shared.journal.bytes() >= EARLY_CUT_BYTES_MIN || self.may_make_room()
-        {
+        let answers_bytes = self.shared.node.answers.bytes() as u64;
+        let early_cut_bytes = EARLY_CUT_BYTES_MIN.max(answers_bytes * EARLY_CUT_ANSWERS_MIN);
+        let is_worth_it = self.shared.journal.bytes() >= early_cut_bytes;
+        if !due.early || is_worth_it || self.may_make_room() {
             self.keep_answers(self.manifest.lsn, &mut pace)?;
             self.shared.journal.cut(self.manifest.lsn);
         }
