@@ -162,14 +162,7 @@ fn answers() -> AnswersFile {
     let mut draft = AnswersDraft::new(Expiry::from_unix_seconds(1_700_000_600).unwrap());
     let first = Bitmap::from_bytes(vec![0b0000_0101, 0b1], 9).unwrap();
     let unknown = Bitmap::from_bytes(vec![0b1000_0010, 0], 9).unwrap();
-    draft.group(
-        RangeId(300),
-        0x0123_4567,
-        9,
-        &first,
-        Some(&unknown),
-        0,
-    );
+    draft.group(RangeId(300), 0x0123_4567, 9, &first, Some(&unknown), 0);
     draft.group_partially_applied(RangeId(7));
     AnswersFile {
         cluster_id: CLUSTER,

@@ -7,7 +7,8 @@
 //! the remembered answers that it repeats.
 //!
 //! What is remembered of a claim's answers keeps to the same rule: the record that has them comes behind all records that they
-//! rest on.
+//! rest on. A claim that has stored nothing does not wait for that record: a crash that forgets it forgets no key, and a repeat is
+//! told `Unknown`.
 //!
 //! Without a journal (`memory` mode) there is nothing to wait for and nothing to mark.
 
@@ -142,6 +143,10 @@ impl<'a> Commit<'a> {
         first: &Bitmap,
         offset: usize,
     ) {
+        let is_first = (offset..offset + keys.len()).any(|index| first.get(index));
+        if !is_first && self.nothing_is_uncommitted(range) {
+            return;
+        }
         let Some((chunk, mut marks)) = self.chunk_and_marks(range) else {
             return;
         };
@@ -173,11 +178,10 @@ impl<'a> Commit<'a> {
         offset: usize,
     ) {
         let Some(journal) = self.journal else { return };
-        let committed = journal.committed();
-        if range.uncommitted.is_empty(committed) {
+        if self.nothing_is_uncommitted(range) {
             return;
         }
-        let marks = range.uncommitted.lock(committed);
+        let marks = range.uncommitted.lock(journal.committed());
         let lsn_of = |(index, key): (usize, Fingerprint)| {
             if present.get(index) {
                 marks.find(key)
@@ -219,6 +223,7 @@ impl<'a> Commit<'a> {
         let Some(chunk) = self.chunk.take() else {
             return;
         };
+        let has_stored = !chunk.groups.is_empty();
         let fingerprints = PackedFingerprints::new(&chunk.fingerprints)
             .expect("whole fingerprints were put there");
         let keys = Write {
@@ -253,7 +258,9 @@ impl<'a> Commit<'a> {
                 lsn
             }
         };
-        self.wait_for(lsn);
+        if has_stored {
+            self.wait_for(lsn);
+        }
     }
 
     /// Waits until everything that the reply tells of is committed.
@@ -271,6 +278,12 @@ impl<'a> Commit<'a> {
             .wait_committed(self.wait_lsn)
             .await
             .map_err(|failed| Status::unavailable(failed.to_string()))
+    }
+
+    /// Whether every key of `range`, a lock of which is held, may be told of at once.
+    fn nothing_is_uncommitted(&self, range: &OwnedRange) -> bool {
+        let committed = self.journal.map(Journal::committed);
+        committed.is_none_or(|committed| range.uncommitted.is_empty(committed))
     }
 
     /// The open chunk, and the marks of `range` where writes are not committed at once.

@@ -171,6 +171,42 @@ async fn a_failed_sync_ends_the_node_and_nothing_is_acknowledged_after_it() {
 }
 
 #[tokio::test]
+async fn a_claim_that_stores_nothing_and_rests_on_nothing_uncommitted_does_not_wait_for_a_sync() {
+    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
+    let world = &cluster.world;
+    cluster.put(&mut client, &map, 0..100).await;
+    let slow = failpoint::arm("journal.sync", &cluster.data_dir(), Action::Hang, 0);
+    let operation = OperationId::from_name("present");
+    let present = keys(&map, 0..100);
+    let told = world.claim(&mut client, &map, &present, operation, 0).await;
+    assert_eq!(told, "D".repeat(100));
+    // One that stores a key waits, and so does one that only finds it there.
+    let claim = |name: &str, numbers: std::ops::Range<u32>| {
+        let operation = OperationId::from_name(name);
+        let claim = world.claim_request(&map, &keys(&map, numbers), operation, 0);
+        let mut client = client.clone();
+        tokio::spawn(async move { client.claim(claim).await.unwrap() })
+    };
+    let waiting = [claim("new", 99..101)];
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let waiting = waiting.into_iter().chain([claim("after it", 100..101)]);
+    let waiting: Vec<_> = waiting.collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(waiting.iter().all(|claim| !claim.is_finished()));
+    drop(slow);
+    for claim in waiting {
+        claim.await.unwrap();
+    }
+    // What it was told is remembered after a kill, too.
+    node.kill().await;
+    let node = cluster.start().await;
+    let mut client = node.loaded().await;
+    let told = world.claim(&mut client, &map, &present, operation, 1).await;
+    assert_eq!(told, "D".repeat(100));
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_disk_that_does_not_answer_is_named_ends_readiness_and_then_the_node() {
     let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
     cluster.put(&mut client, &map, 0..100).await;
