@@ -5,9 +5,9 @@ use std::{
     collections::{BTreeMap, BinaryHeap},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use keydb_core::{Lsn, Record, RecordBody, UnixMillis, Write, encode_record};
@@ -17,6 +17,9 @@ use super::{
     JournalError, Shared,
     recent::{Keeper, Recent},
 };
+
+/// So long a record that nobody waits for may be kept from the disk, so that many go there together.
+const LATE_MAX: Duration = Duration::from_millis(10);
 
 /// What waits to be written, and what is.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub(super) struct Queue {
     /// How often records were committed, many at once.
     commits: AtomicU64,
     order: Mutex<Order>,
+    /// There are records that nobody waits for yet. Whoever begins to wait says so.
+    may_be_late: AtomicBool,
     /// Told when there is something for the writer to do.
     work: Condvar,
     waiters: Mutex<BinaryHeap<Waiter>>,
@@ -47,6 +52,10 @@ struct Order {
     parked: BTreeMap<Lsn, Vec<u8>>,
     /// Records in order, for the writer.
     ready: Vec<Vec<u8>>,
+    /// When the first of them came.
+    ready_since: Option<Instant>,
+    /// Somebody waits for one of them, or is about to.
+    is_urgent: bool,
     cut: Option<Lsn>,
     closing: bool,
 }
@@ -104,9 +113,12 @@ impl Queue {
                 expected: last.next(),
                 parked: BTreeMap::new(),
                 ready: Vec::new(),
+                ready_since: None,
+                is_urgent: false,
                 cut: None,
                 closing: false,
             }),
+            may_be_late: AtomicBool::new(false),
             work: Condvar::new(),
             waiters: Mutex::default(),
             recent: Mutex::new(Keeper::new(last, recent_bytes_max)),
@@ -159,9 +171,10 @@ impl Queue {
         self.work.notify_one();
     }
 
-    /// Puts a record behind its predecessor.
-    fn append(&self, lsn: Lsn, record: Vec<u8>) {
+    /// Puts a record behind its predecessor. One that is urgent is written at once.
+    fn append(&self, lsn: Lsn, record: Vec<u8>, is_urgent: bool) {
         let mut order = lock(&self.order);
+        order.is_urgent |= is_urgent;
         if lsn != order.expected {
             order.parked.insert(lsn, record);
             return;
@@ -176,7 +189,12 @@ impl Queue {
         let appended = Lsn(order.expected.0 - 1);
         self.appended.store(appended.0, Ordering::Release);
         if self.synced {
-            self.work.notify_one();
+            let is_first = order.ready_since.is_none();
+            order.ready_since.get_or_insert_with(Instant::now);
+            self.may_be_late.store(!order.is_urgent, Ordering::SeqCst);
+            if order.is_urgent || is_first {
+                self.work.notify_one();
+            }
         } else {
             // Still under the lock, so that records are kept in order.
             self.commit(&mut order.ready, appended);
@@ -203,7 +221,12 @@ impl Queue {
     pub(super) fn next_work(&self, patience: Option<Duration>) -> Work {
         let mut order = lock(&self.order);
         loop {
-            if !order.ready.is_empty() || order.cut.is_some() || order.closing {
+            let late_for = order.ready_since.map(|since| since.elapsed());
+            let is_due = late_for.is_some_and(|late| order.is_urgent || late >= LATE_MAX);
+            if is_due || order.cut.is_some() || order.closing {
+                order.ready_since = None;
+                order.is_urgent = false;
+                self.may_be_late.store(false, Ordering::SeqCst);
                 return Work {
                     records: std::mem::take(&mut order.ready),
                     cut: order.cut.take(),
@@ -212,6 +235,10 @@ impl Queue {
                     idle: false,
                 };
             }
+            let patience = match late_for {
+                Some(late) => Some(LATE_MAX - late),
+                None => patience,
+            };
             let Some(patience) = patience else {
                 order = self
                     .work
@@ -224,7 +251,7 @@ impl Queue {
                 .wait_timeout(order, patience)
                 .unwrap_or_else(PoisonError::into_inner);
             order = guard;
-            if waited.timed_out() && order.ready.is_empty() {
+            if waited.timed_out() && order.ready_since.is_none() {
                 return Work {
                     idle: true,
                     ..Work::default()
@@ -275,6 +302,10 @@ impl Queue {
             });
             woken
         };
+        if self.may_be_late.load(Ordering::SeqCst) {
+            lock(&self.order).is_urgent = true;
+            self.work.notify_one();
+        }
         match woken.await {
             Ok(()) => Ok(()),
             Err(_) => Err(self.failed().await),
@@ -339,7 +370,12 @@ impl Reservation {
                     Some(left.saturating_sub(size))
                 });
         }
-        queue.append(self.lsn, bytes);
+        // Of what stores nothing, nobody may be waiting.
+        let is_urgent = match &record.body {
+            RecordBody::Write(write) => write.groups.iter().next().is_some(),
+            _ => false,
+        };
+        queue.append(self.lsn, bytes, is_urgent);
     }
 }
 
