@@ -173,7 +173,7 @@ impl Recovery {
             unreachable!("a node recovers while it serves")
         };
         let map = &table.current_map.map;
-        let config = JournalConfig::new(
+        let mut config = JournalConfig::new(
             self.data_dir.journal(),
             Identity {
                 cluster_id: map.cluster_id,
@@ -183,6 +183,7 @@ impl Recovery {
             map.durability == Durability::Journal,
             Arc::clone(&self.node.clock),
         );
+        config.reserved_bytes = snapshot::room_at_start(manifest);
         let answers = self.read_answers(map)?;
         let answers_to = answers.as_ref().map_or(Lsn::ZERO, |file| file.lsn);
         // Older ones first: newer ones replace them.

@@ -53,7 +53,7 @@ use queue::Queue;
 const SEGMENT_BYTES: u64 = 64 << 20;
 
 /// Recent records are kept up to this size.
-const RECENT_BYTES_MAX: usize = 16 << 20;
+pub(crate) const RECENT_BYTES_MAX: usize = 16 << 20;
 
 /// Where the journal is and what it goes by.
 #[derive(Debug, Clone)]
@@ -68,6 +68,8 @@ pub(crate) struct JournalConfig {
     pub(crate) segment_bytes: u64,
     /// How many bytes of records are kept in memory for the next delta snapshot.
     pub(crate) recent_bytes_max: usize,
+    /// How much of the disk is left to snapshots until [`Journal::reserve`] says otherwise, besides what the journal has by then.
+    pub(crate) reserved_bytes: u64,
     /// What records are dated by.
     pub(crate) clock: Arc<dyn Clock>,
 }
@@ -152,6 +154,7 @@ impl JournalConfig {
             synced,
             segment_bytes: SEGMENT_BYTES,
             recent_bytes_max: RECENT_BYTES_MAX,
+            reserved_bytes: 0,
             clock,
         }
     }
@@ -174,6 +177,8 @@ impl Journal {
         let mut threads = Vec::new();
         if synced {
             let closed = files::Segments::open(&shared.config.dir, last)?;
+            let reserved_bytes = shared.config.reserved_bytes + closed.bytes();
+            shared.room.reserve(reserved_bytes);
             threads = vec![
                 spawn("keydb-journal", {
                     let shared = Arc::clone(&shared);
@@ -274,6 +279,14 @@ impl Journal {
         match self.is_full() {
             Some(_) => self.shared.config.segment_bytes + self.shared.room.reserved_bytes(),
             None => 0,
+        }
+    }
+
+    /// How much may still be written before the journal takes more room than it asks for next, and that.
+    pub(crate) fn ahead_bytes(&self) -> u64 {
+        match self.is_synced() {
+            true => self.shared.room.available_bytes() + self.shared.config.segment_bytes,
+            false => 0,
         }
     }
 

@@ -144,6 +144,11 @@ impl Room {
         lock(&self.state).reserved_bytes = bytes;
     }
 
+    /// How much is prepared and not promised.
+    pub(super) fn available_bytes(&self) -> u64 {
+        lock(&self.state).available
+    }
+
     pub(super) fn reserved_bytes(&self) -> u64 {
         lock(&self.state).reserved_bytes
     }

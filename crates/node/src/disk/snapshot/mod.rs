@@ -42,7 +42,7 @@ use std::{
     time::Duration,
 };
 
-use keydb_core::{Lsn, Manifest, UnixMillis};
+use keydb_core::{Lsn, Manifest, SnapshotKind, UnixMillis};
 use keydb_storage::ObjectStorage;
 use tokio::{
     sync::watch,
@@ -62,7 +62,7 @@ pub use remote::first_object;
 pub(crate) use remote::{RemoteError, manifest_or_proof_of_none, remote_manifest};
 
 use crate::{
-    NodeError, disk::data_dir::DataDir, disk::journal::Journal, node::Node,
+    NodeError, disk::data_dir::DataDir, disk::journal, disk::journal::Journal, node::Node,
     ranges::owned::OwnedRanges,
 };
 
@@ -399,15 +399,29 @@ impl Shared {
         ranges.iter().map(|range| range.read().len() as u64).sum()
     }
 
-    /// How much room on the disk a round needs at most until it has removed what it replaces: full files of all keys, or of as many as
-    /// are made before they are named, and a delta; the remembered answers; a manifest; and what the journal takes until this is asked
-    /// again.
+    /// How much room on the disk a round needs at most until it has removed what it replaces. That is what the files grow by: the keys
+    /// that no full file has, also those that the journal has room for already and will have with its next segment; and what is
+    /// there twice meanwhile: full files that are not named yet, a delta, the remembered answers, a manifest.
     fn room_bytes(&self) -> u64 {
-        let files = self.key_count() * ENTRY_BYTES_MAX;
-        let ranges = self.state().manifest.ranges.len().max(1) as u64;
-        let (_, recent_max) = self.journal.recent_bytes();
-        let unnamed = files.min(round::UNNAMED_BYTES_MAX + files / ranges + recent_max as u64);
-        unnamed + self.node.answers.bytes() as u64 + MANIFEST_BYTES
+        let manifest = Arc::clone(&self.state().manifest);
+        let (in_bases, in_deltas) = entries(&manifest);
+        let loaded = self.key_count();
+        // While keys are loaded there are more: what the journal has, in no more bytes than it takes.
+        let keys = match self.is_loading() {
+            true => loaded.max(in_bases + in_deltas + self.journal.bytes() / ENTRY_BYTES_MAX),
+            false => loaded,
+        };
+        let growth = keys.saturating_sub(in_bases) * ENTRY_BYTES_MAX + self.journal.ahead_bytes();
+        growth + twice_bytes(keys, &manifest) + self.node.answers.bytes() as u64 + MANIFEST_BYTES
+    }
+
+    fn is_loading(&self) -> bool {
+        let membership_state = self.node.membership_state();
+        let table = membership_state.table();
+        table.is_none_or(|table| {
+            let mut ranges = table.ranges().iter();
+            ranges.any(|range| range.readiness().is_none())
+        })
     }
 
     /// Has a round made. `None` when there are to be no more.
@@ -452,6 +466,29 @@ impl Drop for ReportPanic<'_> {
     }
 }
 
+/// How many entries full files and deltas have.
+fn entries(manifest: &Manifest) -> (u64, u64) {
+    let count = |kind| {
+        let files = manifest.files.iter().filter(|file| file.kind == kind);
+        files.map(|file| file.entries).sum()
+    };
+    (count(SnapshotKind::Full), count(SnapshotKind::Delta))
+}
+
+/// What a round that writes full files of `keys` keys has on the disk twice at most: those that are not named yet, a delta.
+fn twice_bytes(keys: u64, manifest: &Manifest) -> u64 {
+    let files = keys * ENTRY_BYTES_MAX;
+    let ranges = manifest.ranges.len().max(1) as u64;
+    let twice = round::unnamed_bytes_max(files) + files / ranges + DELTA_BYTES_MAX;
+    twice.min(files)
+}
+
+/// How much room the first round after a start may need, besides as much as the journal has.
+pub(crate) fn room_at_start(manifest: &Manifest) -> u64 {
+    let (in_bases, in_deltas) = entries(manifest);
+    in_deltas * ENTRY_BYTES_MAX + twice_bytes(in_bases + in_deltas, manifest) + MANIFEST_BYTES
+}
+
 fn reach(manifest: &Manifest) -> Reach {
     Reach {
         lsn: manifest.lsn,
@@ -469,6 +506,9 @@ const STOPPING: &str = "the node is stopping";
 
 /// What an entry takes in a snapshot file at most, on average: a fingerprint's gap and an expiry.
 const ENTRY_BYTES_MAX: u64 = 12;
+
+/// A delta's records are kept up to this size.
+const DELTA_BYTES_MAX: u64 = journal::RECENT_BYTES_MAX as u64;
 
 /// More than a manifest, as it is written beside the one before.
 const MANIFEST_BYTES: u64 = 4 << 20;

@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tracing::{info, warn};
 
 use super::{
-    RETRY_MAX, RETRY_MIN, STOPPING, Shared,
+    ENTRY_BYTES_MAX, RETRY_MAX, RETRY_MIN, STOPPING, Shared,
     backlog::Backlog,
     changes::Changes,
     choice::{self, Candidate},
@@ -42,8 +42,10 @@ const FULL_CUT_BYTES_MIN: u64 = 8 << 20;
 /// So few entries always go to a delta, whatever there is besides.
 const DELTA_ENTRIES_MIN: u64 = 200_000;
 
-/// After full files of so many bytes the manifest names them, so that those that they replace can go.
-pub(super) const UNNAMED_BYTES_MAX: u64 = 64 << 20;
+/// After full files of so many bytes, of `files` altogether, the manifest names them, so that those that they replace can go.
+pub(super) fn unnamed_bytes_max(files: u64) -> u64 {
+    (files / 8).clamp(4 << 20, 64 << 20)
+}
 
 /// Makes rounds until the node closes.
 pub(super) fn run(shared: &Shared, runtime: &Handle, backlog: Backlog) {
@@ -325,12 +327,13 @@ impl<'a> Maker<'a> {
                 .map(|range| range.id)
                 .filter(|id| !self.renewed.contains(id)),
         );
+        let unnamed_bytes_max = unnamed_bytes_max(self.shared.key_count() * ENTRY_BYTES_MAX);
         let (mut unnamed_bytes, mut bytes, started) = (0, 0, Instant::now());
         for range in ready.iter().filter(|range| chosen.contains(&range.id)) {
             let size_bytes = self.full(table, range, pace)?;
             bytes += size_bytes;
             unnamed_bytes += size_bytes;
-            if unnamed_bytes > UNNAMED_BYTES_MAX {
+            if unnamed_bytes > unnamed_bytes_max {
                 self.put_to_use()?;
                 unnamed_bytes = 0;
             }
@@ -351,7 +354,9 @@ impl<'a> Maker<'a> {
         candidates: &[Candidate],
         pace: &mut Pace<'_>,
     ) -> Result<(), String> {
-        let deltas = choice::deltas_to_merge(&self.manifest, candidates, UNNAMED_BYTES_MAX);
+        // It is not named before it is whole, either.
+        let bytes_max = unnamed_bytes_max(self.shared.key_count() * ENTRY_BYTES_MAX);
+        let deltas = choice::deltas_to_merge(&self.manifest, candidates, bytes_max);
         let mut problem = None;
         if !deltas.is_empty() {
             match merge::deltas(self.shared, table, &deltas, ready, pace) {

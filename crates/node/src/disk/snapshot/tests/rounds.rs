@@ -462,3 +462,20 @@ async fn a_new_disks_first_round_names_all_ranges_though_some_are_still_loading(
     assert_eq!(named, owned);
     run.kill().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_room_that_is_left_to_snapshots_is_enough_for_all_keys_that_no_full_file_has() {
+    let rig = Rig::new().await;
+    let run = rig.start().await;
+    run.put(&rig.keys(0..20_000, EXPIRY)).await;
+    let room = || run.snapshots.shared.room_bytes() - run.journal.ahead_bytes();
+    let before = room();
+    assert!(before >= 20_000 * ENTRY_BYTES_MAX, "{before}");
+    run.full_snapshot().await;
+    // These are replaced a few at a time.
+    let after = room();
+    assert!(after + 19_000 * ENTRY_BYTES_MAX <= before, "{after}");
+    // What the journal has room for comes on top.
+    assert!(run.journal.ahead_bytes() >= 1 << 20);
+    run.stop().await;
+}
