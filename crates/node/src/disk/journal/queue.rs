@@ -185,6 +185,8 @@ impl Queue {
             order.ready.push(record);
             let expected = order.expected;
             next = order.parked.remove(&expected);
+            // What it was taken for is not known any more.
+            order.is_urgent |= next.is_some();
         }
         let appended = Lsn(order.expected.0 - 1);
         self.appended.store(appended.0, Ordering::Release);
