@@ -356,7 +356,7 @@ fn an_id_that_was_used_is_refused_unless_it_is_said_to_be_a_repeat() {
     assert_code(&refused, 1);
     assert_eq!(stdout(&refused), "");
     let said = stderr(&refused);
-    for words in ["\"d\" was used before", "--again", "another ID"] {
+    for words in ["\"d\" was used before", "--again --run d", "another ID"] {
         assert!(said.contains(words), "{words:?} in {said}");
     }
     assert_eq!(stdout(&dedup(&["--again"], "rr1\nrr2\n")), "rr1\nrr2\n");

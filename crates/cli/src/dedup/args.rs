@@ -191,9 +191,10 @@ impl Run {
         }
     }
 
-    /// Which lines may have been sent by now, if this one has sent the first `sent`.
+    /// Which lines may have been sent by now, if this one has sent the first `sent`; `u64::MAX` stands for all.
     pub(crate) fn sent_through(&self, sent: u64) -> Again {
         match self.again {
+            _ if sent == u64::MAX => Again::All,
             None => Again::Through(sent),
             Some(Again::All) => Again::All,
             Some(Again::Through(before)) => Again::Through(before.max(sent)),

@@ -30,6 +30,11 @@ impl Claimer {
                 .map_err(|error| Failure::failed(error.to_string())),
         }
     }
+
+    /// Whether a batch was refused because the run's ID was used before.
+    pub(crate) fn was_used(&self) -> bool {
+        matches!(self, Self::Cluster(claimer) if claimer.was_used)
+    }
 }
 
 /// What tells a batch's keys from others in its place.
@@ -49,6 +54,8 @@ pub(crate) struct ClusterClaimer {
     pub(crate) client: Client,
     pub(crate) ttl: Ttl,
     pub(crate) run: Run,
+    /// The run's ID was used before, for this input.
+    pub(crate) was_used: bool,
 }
 
 impl ClusterClaimer {
@@ -64,6 +71,7 @@ impl ClusterClaimer {
             if error.kind() != ErrorKind::OperationIdUsed {
                 return error.into();
             }
+            self.was_used = true;
             Failure::failed(format!(
                 "run {:?} was used before, for this very input: to repeat that run give it --again as well; another input takes another ID",
                 self.run.id

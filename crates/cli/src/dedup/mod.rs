@@ -150,6 +150,7 @@ fn claimer(args: &DedupArgs, run: Option<&Run>) -> Result<Claimer, Failure> {
         client,
         ttl,
         run: run.clone(),
+        was_used: false,
     })))
 }
 
@@ -197,7 +198,13 @@ fn pump(
                     break Ok(());
                 }
             }
-            Err(failure) => break Err(failure),
+            Err(failure) => {
+                if claimer.was_used() {
+                    // How far the run before has come, nobody knows here.
+                    sent = u64::MAX;
+                }
+                break Err(failure);
+            }
         }
     };
     drop(to_writer);
