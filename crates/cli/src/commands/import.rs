@@ -1,6 +1,10 @@
 //! `keydb import`: a list of keys in bulk.
 
-use std::{path::Path, process::ExitCode, time::Duration, time::Instant};
+use std::{
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
 
 use keydb_client::{Client, WriteError};
 use keydb_core::Ttl;

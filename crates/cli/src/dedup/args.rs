@@ -191,13 +191,14 @@ impl Run {
         }
     }
 
-    /// Which lines may have been sent by now, if this one has sent the first `sent`; `u64::MAX` stands for all.
-    pub(crate) fn sent_through(&self, sent: u64) -> Again {
-        match self.again {
-            _ if sent == u64::MAX => Again::All,
-            None => Again::Through(sent),
-            Some(Again::All) => Again::All,
-            Some(Again::Through(before)) => Again::Through(before.max(sent)),
+    /// Which lines may have been sent by now, if this one has `sent` these.
+    pub(crate) fn sent_through(&self, sent: Again) -> Again {
+        match (self.again, sent) {
+            (Some(Again::All), _) | (_, Again::All) => Again::All,
+            (None, Again::Through(sent)) => Again::Through(sent),
+            (Some(Again::Through(before)), Again::Through(sent)) => {
+                Again::Through(before.max(sent))
+            }
         }
     }
 }
@@ -333,12 +334,15 @@ mod tests {
             operation: OperationId::from_name("x"),
             again,
         };
-        assert_eq!(run(None).sent_through(5), Again::Through(5));
+        assert_eq!(run(None).sent_through(Again::Through(5)), Again::Through(5));
         assert_eq!(
-            run(Some(Again::Through(9))).sent_through(5),
+            run(Some(Again::Through(9))).sent_through(Again::Through(5)),
             Again::Through(9)
         );
-        assert_eq!(run(Some(Again::All)).sent_through(5), Again::All);
+        assert_eq!(
+            run(Some(Again::All)).sent_through(Again::Through(5)),
+            Again::All
+        );
         assert!(run(Some(Again::Through(9))).is_repeat(8));
         assert!(!run(Some(Again::Through(9))).is_repeat(9));
     }

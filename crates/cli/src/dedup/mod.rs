@@ -154,13 +154,13 @@ fn claimer(args: &DedupArgs, run: Option<&Run>) -> Result<Claimer, Failure> {
     })))
 }
 
-/// Claims batch after batch and hands each on to be written. Returns what was written, how many lines were sent, and how it ended.
+/// Claims batch after batch and hands each on to be written. Returns what was written, which lines may have been sent, and how it ended.
 fn pump(
     lines: &Lines,
     mut claimer: Claimer,
     mut writer: Writer,
     strict: bool,
-) -> Result<(Counts, u64, Result<(), Failure>), Failure> {
+) -> Result<(Counts, Again, Result<(), Failure>), Failure> {
     let (to_writer, answered): (SyncSender<Answered>, Receiver<Answered>) = sync_channel(1);
     let (give_back, spares) = sync_channel(4);
     let writing = thread::Builder::new()
@@ -198,26 +198,25 @@ fn pump(
                     break Ok(());
                 }
             }
-            Err(failure) => {
-                if claimer.was_used() {
-                    // How far the run before has come, nobody knows here.
-                    sent = u64::MAX;
-                }
-                break Err(failure);
-            }
+            Err(failure) => break Err(failure),
         }
     };
     drop(to_writer);
     let (counts, written) = writing
         .join()
         .map_err(|_| Failure::failed("the thread that writes has failed"))?;
+    // Of a run under the same ID before, nobody knows here how far it has come.
+    let sent = match claimer.was_used() {
+        true => Again::All,
+        false => Again::Through(sent),
+    };
     Ok((counts, sent, written.and(claiming)))
 }
 
 /// What somebody whose run broke off can do.
-fn how_to_go_on(args: &DedupArgs, run: Option<&Run>, sent: u64) -> String {
+fn how_to_go_on(args: &DedupArgs, run: Option<&Run>, sent: Again) -> String {
     match run {
-        Some(_) if sent == 0 => "nothing was claimed; start it again".to_owned(),
+        Some(_) if sent == Again::Through(0) => "nothing was claimed; start it again".to_owned(),
         Some(run) => {
             let again = match run.sent_through(sent) {
                 Again::All => "--again".to_owned(),

@@ -12,7 +12,7 @@ use keydb_core::{
     SnapshotHeader, Times, Totals,
 };
 
-use crate::ranges::owned::OwnedRange;
+use crate::ranges::owned::{OwnedRange, OwnedRanges};
 
 /// How much of a file is read at once.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -39,6 +39,17 @@ pub(crate) enum LoadError {
 pub(crate) struct Origin {
     pub(crate) cluster_id: ClusterId,
     pub(crate) seed_digest: u64,
+}
+
+impl Origin {
+    /// Of the files of the cluster whose map `table` goes by.
+    pub(crate) fn of(table: &OwnedRanges) -> Self {
+        let map = &table.current_map.map;
+        Self {
+            cluster_id: map.cluster_id,
+            seed_digest: map.hash.seed.digest(),
+        }
+    }
 }
 
 /// Merges the file at `path` into those of `ranges` that it has sections for.
@@ -107,16 +118,23 @@ pub(crate) fn read_file(
         }
     }
     let totals = decoder.finish()?;
+    check_totals(totals, expected)?;
+    Ok(totals)
+}
+
+/// Checks that a file has as much in it as is expected.
+pub(crate) fn check_totals(totals: Totals, expected: &ManifestFile) -> Result<(), LoadError> {
     if totals.bytes != expected.size_bytes || totals.entries != expected.entries {
         return Err(LoadError::Foreign(format!(
             "it has {} entries in {} bytes, and the manifest says {} in {}",
             totals.entries, totals.bytes, expected.entries, expected.size_bytes
         )));
     }
-    Ok(totals)
+    Ok(())
 }
 
-fn check_header(
+/// Checks that a file is the one that is expected: `header` is the file's.
+pub(crate) fn check_header(
     header: &SnapshotHeader,
     expected: &ManifestFile,
     origin: Origin,

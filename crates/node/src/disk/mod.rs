@@ -22,7 +22,7 @@ use keydb_proto::{
 };
 use tokio::time::Instant;
 use tonic::Status;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::{
     disk::data_dir::DataDir, disk::journal::Journal, disk::snapshot::Snapshotter, node::Node,
@@ -191,11 +191,7 @@ pub(crate) async fn open_range(
         ))
     })?;
     let range = &table.ranges()[index];
-    if table
-        .ranges()
-        .iter()
-        .any(|range| range.readiness().is_none())
-    {
+    if table.are_loading() {
         return Err(not_possible(
             "the node is still loading its keys, also those of this range that it has; try again when no range is loading",
         ));
@@ -211,7 +207,6 @@ pub(crate) async fn open_range(
     let reason = opened.unwrap_or("it was given up before").to_owned();
     if opened.is_some() {
         let text = format!("hash range {id} was opened without what is missing of it: {reason}");
-        warn!(node = %node.config.id, "{text}");
         node.warn_of("loss", Some(text));
         node.count_loss();
     }

@@ -143,8 +143,8 @@ impl<'a> Commit<'a> {
         first: &Bitmap,
         offset: usize,
     ) {
-        let is_first = (offset..offset + keys.len()).any(|index| first.get(index));
-        if !is_first && self.nothing_is_uncommitted(range) {
+        let has_stored = || (offset..offset + keys.len()).any(|index| first.get(index));
+        if self.nothing_is_uncommitted(range) && !has_stored() {
             return;
         }
         let Some((chunk, mut marks)) = self.chunk_and_marks(range) else {

@@ -13,7 +13,7 @@ use crate::{
     requests::answers::{ClaimedKeys, Operation, Recall},
     requests::commit::Commit,
     requests::keys::{Pace, owned, steps},
-    requests::plan::Plan,
+    requests::plan::{Group, Plan},
 };
 
 /// What a claim is told that stores nothing.
@@ -38,30 +38,12 @@ pub(crate) async fn claim_known(
 ) -> Result<Option<Known>, Status> {
     let key_count = plan.fingerprints.len();
     let mut commit = Commit::of_read(node.journal());
-    let mut first = Bitmap::new(key_count);
-    let mut unknown = None;
-    let mut repeated_ranges = Vec::new();
+    let mut known = Known::new(key_count);
     let mut pace = Pace::default();
     for group in &plan.groups {
         let range = owned(table, *group);
         let claimed = ClaimedKeys::new(range.id, plan.keys(*group));
-        let mut new = *group;
-        let in_doubt = match operation.recall(claimed) {
-            Recall::Same(answers) => {
-                answers.answer(&mut first, &mut unknown, group.start);
-                commit.wait_for(operation.remembered_lsn());
-                repeated_ranges.push(range.id.0);
-                continue;
-            }
-            Recall::Prefix(answers) => {
-                answers.answer(&mut first, &mut unknown, group.start);
-                commit.wait_for(operation.remembered_lsn());
-                new.start += answers.count();
-                true
-            }
-            Recall::Doubt => true,
-            Recall::Nothing => group.attempt > 0,
-        };
+        let (new, in_doubt) = known.recall(&operation, claimed, *group, &mut commit);
         for (start, end) in steps(new) {
             if pace.spend(end - start) {
                 tokio::task::yield_now().await;
@@ -77,18 +59,13 @@ pub(crate) async fn claim_known(
             }
         }
         if in_doubt {
-            let unknown = unknown.get_or_insert_with(|| Bitmap::new(key_count));
-            (new.start..new.end).for_each(|index| unknown.or(index, true));
+            known.is_unknown(new);
         }
     }
     drop(operation);
     commit.committed().await?;
-    Ok(Some(Known {
-        first,
-        unknown,
-        repeated_ranges,
-        refused: plan.refused,
-    }))
+    known.refused = plan.refused;
+    Ok(Some(known))
 }
 
 /// What is remembered of an operation. All keys that nothing is remembered of are unknown.
@@ -101,41 +78,63 @@ pub(crate) async fn recall(
     plan: Plan<'_>,
     operation: Operation<'_>,
 ) -> Result<Known, Status> {
-    let key_count = plan.fingerprints.len();
     let mut commit = Commit::of_read(node.journal());
-    let mut first = Bitmap::new(key_count);
-    let mut unknown = None;
-    let mut repeated_ranges = Vec::new();
+    let mut known = Known::new(plan.fingerprints.len());
     for group in &plan.groups {
-        let range = owned(table, *group).id;
-        let claimed = ClaimedKeys::new(range, plan.keys(*group));
-        let mut new = *group;
-        match operation.recall(claimed) {
-            Recall::Same(answers) | Recall::Prefix(answers) => {
-                answers.answer(&mut first, &mut unknown, group.start);
-                commit.wait_for(operation.remembered_lsn());
-                new.start += answers.count();
-            }
-            Recall::Doubt | Recall::Nothing => {}
-        }
-        if new.start == new.end {
-            repeated_ranges.push(range.0);
-        } else {
-            let unknown = unknown.get_or_insert_with(|| Bitmap::new(key_count));
-            (new.start..new.end).for_each(|index| unknown.or(index, true));
-        }
+        let claimed = ClaimedKeys::new(owned(table, *group).id, plan.keys(*group));
+        let (new, _) = known.recall(&operation, claimed, *group, &mut commit);
+        known.is_unknown(new);
     }
     drop(operation);
     commit.committed().await?;
-    Ok(Known {
-        first,
-        unknown,
-        repeated_ranges,
-        refused: plan.refused,
-    })
+    known.refused = plan.refused;
+    Ok(known)
 }
 
 impl Known {
+    fn new(key_count: usize) -> Self {
+        Self {
+            first: Bitmap::new(key_count),
+            unknown: None,
+            repeated_ranges: Vec::new(),
+            refused: Vec::new(),
+        }
+    }
+
+    /// Takes over what is remembered of the keys of `group`. Returns the rest of it, which may be none, and whether an earlier sending
+    /// may have stored that.
+    fn recall(
+        &mut self,
+        operation: &Operation<'_>,
+        claimed: ClaimedKeys,
+        group: Group,
+        commit: &mut Commit<'_>,
+    ) -> (Group, bool) {
+        let mut rest = group;
+        let in_doubt = match operation.recall(claimed) {
+            Recall::Same(answers) | Recall::Prefix(answers) => {
+                answers.answer(&mut self.first, &mut self.unknown, group.start);
+                commit.wait_for(operation.remembered_lsn());
+                rest.start += answers.count();
+                true
+            }
+            Recall::Doubt => true,
+            Recall::Nothing => group.attempt > 0,
+        };
+        if rest.start == rest.end {
+            self.repeated_ranges.push(claimed.range.0);
+        }
+        (rest, in_doubt)
+    }
+
+    fn is_unknown(&mut self, group: Group) {
+        if group.start < group.end {
+            let key_count = self.first.len();
+            let unknown = self.unknown.get_or_insert_with(|| Bitmap::new(key_count));
+            (group.start..group.end).for_each(|index| unknown.or(index, true));
+        }
+    }
+
     pub(crate) fn reply(self, node: &Node, membership_state: &MembershipState) -> ClaimReply {
         ClaimReply {
             header: Some(node.reply_header(membership_state.map())),

@@ -5,8 +5,7 @@ use std::{
     io::{self, Read},
     path::Path,
     process::ExitCode,
-    time::Duration,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use keydb_client::{AdminClient, WriteError};

@@ -194,7 +194,7 @@ impl Recovery {
         membership_state: &Arc<MembershipState>,
     ) -> Result<(), LoadError> {
         let (this, file, ranges) = (Arc::clone(self), file.clone(), ranges.clone());
-        let Some(origin) = membership_state.table().map(origin) else {
+        let Some(origin) = membership_state.table().map(Origin::of) else {
             return Ok(());
         };
         let loaded = spawn_blocking(move || {
@@ -205,13 +205,6 @@ impl Recovery {
             Ok(loaded) => loaded.map(|_| ()),
             Err(error) => Err(LoadError::Io(std::io::Error::other(error))),
         }
-    }
-}
-
-fn origin(table: &OwnedRanges) -> Origin {
-    Origin {
-        cluster_id: table.current_map.map.cluster_id,
-        seed_digest: table.current_map.map.hash.seed.digest(),
     }
 }
 

@@ -19,7 +19,10 @@ use super::{
     make::{Making, SCAN_ENTRIES, Unpublished},
     pace::Pace,
 };
-use crate::ranges::owned::{OwnedRange, OwnedRanges};
+use crate::{
+    disk::load::{Origin, check_header, check_totals},
+    ranges::owned::{OwnedRange, OwnedRanges},
+};
 
 /// How much of a file's end is read for its footer, unless that is longer.
 const FOOTER_BYTES: u64 = 16 << 10;
@@ -39,7 +42,7 @@ pub(super) fn deltas(
 ) -> Result<Unpublished, String> {
     let sources: Vec<Source<'_>> = deltas
         .iter()
-        .map(|delta| Source::open(shared, delta))
+        .map(|delta| Source::open(shared, delta, Origin::of(table)))
         .collect::<Result<_, _>>()?;
     let lsn_from = deltas.iter().map(|delta| delta.lsn_from).min();
     let lsn_to = deltas.iter().map(|delta| delta.lsn_to).max();
@@ -61,14 +64,14 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn open(shared: &Shared, delta: &'a ManifestFile) -> Result<Self, String> {
+    fn open(shared: &Shared, delta: &'a ManifestFile, origin: Origin) -> Result<Self, String> {
         let path = file_path(&shared.data_dir, &delta.name);
         let cannot = |reason: &dyn std::fmt::Display| format!("{}: {reason}", path.display());
         let file = File::open(&path).map_err(|error| cannot(&error))?;
         let footer = read_footer(&file, delta.size_bytes).map_err(|error| cannot(&error))?;
-        if footer.header.disk_id != delta.disk_id || footer.totals.entries != delta.entries {
-            return Err(cannot(&"it is not the file that the manifest names"));
-        }
+        check_header(&footer.header, delta, origin)
+            .and_then(|()| check_totals(footer.totals, delta))
+            .map_err(|error| cannot(&error))?;
         Ok(Self {
             delta,
             file,

@@ -240,25 +240,8 @@ impl Snapshotter {
     /// # Errors
     /// What stands in the way, or how far it got by `deadline`. It may be there later all the same: what failed is tried again.
     pub(crate) async fn request(&self, full: bool, deadline: Instant) -> Result<Made, String> {
-        let mut progress = self.shared.progress.subscribe();
-        let before = progress.borrow_and_update().clone();
-        let ticket = self
-            .shared
-            .request(full)
-            .ok_or_else(|| STOPPING.to_owned())?;
-        let answered =
-            progress.wait_for(|now| now.uploaded >= ticket || now.failures > before.failures);
-        let now = match timeout_at(deadline, answered).await {
-            Ok(Ok(now)) => now.clone(),
-            Ok(Err(_)) => return Err(STOPPING.to_owned()),
-            Err(_) => {
-                let now = self.shared.progress.borrow().clone();
-                return Err(self.how_far(ticket, &before, &now));
-            }
-        };
-        if now.uploaded < ticket {
-            return Err(now.failure.clone());
-        }
+        let answered = self.answered(full, deadline, |now| now.uploaded);
+        let (before, now) = answered.await?;
         Ok(Made {
             reach: now.uploaded_reach,
             objects: now.objects - before.objects,
@@ -271,18 +254,36 @@ impl Snapshotter {
     /// # Errors
     /// What stands in the way, or that the time is up. What failed is tried again.
     pub(crate) async fn request_local(&self, deadline: Instant) -> Result<(), String> {
+        let answered = self.answered(false, deadline, |now| now.made);
+        answered.await.map(drop)
+    }
+
+    /// Has a round made, and waits until `answered` has come as far as that request. Returns the progress before and then.
+    async fn answered(
+        &self,
+        full: bool,
+        deadline: Instant,
+        answered: fn(&Progress) -> u64,
+    ) -> Result<(Progress, Progress), String> {
         let mut progress = self.shared.progress.subscribe();
-        let failures = progress.borrow_and_update().failures;
+        let before = progress.borrow_and_update().clone();
         let ticket = self
             .shared
-            .request(false)
+            .request(full)
             .ok_or_else(|| STOPPING.to_owned())?;
-        let answered = progress.wait_for(|now| now.made >= ticket || now.failures > failures);
-        match timeout_at(deadline, answered).await {
-            Ok(Ok(now)) if now.made >= ticket => Ok(()),
-            Ok(Ok(now)) => Err(now.failure.clone()),
-            Ok(Err(_)) => Err(STOPPING.to_owned()),
-            Err(_) => Err("the time is up; it goes on".to_owned()),
+        let ended =
+            progress.wait_for(|now| answered(now) >= ticket || now.failures > before.failures);
+        let now = match timeout_at(deadline, ended).await {
+            Ok(Ok(now)) => now.clone(),
+            Ok(Err(_)) => return Err(STOPPING.to_owned()),
+            Err(_) => {
+                let now = self.shared.progress.borrow().clone();
+                return Err(self.how_far(ticket, &before, &now));
+            }
+        };
+        match answered(&now) >= ticket {
+            true => Ok((before, now)),
+            false => Err(now.failure),
         }
     }
 
@@ -417,11 +418,9 @@ impl Shared {
 
     fn is_loading(&self) -> bool {
         let membership_state = self.node.membership_state();
-        let table = membership_state.table();
-        table.is_none_or(|table| {
-            let mut ranges = table.ranges().iter();
-            ranges.any(|range| range.readiness().is_none())
-        })
+        membership_state
+            .table()
+            .is_none_or(OwnedRanges::are_loading)
     }
 
     /// Has a round made. `None` when there are to be no more.
