@@ -1,5 +1,10 @@
 //! One bit an answer.
 
+use std::ops::Range;
+
+/// So many bits lie in the eight bytes from the first one's on, wherever in its byte that is.
+const WORD_BITS: usize = 56;
+
 /// Bits in order, as they travel on the wire: bit `i` is bit `i % 8` (least significant first) of byte `i / 8`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Bitmap {
@@ -62,6 +67,35 @@ impl Bitmap {
         self.bytes.iter().any(|byte| *byte != 0)
     }
 
+    /// The bits at `start` and behind it, the first one least significant: 56 of them, zeros behind the end.
+    #[inline]
+    fn word(&self, start: usize) -> u64 {
+        let from = self.bytes.get(start / 8..).unwrap_or_default();
+        let mut word = [0; 8];
+        match from.first_chunk() {
+            Some(all) => word = *all,
+            None => word[..from.len()].copy_from_slice(from),
+        }
+        u64::from_le_bytes(word) >> (start % 8)
+    }
+
+    /// The bits of `range`, some at a time: each time a word, the first one least significant, and how many bits it has.
+    pub(crate) fn words(&self, range: Range<usize>) -> impl Iterator<Item = (u64, usize)> {
+        debug_assert!(range.end <= self.len);
+        let Range { start, end } = range;
+        (start..end).step_by(WORD_BITS).map(move |at| {
+            let count = WORD_BITS.min(end - at);
+            (self.word(at) & ((1 << count) - 1), count)
+        })
+    }
+
+    /// How many of the bits of `range` are on.
+    #[inline]
+    pub fn count_in(&self, range: Range<usize>) -> usize {
+        let words = self.words(range);
+        words.map(|(word, _)| word.count_ones() as usize).sum()
+    }
+
     /// How many bits are on.
     pub fn count(&self) -> usize {
         self.bytes
@@ -86,6 +120,20 @@ mod tests {
         let back = Bitmap::from_bytes(bits.clone().into_bytes(), 11).unwrap();
         assert_eq!(back, bits);
         assert!(back.get(10) && !back.get(9));
+    }
+
+    #[test]
+    fn the_bits_of_a_part_are_counted_wherever_it_begins_and_ends() {
+        let mut bits = Bitmap::new(131);
+        (0..131).step_by(3).for_each(|index| bits.or(index, true));
+        for start in 0..131 {
+            for end in start..=131 {
+                let expected = (start..end).filter(|index| bits.get(*index)).count();
+                assert_eq!(bits.count_in(start..end), expected, "{start}..{end}");
+                let lengths = bits.words(start..end).map(|(_, count)| count);
+                assert_eq!(lengths.sum::<usize>(), end - start);
+            }
+        }
     }
 
     #[test]

@@ -26,6 +26,7 @@ mod lsn;
 mod manifest;
 mod namespace;
 mod operation_answers;
+mod origin;
 mod placement;
 pub mod random;
 mod snapshot;
@@ -55,6 +56,7 @@ pub use lsn::Lsn;
 pub use manifest::{Manifest, ManifestError, ManifestFile, ManifestRange, SnapshotKind};
 pub use namespace::{NAMESPACE_BYTES_MAX, Namespace, NamespaceError};
 pub use operation_answers::{AnswersDraft, OperationAnswers, RangeAnswers};
+pub use origin::{Origin, OtherFile};
 pub use placement::{PlacementError, place};
 pub use snapshot::{
     BLOCK_ENTRIES, BlockEntry, Event, FileKind, Footer, FooterError, SectionEntry, SectionHeader,

@@ -13,7 +13,7 @@
 //! A count of 0 stands for a range that was applied in part. The digest is that of all keys that were sent; where the key set refused
 //! one of them, only those before it are counted and answered. A range lies in one part only: a newer answer replaces an older.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::Range, sync::Arc};
 
 use crate::{
     Bitmap, Expiry, RangeId,
@@ -113,13 +113,11 @@ impl AnswersDraft {
         self.head(range, count);
         self.groups.extend_from_slice(&digest.to_le_bytes());
         let bits = offset..offset + count;
-        let any_unknown = unknown.filter(|unknown| bits.clone().any(|index| unknown.get(index)));
-        if let Some(unknown) = any_unknown {
+        if let Some(unknown) = unknown.filter(|unknown| unknown.count_in(bits.clone()) > 0) {
             self.unknown.pad_to(self.first.len);
-            self.unknown
-                .extend(bits.clone().map(|index| unknown.get(index)));
+            self.unknown.extend(unknown, bits.clone());
         }
-        self.first.extend(bits.map(|index| first.get(index)));
+        self.first.extend(first, bits);
     }
 
     /// Adds a range of which nobody knows what was applied.
@@ -308,13 +306,14 @@ struct Bits {
 }
 
 impl Bits {
-    fn extend(&mut self, bits: impl Iterator<Item = bool>) {
-        for bit in bits {
-            if self.len.is_multiple_of(8) {
-                self.bytes.push(0);
-            }
-            self.bytes[self.len / 8] |= u8::from(bit) << (self.len % 8);
-            self.len += 1;
+    /// Appends the bits of `range`.
+    fn extend(&mut self, bits: &Bitmap, range: Range<usize>) {
+        for (word, count) in bits.words(range) {
+            let used = self.len % 8;
+            let word = word << used | u64::from(self.bytes.pop_if(|_| used > 0).unwrap_or(0));
+            let bytes = (used + count).div_ceil(8);
+            self.bytes.extend_from_slice(&word.to_le_bytes()[..bytes]);
+            self.len += count;
         }
     }
 

@@ -19,12 +19,14 @@ extern crate self as keydb_node;
 mod cluster;
 mod config;
 mod disk;
+mod ending;
 mod error;
 mod node;
 mod ranges;
 mod requests;
 mod run;
 mod server;
+mod warnings;
 
 pub use cluster::clock::SystemClock;
 pub use config::{Limits, MemoryPolicy, NodeConfig};
@@ -32,9 +34,5 @@ pub use disk::data_dir::{DataDirError, saved_map};
 #[doc(hidden)]
 pub use disk::journal::bench;
 pub use disk::journal::{Found, JournalError, inspect};
-pub use disk::snapshot::{
-    Collected, GARBAGE_AGE_MIN, GarbageError, collect_garbage, first_object, manifest_key,
-    object_key,
-};
 pub use error::NodeError;
 pub use run::{Listeners, run};

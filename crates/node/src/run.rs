@@ -137,7 +137,7 @@ impl Running {
         membership.spawn(disk_hangs(Arc::clone(node)));
         membership.spawn(reserve_room(Arc::clone(node)));
         let ending = Arc::clone(node);
-        membership.spawn(async move { ending.ended().await });
+        membership.spawn(async move { ending.ending.asked().await });
         let mut sweeper = JoinSet::new();
         sweeper.spawn(sweep(Arc::clone(node)));
         Self {
@@ -202,7 +202,7 @@ impl Running {
             }
         }
         if let Some(disk) = node.disk() {
-            disk.close(node, deadline).await;
+            disk.close(id, deadline).await;
         }
         self.stop.cancel();
         let close_by = deadline.max(Instant::now() + CLOSE_TIMEOUT);
@@ -284,7 +284,7 @@ async fn disk_hangs(node: Arc<Node>) -> NodeError {
                 limit.as_secs()
             )
         };
-        node.warn_of("disk", hangs.then(text));
+        node.warnings.set("disk", hangs.then(text));
     }
 }
 

@@ -188,7 +188,7 @@ async fn a_range_whose_file_is_nowhere_is_closed_by_name_and_the_others_serve() 
     let range = manifest.ranges[3].clone();
     let name = range.base.unwrap();
     std::fs::remove_file(cluster.data_dir().join("snapshots").join(&name)).unwrap();
-    let key = keydb_node::object_key(NodeId(0), &name);
+    let key = keydb_storage::object_key(NodeId(0), &name);
     cluster.world.storage.delete(&key).await.unwrap();
 
     let node = cluster.start().await;

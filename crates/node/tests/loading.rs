@@ -5,7 +5,7 @@
 mod support;
 
 use keydb_core::{ClusterMap, Durability, Manifest, NodeId, OperationId};
-use keydb_node::{manifest_key, object_key};
+use keydb_storage::{manifest_key, object_key};
 use keydb_proto::shard::{ErrorCode, RangeState, RangeStatus, RefusalCode};
 use support::{cluster::*, storage::*, *};
 

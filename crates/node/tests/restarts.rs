@@ -11,9 +11,9 @@ use std::{
 };
 
 use keydb_core::{ClusterMap, Durability, Fingerprint, Incarnation, NodeId, OperationId};
-use keydb_node::{NodeError, manifest_key, object_key};
+use keydb_node::NodeError;
 use keydb_proto::shard::{OpenRangeRequest, RangeState, RefusalCode};
-use keydb_storage::{MAP_KEY, Put};
+use keydb_storage::{MAP_KEY, Put, manifest_key, object_key};
 use support::{cluster::*, storage::*, *};
 
 fn copy_dir(from: &Path, to: &Path) {

@@ -1,10 +1,11 @@
-//! Object storage behind one small trait, and the cluster map in it.
+//! Object storage behind one small trait, and what a cluster keeps in it.
 //!
 //! - [`ObjectStorage`] is the trait: read, write if absent, write if unchanged, stream large objects from files and back, list,
 //!   remove, and the storage's own time. Writes are exclusive: of any number of writers with the same condition, at most one wins.
 //! - [`StorageUrl`] is how settings name one: an S3 bucket, or a directory that processes of one machine share
 //!   ([`LocalStorage`]). [`MemoryStorage`] keeps objects in this process.
 //! - [`MapStore`] keeps the cluster map in object storage: it creates the map once, and changes it by compare-and-swap only.
+//! - [`SnapshotStore`] keeps each node's snapshot files there, and the manifests that name them.
 //!
 //! ```
 //! use bytes::Bytes;
@@ -35,6 +36,7 @@ mod map_store;
 mod memory;
 mod object;
 mod s3;
+mod snapshot_store;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod url;
@@ -43,8 +45,7 @@ pub use error::{StorageError, StorageErrorKind};
 pub use key::{KEY_BYTES_MAX, check_key};
 pub use local::LocalStorage;
 pub use map_store::{
-    Init, InitError, MANIFESTS, MAP_KEY, MapStore, MapStoreError, OtherCluster, Restored,
-    SNAPSHOTS, UpdateError,
+    Init, InitError, MAP_KEY, MapStore, MapStoreError, OtherCluster, Restored, UpdateError,
 };
 pub use memory::MemoryStorage;
 pub use object::{
@@ -52,4 +53,8 @@ pub use object::{
     Put, Reread, Version,
 };
 pub use s3::S3Options;
+pub use snapshot_store::{
+    Collected, GARBAGE_AGE_MIN, GarbageError, MANIFESTS, ManifestReadError, SNAPSHOT_EXTENSION,
+    SNAPSHOTS, SnapshotReadError, SnapshotStore, manifest_key, object_key, snapshot_file_name,
+};
 pub use url::{StorageUrl, StorageUrlError};

@@ -108,6 +108,21 @@ impl KeySet {
         offset: usize,
     ) {
         let mut offset = offset;
+        self.look_up(keys, times, |found| {
+            present.or(offset, found);
+            offset += 1;
+            true
+        });
+    }
+
+    /// Tells `each` of one key after the other whether it is there, until that says false. Returns what it said last.
+    #[inline]
+    fn look_up(
+        &self,
+        keys: PackedFingerprints<'_>,
+        times: Times,
+        mut each: impl FnMut(bool) -> bool,
+    ) -> bool {
         let mut located = [(Place::default(), 0); GROUP_KEYS];
         for group in groups(keys) {
             // Nothing moves under a lookup, so what was found out for the fetch still holds.
@@ -121,10 +136,17 @@ impl KeySet {
                     Probe::Found(_, slot) => slot.is_live(times.now),
                     Probe::Vacant(_) => false,
                 };
-                present.or(offset, found);
-                offset += 1;
+                if !each(found) {
+                    return false;
+                }
             }
         }
+        true
+    }
+
+    /// Whether all of `keys` are there.
+    pub fn has_all(&self, keys: PackedFingerprints<'_>, times: Times) -> bool {
+        self.look_up(keys, times, |found| found)
     }
 
     /// Stores `keys` until at least `expiry`; never shortens a life.

@@ -9,11 +9,7 @@
 //! either before the storage has told its time for the first time, nor after a clock's step that it has not confirmed. A storage
 //! that only stops to tell its time changes nothing.
 
-use std::{
-    path::Path,
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use keydb_core::{Clock, SinceBoot, UnixMillis};
 use keydb_storage::ObjectStorage;
@@ -25,10 +21,6 @@ use crate::{DataDirError, NodeError, disk::data_dir, node::Node};
 
 /// How often the clock is compared with the storage's, by either clock.
 const INTERVAL: Duration = Duration::from_secs(60);
-
-/// A clock that moves further than this between two looks at it has made a step. Looks are seconds apart, and a minute where the
-/// storage makes them wait.
-const STEP_MAX_MS: u64 = 180_000;
 
 /// Object storage tells its time in whole seconds.
 const GRAIN_MS: u64 = 1000;
@@ -128,34 +120,6 @@ pub(crate) fn check_unconfirmed(
     })
 }
 
-/// Whether the clock may decide that keys are over.
-#[derive(Debug, Default)]
-pub(crate) struct ClockTrust {
-    agreed: AtomicBool,
-    /// When that was looked at last, by the clock itself.
-    looked_ms: AtomicU64,
-}
-
-impl ClockTrust {
-    /// Whether the clocks agreed, and this one, which shows `now`, has not made a step since.
-    #[inline]
-    pub(crate) fn holds(&self, now: UnixMillis) -> bool {
-        let looked_ms = self.looked_ms.load(Ordering::Relaxed);
-        self.agreed.load(Ordering::Relaxed) && now.0.abs_diff(looked_ms) <= STEP_MAX_MS
-    }
-
-    /// The clocks were compared.
-    pub(crate) fn set(&self, agree: bool, now: UnixMillis) {
-        self.looked_ms.store(now.0, Ordering::Relaxed);
-        self.agreed.store(agree, Ordering::Relaxed);
-    }
-
-    /// They could not be compared.
-    pub(crate) fn keep(&self, now: UnixMillis) {
-        self.set(self.holds(now), now);
-    }
-}
-
 /// Compares a node's clock with the storage's now and then.
 #[derive(Debug, Default)]
 pub(crate) struct ClockWatch {
@@ -185,8 +149,8 @@ impl ClockWatch {
             Comparison::Agrees => {
                 self.agreed = Some((Instant::now(), node.clock.now()));
                 self.is_off = false;
-                node.trust_clock(true);
-                node.warn_of(SUBJECT, None);
+                node.clock.trust(true);
+                node.warnings.set(SUBJECT, None);
             }
             Comparison::Off {
                 ahead_ms,
@@ -199,15 +163,15 @@ impl ClockWatch {
                     clock,
                     error_max_ms,
                 };
-                if node.membership_state().table().is_none() {
+                if node.membership.state().table().is_none() {
                     return Err(error);
                 }
                 self.agreed = None;
-                node.trust_clock(false);
+                node.clock.trust(false);
                 // The next look would say the same with other times.
                 if !std::mem::replace(&mut self.is_off, true) {
                     let text = format!("{error}; nothing is reclaimed until it is");
-                    node.warn_of(SUBJECT, Some(text));
+                    node.warnings.set(SUBJECT, Some(text));
                 }
             }
             Comparison::Unknown => self.cannot_look(node),
@@ -222,10 +186,10 @@ impl ClockWatch {
 
     /// The storage does not answer.
     pub(crate) fn cannot_look(&self, node: &Node) {
-        node.cannot_check_clock();
-        if !node.clock_is_trusted() && !self.is_off {
+        node.clock.cannot_compare();
+        if !node.clock.is_trusted() && !self.is_off {
             let text = "object storage does not tell its time, so this machine's clock is not checked; nothing is reclaimed until it is";
-            node.warn_of(SUBJECT, Some(text.to_owned()));
+            node.warnings.set(SUBJECT, Some(text.to_owned()));
         }
     }
 }
@@ -294,41 +258,6 @@ mod tests {
             UnixMillis(storage),
             2000,
         )
-    }
-
-    #[test]
-    fn a_clock_is_trusted_from_a_comparison_on_until_it_is_off_or_makes_a_step() {
-        let trust = ClockTrust::default();
-        let at = UnixMillis;
-        assert!(!trust.holds(at(0)));
-        trust.keep(at(1_000_000));
-        assert!(!trust.holds(at(1_000_000)));
-        trust.set(true, at(1_000_000));
-        assert!(trust.holds(at(1_000_000 + STEP_MAX_MS)));
-        assert!(trust.holds(at(1_000_000 - STEP_MAX_MS)));
-        assert!(!trust.holds(at(1_000_001 + STEP_MAX_MS)));
-        assert!(!trust.holds(at(999_999 - STEP_MAX_MS)));
-        trust.set(false, at(1_000_000));
-        assert!(!trust.holds(at(1_000_000)));
-    }
-
-    #[test]
-    fn silence_costs_no_trust_unless_the_clock_has_made_a_step_meanwhile() {
-        let trust = ClockTrust::default();
-        trust.set(true, UnixMillis(1_000_000));
-        let mut now = UnixMillis(1_000_000);
-        for _ in 0..1000 {
-            now = UnixMillis(now.0 + STEP_MAX_MS);
-            trust.keep(now);
-            assert!(trust.holds(now));
-        }
-        now = UnixMillis(now.0 + STEP_MAX_MS + 1);
-        trust.keep(now);
-        assert!(!trust.holds(now));
-        trust.keep(now);
-        assert!(!trust.holds(now), "only a comparison wins it again");
-        trust.set(true, now);
-        assert!(trust.holds(now));
     }
 
     #[test]

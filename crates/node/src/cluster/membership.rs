@@ -19,7 +19,10 @@ use keydb_core::{ClusterMap, Durability, Incarnation, Manifest, MapError, NodeEn
 use keydb_proto::shard::{
     NodeStatusReply, NodeStatusRequest, shard_service_client::ShardServiceClient,
 };
-use keydb_storage::{MapStore, MapStoreError, StorageErrorKind, UpdateError, Version};
+use keydb_storage::{
+    ManifestReadError, MapStore, MapStoreError, SnapshotStore, StorageErrorKind, UpdateError,
+    Version,
+};
 use tokio::{
     task::{JoinError, JoinSet, spawn_blocking},
     time::timeout,
@@ -31,9 +34,10 @@ use crate::{
     NodeError,
     cluster::clock_check::{ClockWatch, KnownClock, check_unconfirmed},
     disk::data_dir::{self, DataDir},
+    disk::journal::JournalSizes,
     disk::recovery::{Recovered, Recovery},
-    disk::snapshot::{self, RemoteError},
-    node::{MembershipState, Node},
+    disk::snapshot,
+    cluster::membership_state::MembershipState, node::Node,
     ranges::owned::{CurrentMap, OwnedRanges, Readiness},
 };
 
@@ -139,7 +143,7 @@ impl Membership {
                 after.unwrap_or_else(|| " before its first snapshot".to_owned())
             );
             warn!(%node, "{text}");
-            self.node.warn_of("loss", Some(text));
+            self.node.warnings.set("loss", Some(text));
             self.uncounted_loss = true;
         }
         Ok(())
@@ -166,7 +170,7 @@ impl Membership {
         if !self.uncounted_loss {
             return;
         }
-        let membership_state = self.node.membership_state();
+        let membership_state = self.node.membership.state();
         let in_force = membership_state.map();
         // A successor of a map that is not in force would be another map under the version of one that was.
         let Some(map) = in_force.filter(|map| map.version() == stored) else {
@@ -199,7 +203,7 @@ impl Membership {
         match timeout(LOAD_TIMEOUT, load).await {
             Ok(Ok(None)) => {
                 self.known = known;
-                let in_force = self.node.membership_state();
+                let in_force = self.node.membership.state();
                 let Some(map) = in_force.map() else {
                     return Ok(());
                 };
@@ -213,7 +217,7 @@ impl Membership {
                 self.take(map).await?;
                 self.follow_up(stored).await;
                 // Until the node serves by it, it has to be looked at each time.
-                let in_force = self.node.membership_state();
+                let in_force = self.node.membership.state();
                 self.known = known.filter(|_| {
                     in_force.table().is_some()
                         && in_force.map().is_some_and(|map| map.version() == stored)
@@ -222,7 +226,7 @@ impl Membership {
             }
             Ok(Ok(Some(None))) => {
                 self.take_saved_map().await?;
-                if self.node.membership_state().map().is_some() {
+                if self.node.membership.state().map().is_some() {
                     self.storage_fails(
                         "object storage has no cluster map any more; `keydb recover --map` puts it back",
                     );
@@ -275,7 +279,7 @@ impl Membership {
 
     /// Without the storage's map, a node that has a disk starts by the map that it kept on it.
     async fn take_saved_map(&mut self) -> Result<(), NodeError> {
-        if self.node.membership_state().map().is_some() {
+        if self.node.membership.state().map().is_some() {
             return Ok(());
         }
         let Some(map) = self.saved_map()? else {
@@ -292,14 +296,14 @@ impl Membership {
     /// A failure that a repeat would not heal ends a node that does not serve yet; one that serves goes on.
     async fn load_failed(&mut self, error: MapStoreError) -> Result<(), NodeError> {
         let error = match error {
-            MapStoreError::Map(error) if self.node.membership_state().table().is_none() => {
+            MapStoreError::Map(error) if self.node.membership.state().table().is_none() => {
                 return Err(unusable(error));
             }
             MapStoreError::Map(error) => error.to_string(),
             MapStoreError::Storage(error) => {
                 self.take_saved_map().await?;
                 let is_refused = error.kind() == StorageErrorKind::Refused;
-                if is_refused && self.node.membership_state().table().is_none() {
+                if is_refused && self.node.membership.state().table().is_none() {
                     return Err(NodeError::Storage(error.to_string()));
                 }
                 error.to_string()
@@ -311,7 +315,7 @@ impl Membership {
 
     /// Goes by `map` if it is newer.
     async fn take(&mut self, map: ClusterMap) -> Result<(), NodeError> {
-        let membership_state = self.node.membership_state();
+        let membership_state = self.node.membership.state();
         if let Some(current) = membership_state.map() {
             if map.cluster_id != current.cluster_id {
                 return Err(NodeError::OtherCluster {
@@ -332,7 +336,7 @@ impl Membership {
                 return Ok(());
             }
             if std::mem::replace(&mut self.older_map_seen, false) {
-                self.node.warn_of("map", None);
+                self.node.warnings.set("map", None);
             }
         } else if let Some(saved) = self.saved_map()?
             && saved.cluster_id == map.cluster_id
@@ -343,7 +347,7 @@ impl Membership {
                 map.lineage, map.epoch, saved.lineage, saved.epoch
             );
             self.older_map_seen = true;
-            self.node.warn_of("map", Some(text));
+            self.node.warnings.set("map", Some(text));
             return self.take_saved_map().await;
         }
         let newer = membership_state
@@ -384,18 +388,16 @@ impl Membership {
     async fn join(&mut self, map: ClusterMap, newer: bool) -> Result<(), NodeError> {
         let Some(entry) = map.node(self.node.config.id).cloned() else {
             if newer {
-                self.node
-                    .set_membership_state(MembershipState::NotListed(CurrentMap::new(map)));
+                self.node.membership.set(MembershipState::NotListed(CurrentMap::new(map)));
             }
             self.wait(Waiting::ToBeListed);
             return Ok(());
         };
         self.waiting = None;
         if newer {
-            self.node
-                .set_membership_state(MembershipState::NotRegistered(CurrentMap::new(map.clone())));
+            self.node.membership.set(MembershipState::NotRegistered(CurrentMap::new(map.clone())));
         }
-        if map.durability.has_disk() && !self.node.clock_is_trusted() {
+        if map.durability.has_disk() && !self.node.clock.is_trusted() {
             let root = &self.node.config.data_dir;
             check_unconfirmed(&*self.node.clock, root, map.clock_error_max_ms)?;
         }
@@ -495,16 +497,15 @@ impl Membership {
         let Some(own) = snapshot::local_manifest(data_dir)? else {
             return Ok(true);
         };
-        let look = snapshot::manifest_or_proof_of_none(&**self.store.storage(), map.cluster_id, id);
+        let snapshots = SnapshotStore::new(Arc::clone(self.store.storage()));
+        let look = snapshots.manifest_or_proof_of_none(map.cluster_id, id);
         let remote = match timeout(LOAD_TIMEOUT, look).await {
             Ok(Ok(remote)) => remote.map(|(manifest, _)| manifest),
-            Ok(Err(error @ (RemoteError::Unusable(_) | RemoteError::Removed { .. }))) => {
-                return Err(NodeError::Storage(error.to_string()));
-            }
-            Ok(Err(error)) => {
+            Ok(Err(ManifestReadError::Storage(error))) => {
                 self.storage_fails(&error.to_string());
                 return Ok(false);
             }
+            Ok(Err(error)) => return Err(NodeError::Storage(error.to_string())),
             Err(_) => {
                 self.storage_fails(&format!(
                     "reading the node's manifest took longer than {} s",
@@ -641,8 +642,7 @@ impl Membership {
             };
             warn!(%node, epoch, "{started} ranges that came to this node {what}");
         }
-        self.node
-            .set_membership_state(MembershipState::Serving(table));
+        self.node.membership.set(MembershipState::Serving(table));
     }
 
     /// Starts to read the node's keys from its disk, or from object storage.
@@ -652,8 +652,9 @@ impl Membership {
         };
         let recovery = Recovery {
             node: Arc::clone(&self.node),
-            storage: Arc::clone(self.store.storage()),
+            store: SnapshotStore::new(Arc::clone(self.store.storage())),
             data_dir: Arc::clone(data_dir),
+            sizes: JournalSizes::default(),
         };
         self.recovery.spawn(recovery.run());
     }
@@ -682,20 +683,20 @@ impl Membership {
         if std::mem::replace(&mut self.storage_failed, true) {
             return;
         }
-        let text = match self.node.membership_state().map() {
+        let text = match self.node.membership.state().map() {
             Some(map) => format!(
                 "going on with the last cluster map (epoch {}), trying again: {error}",
                 map.epoch
             ),
             None => format!("waiting for object storage, which has the cluster map: {error}"),
         };
-        self.node.warn_of("storage", Some(text));
+        self.node.warnings.set("storage", Some(text));
     }
 
     fn storage_works(&mut self) {
         if std::mem::replace(&mut self.storage_failed, false) {
             info!(node = %self.node.config.id, "the storage answers again");
-            self.node.warn_of("storage", None);
+            self.node.warnings.set("storage", None);
         }
     }
 }

@@ -8,11 +8,11 @@ use std::{
 };
 
 use keydb_core::{
-    ClusterId, Event, InsertError, ManifestFile, RangeId, SnapshotDecoder, SnapshotError,
-    SnapshotHeader, Times, Totals,
+    Event, InsertError, ManifestFile, Origin, OtherFile, RangeId, SnapshotDecoder, SnapshotError,
+    Times, Totals,
 };
 
-use crate::ranges::owned::{OwnedRange, OwnedRanges};
+use crate::ranges::owned::OwnedRange;
 
 /// How much of a file is read at once.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -28,28 +28,12 @@ pub(crate) enum LoadError {
     #[error(transparent)]
     Damaged(#[from] SnapshotError),
     /// It is not the file that the manifest names.
-    #[error("{0}")]
-    Foreign(String),
+    #[error(transparent)]
+    OtherFile(#[from] OtherFile),
+    #[error("its section of range {0} has other bounds than the range")]
+    OtherBounds(RangeId),
     #[error("range {0}: {1}")]
     NoRoom(RangeId, InsertError),
-}
-
-/// What the files of a cluster have in common.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Origin {
-    pub(crate) cluster_id: ClusterId,
-    pub(crate) seed_digest: u64,
-}
-
-impl Origin {
-    /// Of the files of the cluster whose map `table` goes by.
-    pub(crate) fn of(table: &OwnedRanges) -> Self {
-        let map = &table.current_map.map;
-        Self {
-            cluster_id: map.cluster_id,
-            seed_digest: map.hash.seed.digest(),
-        }
-    }
 }
 
 /// Merges the file at `path` into those of `ranges` that it has sections for.
@@ -69,10 +53,7 @@ pub(crate) fn load_file(
                     .map(|range| &**range)
                     .find(|range| range.id == section.range);
                 if let Some(range) = into.filter(|range| range.bounds != section.bounds) {
-                    return Err(LoadError::Foreign(format!(
-                        "its section of range {} has other bounds than the range",
-                        range.id
-                    )));
+                    return Err(LoadError::OtherBounds(range.id));
                 }
             }
             Event::Entries(entries) => {
@@ -112,54 +93,12 @@ pub(crate) fn read_file(
         decoder.feed(&chunk[..read]);
         while let Some(event) = decoder.next_event()? {
             if let Event::Header(header) = &event {
-                check_header(header, expected, origin)?;
+                origin.check_header(header, expected)?;
             }
             each(event)?;
         }
     }
     let totals = decoder.finish()?;
-    check_totals(totals, expected)?;
+    expected.check_totals(totals)?;
     Ok(totals)
-}
-
-/// Checks that a file has as much in it as is expected.
-pub(crate) fn check_totals(totals: Totals, expected: &ManifestFile) -> Result<(), LoadError> {
-    if totals.bytes != expected.size_bytes || totals.entries != expected.entries {
-        return Err(LoadError::Foreign(format!(
-            "it has {} entries in {} bytes, and the manifest says {} in {}",
-            totals.entries, totals.bytes, expected.entries, expected.size_bytes
-        )));
-    }
-    Ok(())
-}
-
-/// Checks that a file is the one that is expected: `header` is the file's.
-pub(crate) fn check_header(
-    header: &SnapshotHeader,
-    expected: &ManifestFile,
-    origin: Origin,
-) -> Result<(), LoadError> {
-    if header.cluster_id != origin.cluster_id {
-        return Err(LoadError::Foreign(format!(
-            "it belongs to cluster {}, not to {}",
-            header.cluster_id, origin.cluster_id
-        )));
-    }
-    if header.seed_digest != origin.seed_digest {
-        return Err(LoadError::Foreign(
-            "its fingerprints were made with another hash seed".to_owned(),
-        ));
-    }
-    let same = header.kind.snapshot() == Some(expected.kind)
-        && header.disk_id == expected.disk_id
-        && header.lsn_from == expected.lsn_from
-        && header.lsn_to == expected.lsn_to;
-    if same {
-        Ok(())
-    } else {
-        Err(LoadError::Foreign(format!(
-            "it is {:?} of LSN {} to {} of disk {}, not what the manifest says",
-            header.kind, header.lsn_from, header.lsn_to, header.disk_id
-        )))
-    }
 }

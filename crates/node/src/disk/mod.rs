@@ -12,31 +12,15 @@ use std::{
     time::Duration,
 };
 
-use keydb_core::{Incarnation, RangeId};
-use keydb_proto::{
-    refusal_status,
-    shard::{
-        CreateSnapshotsReply, CreateSnapshotsRequest, DiskStatus, ErrorCode, OpenRangeReply,
-        OpenRangeRequest,
-    },
-};
+use keydb_core::{Incarnation, NodeId};
+use keydb_proto::shard::DiskStatus;
 use tokio::time::Instant;
-use tonic::Status;
 use tracing::{error, info};
 
-use crate::{
-    disk::data_dir::DataDir, disk::journal::Journal, disk::snapshot::Snapshotter, node::Node,
-    server::status::check_cluster,
-};
+use crate::{disk::data_dir::DataDir, disk::journal::Journal, disk::snapshot::Snapshotter};
 
 /// How long the last snapshot's upload may hold up a node that stops.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a snapshot that was asked for is waited for where the caller says nothing else.
-pub(crate) const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3600);
-
-/// The answer needs a part of a caller's patience to get there, up to this.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// A disk in use.
 #[derive(Debug)]
@@ -65,7 +49,7 @@ impl Disk {
     }
 
     /// What makes snapshots, until the disk is closed.
-    fn snapshots(&self) -> Option<Arc<Snapshotter>> {
+    pub(crate) fn snapshots(&self) -> Option<Arc<Snapshotter>> {
         self.lock().clone()
     }
 
@@ -129,9 +113,7 @@ impl Disk {
 
     /// The end of a node that was asked to stop, after its last request: everything goes to local files, and to object storage
     /// where that is quick.
-    pub(crate) async fn close(&self, node: &Node, deadline: Instant) {
-        let id = node.config.id;
-        // Taken out: it knows the node, which knows this disk.
+    pub(crate) async fn close(&self, id: NodeId, deadline: Instant) {
         let snapshots = self.lock().take();
         if let Some(snapshots) = snapshots {
             info!(node = %id, "making the last snapshot");
@@ -153,102 +135,4 @@ impl Disk {
             Err(error) => error!(node = %id, "the journal is not closed cleanly: {error}"),
         }
     }
-}
-
-/// When to answer a caller that has this patience.
-fn answer_by(patience: Option<Duration>) -> Instant {
-    let patience = patience.map_or(SNAPSHOT_TIMEOUT, |it| it.min(SNAPSHOT_TIMEOUT));
-    Instant::now() + patience - ANSWER_TIME_MAX.min(patience / 4)
-}
-
-fn not_possible(why: &str) -> Status {
-    refusal_status(ErrorCode::NotPossible, why)
-}
-
-/// What makes snapshots of the node's ranges.
-fn snapshotter(node: &Node) -> Result<Arc<Snapshotter>, Status> {
-    let snapshots = node.disk().and_then(Disk::snapshots);
-    snapshots.ok_or_else(|| not_possible("the node is still loading its keys; try again"))
-}
-
-/// Answers for a closed range with what is left of it, and waits until local files say so.
-pub(crate) async fn open_range(
-    node: &Node,
-    request: &OpenRangeRequest,
-    patience: Option<Duration>,
-) -> Result<OpenRangeReply, Status> {
-    let deadline = answer_by(patience);
-    let membership_state = node.membership_state();
-    check_cluster(&membership_state, &request.cluster_id)?;
-    let table = membership_state
-        .table()
-        .ok_or_else(|| node.not_serving(&membership_state))?;
-    let id = RangeId(request.range_id);
-    let index = table.find(id, 0).ok_or_else(|| {
-        not_possible(&format!(
-            "node {} does not own hash range {id}",
-            node.config.id
-        ))
-    })?;
-    let range = &table.ranges()[index];
-    if table.are_loading() {
-        return Err(not_possible(
-            "the node is still loading its keys, also those of this range that it has; try again when no range is loading",
-        ));
-    }
-    let snapshots = snapshotter(node)?;
-    if range.is_ready() && !range.is_given_up() {
-        return Err(not_possible(&format!(
-            "hash range {id} is not closed: nothing of it is missing"
-        )));
-    }
-    // Before anybody is answered without the lost keys.
-    let opened = range.give_up();
-    let reason = opened.unwrap_or("it was given up before").to_owned();
-    if opened.is_some() {
-        let text = format!("hash range {id} was opened without what is missing of it: {reason}");
-        node.warn_of("loss", Some(text));
-        node.count_loss();
-    }
-    snapshots.request_local(deadline).await.map_err(|reason| {
-        not_possible(&format!(
-            "hash range {id} is open, but no snapshot says so yet, and a node that is restarted before that closes it again: {reason}"
-        ))
-    })?;
-    Ok(OpenRangeReply {
-        header: Some(node.reply_header(membership_state.map())),
-        reason,
-        keys: range.read().len() as u64,
-    })
-}
-
-/// Makes a snapshot, and waits until object storage has it; as long as the caller does at most.
-pub(crate) async fn create_snapshots(
-    node: &Node,
-    request: &CreateSnapshotsRequest,
-    patience: Option<Duration>,
-) -> Result<CreateSnapshotsReply, Status> {
-    let deadline = answer_by(patience);
-    let membership_state = node.membership_state();
-    check_cluster(&membership_state, &request.cluster_id)?;
-    let map = membership_state
-        .table()
-        .map(|table| &table.current_map.map)
-        .ok_or_else(|| node.not_serving(&membership_state))?;
-    if !map.durability.has_disk() {
-        return Err(not_possible(
-            "durability is memory: there is nothing to make snapshots of",
-        ));
-    }
-    let made = snapshotter(node)?
-        .request(request.full, deadline)
-        .await
-        .map_err(|reason| not_possible(&format!("no snapshot is in object storage: {reason}")))?;
-    Ok(CreateSnapshotsReply {
-        header: Some(node.reply_header(membership_state.map())),
-        complete_to_unix_ms: made.reach.complete_to.0,
-        lsn: made.reach.lsn.0,
-        objects: made.objects,
-        object_bytes: made.object_bytes,
-    })
 }

@@ -24,7 +24,7 @@ use keydb_core::{
     AnswerEntry, AnswersFile, ClusterMap, Durability, Entry, Lsn, Manifest, OperationAnswers,
     RangeId, Record, RecordBody, Times, UnixMillis,
 };
-use keydb_storage::ObjectStorage;
+use keydb_storage::SnapshotStore;
 use tokio::{
     task::{JoinError, spawn_blocking},
     time::Instant,
@@ -33,11 +33,12 @@ use tracing::{error, info};
 
 use crate::{
     DataDirError, NodeError,
+    cluster::membership_state::MembershipState,
     disk::Disk,
     disk::data_dir::{self, DataDir},
-    disk::journal::{self, Identity, Journal, JournalConfig},
-    disk::snapshot::{self, Backlog, Snapshotter},
-    node::{MembershipState, Node},
+    disk::journal::{self, Identity, Journal, JournalConfig, JournalSizes, Recent},
+    disk::snapshot::{self, Inputs, Replayed, Snapshotter},
+    node::Node,
     ranges::owned::{OwnedRange, OwnedRanges, Readiness},
 };
 
@@ -45,8 +46,9 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Recovery {
     pub(crate) node: Arc<Node>,
-    pub(crate) storage: Arc<dyn ObjectStorage>,
+    pub(crate) store: SnapshotStore,
     pub(crate) data_dir: Arc<DataDir>,
+    pub(crate) sizes: JournalSizes,
 }
 
 /// How it went.
@@ -57,6 +59,16 @@ pub(crate) struct Recovered {
     pub(crate) lost_after: Option<Option<UnixMillis>>,
 }
 
+/// A disk whose journal is open.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    /// What the node's keys are, but for those that the journal has.
+    pub(crate) manifest: Manifest,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) replayed: Replayed,
+    lost_after: Option<Option<UnixMillis>>,
+}
+
 impl Recovery {
     /// Reads everything. Ranges become ready, or are closed, one after the other.
     ///
@@ -65,69 +77,86 @@ impl Recovery {
     pub(crate) async fn run(self) -> Result<Recovered, NodeError> {
         let started = Instant::now();
         let this = Arc::new(self);
-        let membership_state = this.node.membership_state();
+        let membership_state = this.node.membership.state();
         let Some(table) = membership_state.table() else {
             return Ok(Recovered { lost_after: None });
         };
+        let mut opened = this.open(&membership_state, table).await?;
+        if this.is_taken_over(&opened.manifest) {
+            // Which files there are is known only when they have all been fetched.
+            opened.manifest = this.load(&membership_state, opened.manifest).await?;
+            this.start_snapshots(&opened).await?;
+        } else {
+            // Ranges become ready one after the other, and what they acknowledge is to be in files soon, however long a storage that
+            // does not answer holds up the others.
+            this.start_snapshots(&opened).await?;
+            this.load(&membership_state, opened.manifest).await?;
+        }
+        this.node.warnings.set("recovery", None);
+        info!(
+            node = %this.node.config.id,
+            lsn = %opened.journal.appended(),
+            keys = table.ranges().iter().map(|range| range.read().len()).sum::<usize>(),
+            ms = started.elapsed().as_millis() as u64,
+            "the node's keys are loaded"
+        );
+        Ok(Recovered {
+            lost_after: opened.lost_after,
+        })
+    }
+
+    /// Finds out what the node's keys are, reads its journal, and opens that.
+    pub(crate) async fn open(
+        self: &Arc<Self>,
+        membership_state: &Arc<MembershipState>,
+        table: &OwnedRanges,
+    ) -> Result<Opened, NodeError> {
         let map = &table.current_map.map;
-        let local = blocking(&this, |this| snapshot::open(&this.data_dir)).await??;
+        let local = blocking(self, |this| snapshot::open(&this.data_dir)).await??;
         let was_here = local.is_some();
-        let mut manifest = match local {
+        let manifest = match local {
             Some(mut manifest) => {
-                this.check_manifest(&manifest, map)?;
-                this.check_not_rolled_back(&manifest).await?;
+                self.check_manifest(&manifest, map)?;
+                self.check_not_rolled_back(&manifest).await?;
                 if map.durability == Durability::Snapshot {
                     snapshot::skip_lost(&mut manifest);
                 }
                 manifest
             }
-            None => this.adopt(map).await?,
+            None => self.adopt(map).await?,
         };
-        this.check_clock(map, manifest.complete_to_ms)?;
-
-        let replaying = (Arc::clone(&membership_state), manifest.clone());
-        let (journal, backlog, clean) = blocking(&this, move |this| {
-            let (journal, backlog) = this.replay(&replaying.0, &replaying.1)?;
+        self.check_clock(map, manifest.complete_to_ms)?;
+        let replaying = (Arc::clone(membership_state), manifest.clone());
+        let (journal, replayed, clean) = blocking(self, move |this| {
+            let (journal, replayed) = this.replay(&replaying.0, &replaying.1)?;
             // From here on writes may be acknowledged, of which that stop knew nothing.
             let clean = snapshot::take_clean_flag(&this.data_dir)?;
-            Ok::<_, NodeError>((Arc::new(journal), backlog, clean))
+            Ok::<_, NodeError>((Arc::new(journal), replayed, clean))
         })
         .await??;
         let lost_after = (map.durability == Durability::Snapshot && was_here && !clean)
             .then(|| manifest.complete_to());
-        this.node
-            .set_disk(Disk::new(Arc::clone(&this.data_dir), Arc::clone(&journal)));
-        let start_snapshots = async |manifest: Manifest, backlog: Backlog| {
-            let snapshots = Snapshotter::start(
-                Arc::clone(&this.node),
-                Arc::clone(&this.storage),
-                Arc::clone(&journal),
-                Arc::clone(&this.data_dir),
-                manifest,
-                backlog,
-            )?;
-            this.node.open_disk().await.start_snapshots(snapshots);
-            Ok::<_, NodeError>(())
+        self.node
+            .set_disk(Disk::new(Arc::clone(&self.data_dir), Arc::clone(&journal)));
+        Ok(Opened {
+            manifest,
+            journal,
+            replayed,
+            lost_after,
+        })
+    }
+
+    /// Begins to make snapshots of what is `opened`.
+    pub(crate) async fn start_snapshots(&self, opened: &Opened) -> Result<(), NodeError> {
+        let inputs = Inputs {
+            node: self.node.parts(),
+            store: self.store.clone(),
+            journal: Arc::clone(&opened.journal),
+            data_dir: Arc::clone(&self.data_dir),
         };
-        if this.is_taken_over(&manifest) {
-            // Which files there are is known only when they have all been fetched.
-            manifest = this.load(&membership_state, manifest).await?;
-            start_snapshots(manifest, backlog).await?;
-        } else {
-            // Ranges become ready one after the other, and what they acknowledge is to be in files soon, however long a storage that
-            // does not answer holds up the others.
-            start_snapshots(manifest.clone(), backlog).await?;
-            this.load(&membership_state, manifest).await?;
-        }
-        this.node.warn_of("recovery", None);
-        info!(
-            node = %this.node.config.id,
-            lsn = %journal.appended(),
-            keys = table.ranges().iter().map(|range| range.read().len()).sum::<usize>(),
-            ms = started.elapsed().as_millis() as u64,
-            "the node's keys are loaded"
-        );
-        Ok(Recovered { lost_after })
+        let snapshots = Snapshotter::start(inputs, opened.manifest.clone(), opened.replayed)?;
+        self.node.open_disk().await.start_snapshots(snapshots);
+        Ok(())
     }
 
     fn check_manifest(&self, manifest: &Manifest, map: &ClusterMap) -> Result<(), NodeError> {
@@ -153,22 +182,22 @@ impl Recovery {
         if clock.0.saturating_add(map.clock_error_max_ms) >= written.0 {
             return Ok(());
         }
-        if !self.node.clock_is_trusted() {
+        if !self.node.clock.is_trusted() {
             return Err(NodeError::ClockWentBack { clock, written });
         }
         let text = format!(
             "this machine's clock was wrong before: the node wrote at {written}, and it is {clock}; keys from that time live so much longer"
         );
-        self.node.warn_of("earlier clock", Some(text));
+        self.node.warnings.set("earlier clock", Some(text));
         Ok(())
     }
 
-    /// Reads the journal behind the manifest, and opens it. What was read, as far as it can be kept, is for the next snapshot.
+    /// Reads the journal behind the manifest, and opens it.
     fn replay(
         &self,
         membership_state: &MembershipState,
         manifest: &Manifest,
-    ) -> Result<(Journal, Backlog), NodeError> {
+    ) -> Result<(Journal, Replayed), NodeError> {
         let Some(table) = membership_state.table() else {
             unreachable!("a node recovers while it serves")
         };
@@ -181,8 +210,9 @@ impl Recovery {
                 disk_id: self.data_dir.disk_id(),
             },
             map.durability == Durability::Journal,
-            Arc::clone(&self.node.clock),
+            Arc::clone(&self.node.clock) as _,
         );
+        config.segment_bytes = self.sizes.segment_bytes;
         config.reserved_bytes = snapshot::room_at_start(manifest);
         let answers = self.read_answers(map)?;
         let answers_to = answers.as_ref().map_or(Lsn::ZERO, |file| file.lsn);
@@ -193,26 +223,24 @@ impl Recovery {
                 self.node.answers.restore(entry);
             }
         }
-        let mut backlog = Backlog::new(manifest.lsn, config.recent_bytes_max);
-        let mut last = manifest.lsn;
+        let mut recent = Recent::new(manifest.lsn, self.sizes.recent_bytes_max);
+        let mut all_merged = true;
         if config.synced {
-            let mut merger = Merger::new(table, self.node.times());
+            let mut merger = Merger::new(table, self.node.clock.times());
             let after = answers_to.min(manifest.lsn);
             let each = |record: &Record<'_>| {
-                backlog.replayed(record, config.identity.disk_id);
+                recent.replayed(record, config.identity.disk_id);
                 self.restore(record, &mut merger)
             };
             let replayed =
                 journal::replay(&config.dir, &config.identity, manifest.lsn, after, each)?;
             merger.flush().map_err(|reason| self.unreadable(reason))?;
-            if merger.has_failed() {
-                backlog.not_all_merged();
-            }
+            all_merged = !merger.has_failed();
             self.check_clock(map, replayed.last_written)?;
-            last = replayed.last;
-            info!(node = %self.node.config.id, records = replayed.records, %last, "the journal is read");
+            info!(node = %self.node.config.id, records = replayed.records, last = %replayed.last, "the journal is read");
         }
-        Ok((Journal::open(config, last)?, backlog))
+        let to = recent.to();
+        Ok((Journal::open(config, recent)?, Replayed { to, all_merged }))
     }
 
     /// The file of remembered answers, if it is there and sound. Without it repeats of claims are answered `Unknown`, which is

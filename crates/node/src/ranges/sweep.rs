@@ -32,7 +32,7 @@ pub(crate) async fn sweep(node: Arc<Node>) {
         }
         last_pass = now;
         // A wrong clock must not cost keys.
-        if node.clock_is_trusted() {
+        if node.clock.is_trusted() {
             pass(&node).await;
         }
     }
@@ -61,7 +61,7 @@ pub(crate) async fn reclaim(table: &OwnedRanges, times: Times, enough: impl Fn()
 }
 
 async fn pass(node: &Node) {
-    let membership_state = node.membership_state();
+    let membership_state = node.membership.state();
     let mut pace = Pace::default();
     for range in membership_state
         .table()
@@ -76,7 +76,7 @@ async fn sweep_range(node: &Node, range: &OwnedRange, pace: &mut Pace) {
     while let Some(from) = next {
         pace.step().await;
         // Each step takes the lock for itself, so that requests get in between.
-        next = range.write().sweep(from, node.times());
+        next = range.write().sweep(from, node.clock.times());
     }
 }
 

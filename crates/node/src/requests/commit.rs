@@ -23,6 +23,8 @@ use crate::{
     disk::journal::{Journal, Reservation, Space},
     ranges::owned::OwnedRange,
     ranges::uncommitted::Locked,
+    requests::plan::Plan,
+    requests::steps::STEP_KEYS,
 };
 
 /// What a record takes at most besides what its groups and keys do.
@@ -64,11 +66,28 @@ impl<'a> Commit<'a> {
         }
     }
 
+    /// For a request that writes all keys of `plan`, with so many expiries. Waits for room in the journal.
+    ///
+    /// # Errors
+    /// When the disk has none. Nothing was applied.
+    pub(crate) async fn of_plan(
+        journal: Option<&'a Journal>,
+        plan: &Plan<'_>,
+        expiries: usize,
+    ) -> Result<Self, Status> {
+        let groups = plan.groups.iter();
+        let keys: usize = groups.map(|group| group.end - group.start).sum();
+        // A chunk ends with its expiry, or where the next step would make it larger than a step may be; so any two of them that follow
+        // each other have another expiry or more keys than that.
+        let chunks = expiries + 2 * keys / STEP_KEYS;
+        Self::of_write(journal, keys, plan.groups.len(), chunks).await
+    }
+
     /// For a request that writes at most `keys` keys in `groups` groups and `chunks` chunks. Waits for room in the journal.
     ///
     /// # Errors
     /// When the disk has none. Nothing was applied.
-    pub(crate) async fn of_write(
+    async fn of_write(
         journal: Option<&'a Journal>,
         keys: usize,
         groups: usize,
@@ -135,28 +154,27 @@ impl<'a> Commit<'a> {
     }
 
     /// Of the keys, those whose bit from `offset` on is on have been stored in `range`, whose write lock is held; the reply tells
-    /// of the others that they are there.
+    /// of the others that they are there. Returns whether any have been stored.
     pub(crate) fn claimed(
         &mut self,
         range: &OwnedRange,
         keys: PackedFingerprints<'_>,
         first: &Bitmap,
         offset: usize,
-    ) {
-        let has_stored = || (offset..offset + keys.len()).any(|index| first.get(index));
-        if self.nothing_is_uncommitted(range) && !has_stored() {
-            return;
+    ) -> bool {
+        let count = first.count_in(offset..offset + keys.len());
+        if count == 0 {
+            self.found(range, keys, |_| true);
+            return false;
         }
         let Some((chunk, mut marks)) = self.chunk_and_marks(range) else {
-            return;
+            return true;
         };
         let lsn = chunk.reservation.lsn();
         let mut wait_lsn = Lsn::ZERO;
-        let mut stored = 0;
         for (index, key) in (offset..).zip(keys.iter()) {
             if first.get(index) {
                 chunk.fingerprints.extend_from_slice(&key.to_bytes());
-                stored += 1;
                 if let Some(marks) = &mut marks {
                     marks.mark(key, lsn);
                 }
@@ -164,18 +182,18 @@ impl<'a> Commit<'a> {
                 wait_lsn = wait_lsn.max(marks.find(key));
             }
         }
-        chunk.group(range, stored);
+        chunk.group(range, count);
         drop(marks);
         self.wait_for(wait_lsn);
+        true
     }
 
-    /// The reply tells of the keys whose bit from `offset` on is on that they are in `range`, a lock of which is held.
+    /// The reply tells of the keys that are `present`, by their index, that they are in `range`, a lock of which is held.
     pub(crate) fn found(
         &mut self,
         range: &OwnedRange,
         keys: PackedFingerprints<'_>,
-        present: &Bitmap,
-        offset: usize,
+        present: impl Fn(usize) -> bool,
     ) {
         let Some(journal) = self.journal else { return };
         if self.nothing_is_uncommitted(range) {
@@ -183,14 +201,14 @@ impl<'a> Commit<'a> {
         }
         let marks = range.uncommitted.lock(journal.committed());
         let lsn_of = |(index, key): (usize, Fingerprint)| {
-            if present.get(index) {
+            if present(index) {
                 marks.find(key)
             } else {
                 Lsn::ZERO
             }
         };
-        let newest = (offset..).zip(keys.iter()).map(lsn_of).max();
-        self.wait_lsn = self.wait_lsn.max(newest.unwrap_or_default());
+        let newest = keys.iter().enumerate().map(lsn_of).max();
+        self.wait_for(newest.unwrap_or_default());
     }
 
     /// The reply tells of what is committed with `lsn`.

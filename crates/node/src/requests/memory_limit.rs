@@ -3,11 +3,8 @@
 //! Below it nothing is looked at. At it, expired keys are reclaimed first; then a request with new keys is refused as a whole, and
 //! one whose keys are all there is answered as ever. Or, where that was chosen, the keys that would expire soonest are shed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use keydb_core::{Bitmap, Entry, Fingerprint, Times, UnixMillis, UnixSeconds};
 use keydb_proto::{refusal_status, shard::ErrorCode};
-use tokio::sync::Mutex;
 use tonic::Status;
 use tracing::warn;
 
@@ -23,21 +20,6 @@ const SHED_DIVISOR: usize = 20;
 
 /// How many keys of each range are looked at to find out when the soonest expire.
 const SAMPLE_KEYS: usize = 2048;
-
-/// What was done about the memory limit.
-#[derive(Debug, Default)]
-pub(crate) struct Reclaiming {
-    /// When the last pass ended. Locked while one is made.
-    last_pass: Mutex<Option<UnixMillis>>,
-    shed_keys: AtomicU64,
-}
-
-impl Reclaiming {
-    /// Keys that were dropped before their time.
-    pub(crate) fn shed_keys(&self) -> u64 {
-        self.shed_keys.load(Ordering::Relaxed)
-    }
-}
 
 /// Checks that the keys to be written are welcome.
 ///
@@ -93,10 +75,10 @@ async fn make_room(node: &Node, table: &OwnedRanges) {
         return;
     }
     // A wrong clock must not cost keys.
-    if !node.clock_is_trusted() {
+    if !node.clock.is_trusted() {
         return;
     }
-    sweep::reclaim(table, node.times_at(now), || false).await;
+    sweep::reclaim(table, node.clock.times_at(now), || false).await;
     // A share of the keys need not free memory: that comes back in pieces of some hundred keys.
     for _ in 0..SHED_DIVISOR {
         if !sheds || !is_reached(node) {
@@ -122,7 +104,7 @@ async fn shed(node: &Node, table: &OwnedRanges, now: UnixMillis) {
     let limit_bytes = node.config.limits.memory_bytes;
     let enough = || node.arena.used_bytes() < limit_bytes - limit_bytes / SHED_DIVISOR;
     let shed = sweep::reclaim(table, Times { now, purge_before }, enough).await as u64;
-    let all = node.reclaiming.shed_keys.fetch_add(shed, Ordering::Relaxed) + shed;
+    let all = node.reclaiming.shed(shed);
     warn!(
         node = %node.config.id,
         "over memory limit: {shed} keys that would have expired by Unix time {} were dropped before their time, {all} since the start",

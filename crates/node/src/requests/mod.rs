@@ -1,15 +1,23 @@
 //! Requests for keys, from the check as a whole to the committed answer.
 //!
 //! - `plan` checks each request as a whole, so that a refused one has applied nothing;
-//! - `keys` works on the keys, range by range; `put_with_expiries` does where each key has an expiry of its own, and
-//!   `read_only_claim` answers claims that need nothing written;
+//! - `admit` says what must hold when it comes in, and the time that it goes by;
+//! - `get`, `put` and `claim` work on the keys, in `steps`; `read_only_claim` answers claims that need nothing written;
 //! - `answers` remembers what claims were answered, `commit` lets no reply go before what it says is committed;
 //! - `memory_limit` keeps the key sets within the memory that they may take.
 
+mod admit;
 pub(crate) mod answers;
+mod claim;
 pub(crate) mod commit;
-pub(crate) mod keys;
-pub(crate) mod memory_limit;
+mod get;
+mod memory_limit;
 pub(crate) mod plan;
-pub(crate) mod put_with_expiries;
-pub(crate) mod read_only_claim;
+mod put;
+mod read_only_claim;
+pub(crate) mod reclaiming;
+mod steps;
+
+pub(crate) use claim::claim;
+pub(crate) use get::get;
+pub(crate) use put::put;

@@ -36,6 +36,13 @@ pub(crate) struct Group {
     pub(crate) attempt: u32,
 }
 
+impl Group {
+    /// The keys from the one at `start` in the request on.
+    pub(crate) const fn rest_from(self, start: usize) -> Self {
+        Self { start, ..self }
+    }
+}
+
 fn invalid(message: String) -> Status {
     refusal_status(ErrorCode::InvalidRequest, message)
 }

@@ -38,7 +38,7 @@ use tonic::{
 };
 use tracing::{debug, warn};
 
-use crate::{disk::SNAPSHOT_TIMEOUT, node::Node, server::service::Service};
+use crate::{node::Node, server::service::Service, server::snapshots::SNAPSHOT_TIMEOUT};
 
 /// Connections at the same time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 8192;

@@ -2,6 +2,7 @@
 //!
 //! - `grpc` accepts connections, `service` speaks `keydb.shard.v1.ShardService` on them, `admission` lets requests in until the
 //!   node stops, `request_counters` counts them;
+//! - `snapshots` has snapshots made when an operator asks for it;
 //! - `status` is what the node says of itself, `http` tells it to probes and Prometheus.
 
 pub(crate) mod admission;
@@ -9,4 +10,5 @@ pub(crate) mod grpc;
 pub(crate) mod http;
 pub(crate) mod request_counters;
 pub(crate) mod service;
+pub(crate) mod snapshots;
 pub(crate) mod status;

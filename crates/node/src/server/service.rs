@@ -11,7 +11,8 @@ use keydb_proto::shard::{
 use tonic::{Request, Response, Status};
 
 use crate::{
-    disk, node::Node, requests::keys, server::request_counters::Operation, server::status,
+    node::Node, requests, server::request_counters::Operation, server::snapshots,
+    server::status,
 };
 
 /// `keydb.shard.v1.ShardService` of one node.
@@ -22,7 +23,7 @@ pub(crate) struct Service(pub(crate) Arc<Node>);
 impl ShardService for Service {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
         let request = request.get_ref();
-        let reply = keys::get(&self.0, request).await;
+        let reply = requests::get(&self.0, request).await;
         let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
         let request_counters = &self.0.request_counters;
         request_counters.count(Operation::Get, keys, &reply, |reply| &reply.refused);
@@ -31,7 +32,7 @@ impl ShardService for Service {
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutReply>, Status> {
         let request = request.get_ref();
-        let reply = keys::put(&self.0, request).await;
+        let reply = requests::put(&self.0, request).await;
         let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
         let request_counters = &self.0.request_counters;
         request_counters.count(Operation::Put, keys, &reply, |reply| &reply.refused);
@@ -40,7 +41,7 @@ impl ShardService for Service {
 
     async fn claim(&self, request: Request<ClaimRequest>) -> Result<Response<ClaimReply>, Status> {
         let request = request.get_ref();
-        let reply = keys::claim(&self.0, request).await;
+        let reply = requests::claim(&self.0, request).await;
         let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
         let request_counters = &self.0.request_counters;
         request_counters.count(Operation::Claim, keys, &reply, |reply| &reply.refused);
@@ -65,7 +66,7 @@ impl ShardService for Service {
         &self,
         request: Request<CreateSnapshotsRequest>,
     ) -> Result<Response<CreateSnapshotsReply>, Status> {
-        disk::create_snapshots(&self.0, request.get_ref(), waits(&request))
+        snapshots::create_snapshots(&self.0, request.get_ref(), waits(&request))
             .await
             .map(Response::new)
     }
@@ -74,7 +75,7 @@ impl ShardService for Service {
         &self,
         request: Request<OpenRangeRequest>,
     ) -> Result<Response<OpenRangeReply>, Status> {
-        disk::open_range(&self.0, request.get_ref(), waits(&request))
+        snapshots::open_range(&self.0, request.get_ref(), waits(&request))
             .await
             .map(Response::new)
     }

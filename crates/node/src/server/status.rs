@@ -10,7 +10,7 @@ use tonic::Status;
 
 use crate::{
     disk::Disk,
-    node::{MembershipState, Node},
+    cluster::membership_state::MembershipState, node::Node,
     ranges::owned::Readiness,
     requests::plan,
     server::http::StatusSnapshot,
@@ -18,7 +18,7 @@ use crate::{
 
 /// The map that the node goes by, if it is newer than the caller's.
 pub(crate) fn map(node: &Node, request: &GetMapRequest) -> Result<GetMapReply, Status> {
-    let membership_state = node.membership_state();
+    let membership_state = node.membership.state();
     check_cluster(&membership_state, &request.cluster_id)?;
     let newer = membership_state
         .current_map()
@@ -33,7 +33,7 @@ pub(crate) fn map(node: &Node, request: &GetMapRequest) -> Result<GetMapReply, S
 
 /// What the node holds.
 pub(crate) fn status(node: &Node, request: &NodeStatusRequest) -> Result<NodeStatusReply, Status> {
-    let membership_state = node.membership_state();
+    let membership_state = node.membership.state();
     check_cluster(&membership_state, &request.cluster_id)?;
     Ok(reply(node, &membership_state))
 }
@@ -78,13 +78,13 @@ fn reply(node: &Node, membership_state: &MembershipState) -> NodeStatusReply {
         disk: node.disk().map(Disk::status),
         memory_limit_bytes: node.config.limits.memory_bytes as u64,
         shed_keys: node.reclaiming.shed_keys(),
-        warnings: node.warnings(),
+        warnings: node.warnings.all(),
     }
 }
 
 /// What probes and metrics go by.
 pub(crate) fn snapshot(node: &Node) -> StatusSnapshot {
-    let membership_state = node.membership_state();
+    let membership_state = node.membership.state();
     let not_serving = membership_state
         .table()
         .is_none()

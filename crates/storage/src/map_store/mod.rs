@@ -16,16 +16,12 @@ use keydb_core::{ClusterMap, MapError, NewCluster, OperationId, random};
 use tokio::time::{Instant, sleep};
 
 pub use self::error::{InitError, MapStoreError, OtherCluster, UpdateError};
-use crate::{ObjectStorage, Put, Reread, StorageError, StorageErrorKind, Version};
+use crate::{
+    MANIFESTS, ObjectStorage, Put, Reread, SNAPSHOTS, StorageError, StorageErrorKind, Version,
+};
 
 /// The key of the object that is the cluster map.
 pub const MAP_KEY: &str = "cluster-map.json";
-
-/// What the keys of all nodes' manifests begin with.
-pub const MANIFESTS: &str = "manifests/";
-
-/// What the keys of all nodes' snapshot files begin with.
-pub const SNAPSHOTS: &str = "snapshots/";
 
 const ATTEMPTS_MAX: u32 = 32;
 /// No new attempt starts later than this after the first.

@@ -43,7 +43,7 @@ use keydb_core::{Clock, ClusterId, Incarnation, Lsn, NodeId};
 
 pub use inspect::{Found, inspect};
 pub(crate) use queue::{Reservation, Space};
-pub(crate) use recent::Recent;
+pub(crate) use recent::{Recent, RecentRecords};
 pub(crate) use replay::replay;
 
 use prepare::Room;
@@ -52,7 +52,7 @@ use queue::Queue;
 /// A segment's size, unless told otherwise.
 const SEGMENT_BYTES: u64 = 64 << 20;
 
-/// Recent records are kept up to this size.
+/// Recent records are kept in memory, for the next delta snapshot, up to this size.
 pub(crate) const RECENT_BYTES_MAX: usize = 16 << 20;
 
 /// Where the journal is and what it goes by.
@@ -66,12 +66,28 @@ pub(crate) struct JournalConfig {
     pub(crate) synced: bool,
     /// How large a segment is.
     pub(crate) segment_bytes: u64,
-    /// How many bytes of records are kept in memory for the next delta snapshot.
-    pub(crate) recent_bytes_max: usize,
     /// How much of the disk is left to snapshots until [`Journal::reserve`] says otherwise, besides what the journal has by then.
     pub(crate) reserved_bytes: u64,
     /// What records are dated by.
     pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// How large its parts are.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct JournalSizes {
+    /// A segment.
+    pub(crate) segment_bytes: u64,
+    /// The recent records at most.
+    pub(crate) recent_bytes_max: usize,
+}
+
+impl Default for JournalSizes {
+    fn default() -> Self {
+        Self {
+            segment_bytes: SEGMENT_BYTES,
+            recent_bytes_max: RECENT_BYTES_MAX,
+        }
+    }
 }
 
 /// Whose journal it is.
@@ -153,7 +169,6 @@ impl JournalConfig {
             identity,
             synced,
             segment_bytes: SEGMENT_BYTES,
-            recent_bytes_max: RECENT_BYTES_MAX,
             reserved_bytes: 0,
             clock,
         }
@@ -161,15 +176,15 @@ impl JournalConfig {
 }
 
 impl Journal {
-    /// Starts to write behind `last`, the last record that [`replay`] found. What it found before is left as it is, and a new
-    /// segment begun.
+    /// Starts to write behind the last of the records `recent`, which is the last one that [`replay`] found. What it found before is
+    /// left as it is, and a new segment begun.
     ///
     /// # Errors
     /// When the directory cannot be used. A full disk is no error: the journal then admits nothing until there is room.
-    pub(crate) fn open(config: JournalConfig, last: Lsn) -> Result<Self, JournalError> {
-        let synced = config.synced;
+    pub(crate) fn open(config: JournalConfig, recent: Recent) -> Result<Self, JournalError> {
+        let (last, synced) = (recent.to(), config.synced);
         let shared = Arc::new(Shared {
-            queue: Queue::new(last, synced, config.recent_bytes_max),
+            queue: Queue::new(recent, synced),
             room: Room::new(config.segment_bytes),
             busy_since: Mutex::default(),
             config,
@@ -241,17 +256,29 @@ impl Journal {
         self.shared.queue.wait_committed(lsn).await
     }
 
-    /// The committed records up to `up_to` since those that were taken before.
-    pub(crate) fn take_recent(&self, up_to: Lsn) -> Recent {
-        self.shared.queue.take_recent(up_to)
+    /// The committed records up to `up_to` that no snapshot file has.
+    pub(crate) fn recent(&self, up_to: Lsn) -> RecentRecords {
+        self.shared.queue.recent().up_to(up_to)
+    }
+
+    /// Snapshot files have the records up to `to`.
+    pub(crate) fn recent_written(&self, to: Lsn) {
+        self.shared.queue.recent().written(to);
+    }
+
+    /// The records up to `to` are not kept any more: full files are to have what they say.
+    pub(crate) fn lose_recent(&self, to: Lsn) {
+        self.shared.queue.recent().lose(to);
+    }
+
+    /// Full files that were begun behind `lost` have what the lost records up to there say.
+    pub(crate) fn recent_recovered(&self, lost: Lsn) {
+        self.shared.queue.recent().recovered(lost);
     }
 
     /// How many bytes of recent records there are, and how many there may be.
     pub(crate) fn recent_bytes(&self) -> (usize, usize) {
-        (
-            self.shared.queue.recent_bytes(),
-            self.shared.config.recent_bytes_max,
-        )
+        self.shared.queue.recent().bytes()
     }
 
     /// The records up to `covered` are not needed any more: segments that have no others are removed, soon.

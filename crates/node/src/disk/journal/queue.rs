@@ -15,7 +15,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::{
     JournalError, Shared,
-    recent::{Keeper, Recent},
+    recent::Recent,
 };
 
 /// So long a record that nobody waits for may be kept from the disk, so that many go there together.
@@ -37,7 +37,7 @@ pub(super) struct Queue {
     /// Told when there is something for the writer to do.
     work: Condvar,
     waiters: Mutex<BinaryHeap<Waiter>>,
-    recent: Mutex<Keeper>,
+    recent: Mutex<Recent>,
     synced: bool,
     error: OnceLock<JournalError>,
     failed: Notify,
@@ -101,8 +101,9 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Queue {
-    /// Behind the record `last`.
-    pub(super) fn new(last: Lsn, synced: bool, recent_bytes_max: usize) -> Self {
+    /// Behind the last of the records `recent`.
+    pub(super) fn new(recent: Recent, synced: bool) -> Self {
+        let last = recent.to();
         Self {
             next: AtomicU64::new(last.next().0),
             appended: AtomicU64::new(last.0),
@@ -121,7 +122,7 @@ impl Queue {
             may_be_late: AtomicBool::new(false),
             work: Condvar::new(),
             waiters: Mutex::default(),
-            recent: Mutex::new(Keeper::new(last, recent_bytes_max)),
+            recent: Mutex::new(recent),
             synced,
             error: OnceLock::new(),
             failed: Notify::new(),
@@ -152,12 +153,8 @@ impl Queue {
         self.file_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn recent_bytes(&self) -> usize {
-        lock(&self.recent).bytes()
-    }
-
-    pub(super) fn take_recent(&self, up_to: Lsn) -> Recent {
-        lock(&self.recent).take(up_to.min(self.committed()))
+    pub(super) fn recent(&self) -> MutexGuard<'_, Recent> {
+        lock(&self.recent)
     }
 
     pub(super) fn cut(&self, covered: Lsn) {

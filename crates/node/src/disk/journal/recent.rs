@@ -1,85 +1,121 @@
-//! The records of the last while, as what a delta snapshot is made of.
+//! The records of the last while: what a delta snapshot is made of.
 
 use std::collections::VecDeque;
 
-use keydb_core::Lsn;
+use bytes::Bytes;
+use keydb_core::{Incarnation, Lsn, Record, encode_record};
 
-/// Records since the last time.
+/// The committed records behind those that snapshot files have, as far as they can be kept.
+///
+/// Records that could not be kept are *lost* to deltas, not to the node: the key sets have what they say, so full files that are
+/// begun later have it too.
 #[derive(Debug)]
-pub(crate) enum Recent {
-    /// All of them.
-    Records {
-        /// They are those behind this one.
-        from: Lsn,
-        /// Up to this one.
-        to: Lsn,
-        /// Each as it was encoded, in order.
-        records: Vec<Vec<u8>>,
-    },
-    /// There were too many to keep.
-    Gap {
-        /// They go up to this one, which may lie behind what was asked for.
-        to: Lsn,
-    },
-}
-
-/// Keeps records until they are taken.
-#[derive(Debug)]
-pub(super) struct Keeper {
-    bytes_max: usize,
+pub(crate) struct Recent {
+    /// Up to here the records are not there: files have them, or they are lost.
+    from: Lsn,
+    /// Up to here they are.
+    to: Lsn,
+    /// Each as it was encoded, in order.
+    records: VecDeque<Bytes>,
     bytes: usize,
-    /// The last record that was taken.
-    taken: Lsn,
-    /// The last record that was added.
-    added: Lsn,
-    records: VecDeque<Vec<u8>>,
-    /// Some were dropped since.
-    gap: bool,
+    bytes_max: usize,
+    /// Records up to here are lost.
+    lost: Option<Lsn>,
 }
 
-impl Keeper {
-    pub(super) fn new(taken: Lsn, bytes_max: usize) -> Self {
+/// Some of them, and what is to be known of the others.
+#[derive(Debug)]
+pub(crate) struct RecentRecords {
+    /// They are those behind this one.
+    pub(crate) from: Lsn,
+    /// Up to this one.
+    pub(crate) to: Lsn,
+    /// Each as it was encoded, in order.
+    pub(crate) records: Vec<Bytes>,
+    /// Records up to this one are lost to deltas.
+    pub(crate) lost: Option<Lsn>,
+}
+
+impl Recent {
+    /// For files that have everything up to `from`; of at most so many bytes.
+    pub(crate) const fn new(from: Lsn, bytes_max: usize) -> Self {
         Self {
-            bytes_max,
-            bytes: 0,
-            taken,
-            added: taken,
+            from,
+            to: from,
             records: VecDeque::new(),
-            gap: false,
+            bytes: 0,
+            bytes_max,
+            lost: None,
         }
+    }
+
+    /// Adds what was read from the journal at the start, one record after the other. Those that files have are left out.
+    pub(crate) fn replayed(&mut self, record: &Record<'_>, disk_id: Incarnation) {
+        if record.lsn <= self.to {
+            return;
+        }
+        if record.lsn != self.to.next() {
+            // Nobody kept those in between.
+            self.to = Lsn(record.lsn.0 - 1);
+            self.lose(self.to);
+        }
+        let mut bytes = Vec::new();
+        encode_record(&mut bytes, disk_id, record);
+        self.push(bytes);
     }
 
     /// Adds the record that follows the last one.
     pub(super) fn push(&mut self, record: Vec<u8>) {
-        self.added = self.added.next();
-        if self.gap {
-            return;
-        }
+        self.to = self.to.next();
         self.bytes += record.len();
-        self.records.push_back(record);
+        self.records.push_back(record.into());
         if self.bytes > self.bytes_max {
-            self.gap = true;
-            self.bytes = 0;
-            self.records = VecDeque::new();
+            self.lose(self.to);
         }
     }
 
-    pub(super) const fn bytes(&self) -> usize {
-        self.bytes
+    /// How many bytes they have, and how many they may have.
+    pub(super) const fn bytes(&self) -> (usize, usize) {
+        (self.bytes, self.bytes_max)
     }
 
-    /// Takes the records up to `to`, which have all been added.
-    pub(super) fn take(&mut self, to: Lsn) -> Recent {
-        let from = self.taken;
-        // Where some were dropped, those behind `to` may be among them.
-        let to = if self.gap { self.added } else { to.max(from) };
-        self.taken = to;
-        if std::mem::take(&mut self.gap) {
-            return Recent::Gap { to };
+    /// The last record.
+    pub(crate) const fn to(&self) -> Lsn {
+        self.to
+    }
+
+    /// The records up to `to`; none where more than those are lost.
+    pub(super) fn up_to(&self, to: Lsn) -> RecentRecords {
+        let to = to.clamp(self.from, self.to);
+        let count = (to.0 - self.from.0) as usize;
+        RecentRecords {
+            from: self.from,
+            to,
+            records: self.records.iter().take(count).cloned().collect(),
+            lost: self.lost,
         }
-        let records: Vec<Vec<u8>> = self.records.drain(..(to.0 - from.0) as usize).collect();
-        self.bytes -= records.iter().map(Vec::len).sum::<usize>();
-        Recent::Records { from, to, records }
+    }
+
+    /// Files have the records up to `to`.
+    pub(super) fn written(&mut self, to: Lsn) {
+        while self.from < to
+            && let Some(record) = self.records.pop_front()
+        {
+            self.from = self.from.next();
+            self.bytes -= record.len();
+        }
+        self.from = self.from.max(to);
+    }
+
+    /// Gives up the records up to `to`: full files are to have what they say.
+    pub(super) fn lose(&mut self, to: Lsn) {
+        self.lost = self.lost.max(Some(to));
+        self.written(to);
+    }
+
+    /// Every range has a full file that was begun behind `lost`.
+    pub(super) fn recovered(&mut self, lost: Lsn) {
+        self.lost = self.lost.filter(|it| *it > lost);
     }
 }
 
@@ -87,36 +123,72 @@ impl Keeper {
 mod tests {
     use super::*;
 
-    fn lengths(recent: Recent) -> (u64, u64, Option<Vec<usize>>) {
-        match recent {
-            Recent::Records { from, to, records } => {
-                (from.0, to.0, Some(records.iter().map(Vec::len).collect()))
-            }
-            Recent::Gap { to } => (0, to.0, None),
-        }
+    fn recent(from: u64, bytes: &[usize]) -> Recent {
+        let mut recent = Recent::new(Lsn(from), 100);
+        bytes.iter().for_each(|bytes| recent.push(vec![0; *bytes]));
+        recent
+    }
+
+    fn lengths(records: RecentRecords) -> (u64, u64, Vec<usize>, Option<u64>) {
+        let lengths = records.records.iter().map(Bytes::len).collect();
+        let lost = records.lost.map(|lost| lost.0);
+        (records.from.0, records.to.0, lengths, lost)
     }
 
     #[test]
-    fn records_are_taken_once_and_in_order() {
-        let mut keeper = Keeper::new(Lsn(10), 100);
-        for bytes in [1, 2, 3] {
-            keeper.push(vec![0; bytes]);
-        }
-        assert_eq!(lengths(keeper.take(Lsn(12))), (10, 12, Some(vec![1, 2])));
-        keeper.push(vec![0; 4]);
-        assert_eq!(lengths(keeper.take(Lsn(14))), (12, 14, Some(vec![3, 4])));
-        assert_eq!(lengths(keeper.take(Lsn(14))), (14, 14, Some(vec![])));
-        assert_eq!(keeper.bytes(), 0);
+    fn records_that_follow_each_other_are_kept_until_a_file_has_them() {
+        let mut recent = recent(10, &[1, 2, 3]);
+        assert_eq!(lengths(recent.up_to(Lsn(12))), (10, 12, vec![1, 2], None));
+        assert_eq!(recent.bytes(), (6, 100));
+        recent.written(Lsn(12));
+        recent.push(vec![0; 4]);
+        assert_eq!(lengths(recent.up_to(Lsn(99))), (12, 14, vec![3, 4], None));
+        recent.written(Lsn(14));
+        assert_eq!(lengths(recent.up_to(Lsn(14))), (14, 14, vec![], None));
+        assert_eq!(recent.bytes(), (0, 100));
     }
 
     #[test]
-    fn too_many_records_are_a_gap_up_to_the_last_one_and_then_it_goes_on() {
-        let mut keeper = Keeper::new(Lsn(0), 100);
-        for _ in 0..3 {
-            keeper.push(vec![0; 40]);
+    fn more_bytes_than_may_be_kept_are_lost_and_those_behind_are_kept() {
+        let mut recent = recent(0, &[60, 40]);
+        assert_eq!(lengths(recent.up_to(Lsn(2))), (0, 2, vec![60, 40], None));
+        recent.push(vec![0; 1]);
+        assert_eq!(lengths(recent.up_to(Lsn(2))), (3, 3, vec![], Some(3)));
+        recent.push(vec![0; 5]);
+        assert_eq!(lengths(recent.up_to(Lsn(4))), (3, 4, vec![5], Some(3)));
+        // A file of some that were lost meanwhile.
+        recent.written(Lsn(2));
+        assert_eq!(lengths(recent.up_to(Lsn(4))), (3, 4, vec![5], Some(3)));
+    }
+
+    #[test]
+    fn what_is_lost_later_is_not_in_files_that_were_made_before() {
+        let mut recent = recent(10, &[1, 1]);
+        recent.lose(Lsn(11));
+        assert_eq!(lengths(recent.up_to(Lsn(12))), (11, 12, vec![1], Some(11)));
+        recent.lose(Lsn(12));
+        recent.recovered(Lsn(11));
+        assert_eq!(recent.up_to(Lsn(12)).lost, Some(Lsn(12)));
+        recent.recovered(Lsn(12));
+        assert_eq!(recent.up_to(Lsn(12)).lost, None);
+    }
+
+    #[test]
+    fn of_a_journal_that_begins_later_the_records_in_between_are_lost() {
+        let body = keydb_core::RecordBody::Empty;
+        let record = |lsn| Record {
+            lsn: Lsn(lsn),
+            synced: Lsn::ZERO,
+            written: keydb_core::UnixMillis(0),
+            body: body.clone(),
+        };
+        let disk_id = Incarnation::from_bytes([1; 16]);
+        let mut recent = Recent::new(Lsn(10), 1000);
+        for lsn in [9, 10, 13, 14] {
+            recent.replayed(&record(lsn), disk_id);
         }
-        assert_eq!(lengths(keeper.take(Lsn(1))), (0, 3, None));
-        keeper.push(vec![0; 5]);
-        assert_eq!(lengths(keeper.take(Lsn(4))), (3, 4, Some(vec![5])));
+        let records = recent.up_to(Lsn(99));
+        assert_eq!((records.from, records.to), (Lsn(12), Lsn(14)));
+        assert_eq!((records.records.len(), records.lost), (2, Some(Lsn(12))));
     }
 }

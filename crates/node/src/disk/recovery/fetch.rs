@@ -4,7 +4,7 @@ use std::{io::ErrorKind, time::Duration};
 
 use futures_util::StreamExt;
 use keydb_core::{ClusterMap, Lsn, Manifest, ManifestFile};
-use keydb_storage::{StorageError, StorageErrorKind};
+use keydb_storage::{ManifestReadError, StorageError, StorageErrorKind, object_key};
 use tokio::{
     fs::File,
     io::AsyncWriteExt,
@@ -16,7 +16,7 @@ use super::{Recovery, STORAGE_PAUSE};
 use crate::{
     DataDirError, NodeError,
     disk::data_dir,
-    disk::snapshot::{self, Published, RemoteError, object_key},
+    disk::snapshot::{self, Published},
     ranges::owned::OwnedRanges,
 };
 
@@ -103,7 +103,7 @@ impl Recovery {
     /// A copy of the disk from an earlier time must not answer. When object storage does not answer at once, the start goes on without
     /// it, and whoever uploads finds out later.
     pub(super) async fn check_not_rolled_back(&self, own: &Manifest) -> Result<(), NodeError> {
-        let look = snapshot::remote_manifest(&*self.storage, own.cluster_id, own.node);
+        let look = self.store.manifest(own.cluster_id, own.node);
         let Ok(Ok(Some((remote, _)))) = timeout(GLANCE_TIMEOUT, look).await else {
             return Ok(());
         };
@@ -115,20 +115,21 @@ impl Recovery {
     async fn remote_manifest(&self, map: &ClusterMap) -> Result<Option<Manifest>, NodeError> {
         let node = self.node.config.id;
         loop {
-            match snapshot::manifest_or_proof_of_none(&*self.storage, map.cluster_id, node).await {
+            let look = self.store.manifest_or_proof_of_none(map.cluster_id, node);
+            match look.await {
                 Ok(found) => {
-                    self.node.warn_of("recovery", None);
+                    self.node.warnings.set("recovery", None);
                     return Ok(found.map(|(manifest, _)| manifest));
                 }
-                Err(RemoteError::Storage(error)) if error.kind() != StorageErrorKind::Refused => {
-                    self.node.warn_of(
+                Err(ManifestReadError::Storage(error)) if error.kind() != StorageErrorKind::Refused => {
+                    self.node.warnings.set(
                         "recovery",
                         Some(format!("waiting for object storage: {error}")),
                     );
                     sleep(STORAGE_PAUSE).await;
                 }
                 Err(error) => {
-                    self.node.warn_of("recovery", None);
+                    self.node.warnings.set("recovery", None);
                     return Err(NodeError::Storage(error.to_string()));
                 }
             }
@@ -144,17 +145,17 @@ impl Recovery {
                     if error.kind() == StorageErrorKind::Unavailable =>
                 {
                     let text = format!("waiting for object storage: {error}");
-                    self.node.warn_of("recovery", Some(text));
+                    self.node.warnings.set("recovery", Some(text));
                     sleep(STORAGE_PAUSE).await;
                 }
                 Err(FetchError::NoRoom(error)) => {
                     let text = format!("waiting for room on the disk: {error}");
-                    self.node.warn_of("recovery", Some(text));
+                    self.node.warnings.set("recovery", Some(text));
                     sleep(STORAGE_PAUSE).await;
                 }
                 Err(error) => return Err(error),
                 Ok(()) => {
-                    self.node.warn_of("recovery", None);
+                    self.node.warnings.set("recovery", None);
                     debug!(key, bytes = file.size_bytes, "fetched a snapshot file");
                     return Ok(());
                 }
@@ -176,8 +177,8 @@ impl Recovery {
             }
         };
         tokio::fs::create_dir_all(&dir).await.map_err(io)?;
-        let mut object = self
-            .storage
+        let storage = self.store.storage();
+        let mut object = storage
             .get_range(key, 0..file.size_bytes)
             .await?
             .ok_or_else(|| FetchError::Missing(key.to_owned()))?;

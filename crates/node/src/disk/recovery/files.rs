@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use keydb_core::{Manifest, ManifestFile, RangeId, SnapshotKind};
+use keydb_core::{Manifest, ManifestFile, Origin, RangeId, SnapshotKind};
 use tokio::{
     task::{JoinSet, spawn_blocking},
     time::Instant,
@@ -16,9 +16,9 @@ use tracing::{error, info, warn};
 use super::{Recovery, fetch::FetchError, task_failed};
 use crate::{
     NodeError,
-    disk::load::{LoadError, Origin, load_file},
+    cluster::membership_state::MembershipState,
+    disk::load::{LoadError, load_file},
     disk::snapshot,
-    node::MembershipState,
     ranges::owned::{OwnedRange, OwnedRanges, Readiness},
 };
 
@@ -51,7 +51,7 @@ enum Outcome {
 impl Recovery {
     /// Loads the files that the manifest names, and says of each range that it is ready or closed. Returns the manifest that it
     /// went by in the end.
-    pub(super) async fn load(
+    pub(crate) async fn load(
         self: &Arc<Self>,
         membership_state: &Arc<MembershipState>,
         mut manifest: Manifest,
@@ -194,12 +194,12 @@ impl Recovery {
         membership_state: &Arc<MembershipState>,
     ) -> Result<(), LoadError> {
         let (this, file, ranges) = (Arc::clone(self), file.clone(), ranges.clone());
-        let Some(origin) = membership_state.table().map(Origin::of) else {
+        let Some(origin) = membership_state.map().map(Origin::from) else {
             return Ok(());
         };
         let loaded = spawn_blocking(move || {
             let path = snapshot::file_path(&this.data_dir, &file.name);
-            load_file(&path, &file, origin, &ranges, this.node.times())
+            load_file(&path, &file, origin, &ranges, this.node.clock.times())
         });
         match loaded.await {
             Ok(loaded) => loaded.map(|_| ()),

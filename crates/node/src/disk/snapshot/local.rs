@@ -8,6 +8,7 @@ use std::{
 };
 
 use keydb_core::{Lsn, Manifest};
+use keydb_storage::SNAPSHOT_EXTENSION;
 use tracing::info;
 
 use crate::{
@@ -22,9 +23,6 @@ const MANIFEST: &str = "manifest.json";
 const FILES: &str = "snapshots";
 /// The file that says that the node stopped cleanly.
 const CLEAN: &str = "clean";
-
-/// What every snapshot file's name ends in.
-pub(super) const EXTENSION: &str = "keydb";
 
 /// The local manifest, if there is one, after everything that it does not name is removed.
 pub(crate) fn open(data_dir: &DataDir) -> Result<Option<Manifest>, DataDirError> {
@@ -49,7 +47,7 @@ pub(crate) fn local_manifest(data_dir: &DataDir) -> Result<Option<Manifest>, Dat
             .map_err(|error| damaged(error.to_string()));
     }
     // A manifest is there before the first file is.
-    if files(data_dir).any(|path| path.extension().is_some_and(|text| text == EXTENSION)) {
+    if files(data_dir).any(|path| path.extension().is_some_and(|text| text == SNAPSHOT_EXTENSION)) {
         return Err(damaged(format!(
             "it is missing, though there are files in {FILES}/ beside it"
         )));

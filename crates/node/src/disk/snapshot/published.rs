@@ -9,7 +9,7 @@ use std::path::Path;
 use keydb_core::{Incarnation, Lsn, Manifest, OperationId, UnixMillis};
 use serde::{Deserialize, Serialize};
 
-use super::Reach;
+use super::shared::Reach;
 use crate::{
     DataDirError, NodeError,
     disk::data_dir::{self, DataDir},

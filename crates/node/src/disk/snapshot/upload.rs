@@ -18,10 +18,9 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use keydb_core::{Lsn, Manifest, ManifestFile};
-use keydb_storage::{MapStore, Put, StorageError, StorageErrorKind, Version};
+use keydb_storage::{MapStore, Put, StorageErrorKind, Version, manifest_key, object_key};
 use tokio::{
     task::spawn_blocking,
     time::{Instant, sleep, timeout_at},
@@ -29,10 +28,11 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::{
-    Published, RETRY_MAX, RETRY_MIN, Reach, Shared, first_object,
-    garbage::{GARBAGE_AGE, list_all},
+    error::UploadError,
+    garbage::GARBAGE_AGE,
     local::file_path,
-    lock, manifest_key, object_key, reach, remote_manifest,
+    published::Published,
+    shared::{RETRY_MAX, RETRY_MIN, Reach, Shared, lock},
 };
 
 /// How often in a row a manifest is written anew after somebody else's write, or after one of unknown outcome.
@@ -71,10 +71,7 @@ pub(super) async fn run(shared: Arc<Shared>, published: Published) {
         };
         let uploaded = tokio::select! {
             uploaded = uploader.upload() => uploaded,
-            () = takes_needed_room(&shared) => Err(
-                "the disk is full, and what is being uploaded takes room that the next snapshot needs; newer files take its place"
-                    .to_owned(),
-            ),
+            () = takes_needed_room(&shared) => Err(UploadError::NeededRoom),
         };
         match uploaded {
             Ok(manifest) => {
@@ -86,8 +83,8 @@ pub(super) async fn run(shared: Arc<Shared>, published: Published) {
                     return;
                 }
             }
-            Err(reason) => {
-                uploader.fails(reason);
+            Err(error) => {
+                uploader.fails(&error);
                 // Somebody who asks for a snapshot gets to know at once whether it still fails.
                 tokio::select! {
                     () = sleep(retry_after) => {}
@@ -173,7 +170,7 @@ impl Drop for Pinned<'_> {
 impl Uploader {
     fn new(shared: Arc<Shared>, published: Published) -> Self {
         Self {
-            maps: MapStore::new(Arc::clone(&shared.storage)),
+            maps: MapStore::new(Arc::clone(shared.store.storage())),
             shared,
             published,
             uploaded: HashMap::new(),
@@ -183,11 +180,12 @@ impl Uploader {
     }
 
     /// Uploads what is missing, and publishes the manifest. Returns it.
-    async fn upload(&mut self) -> Result<Arc<Manifest>, String> {
+    async fn upload(&mut self) -> Result<Arc<Manifest>, UploadError> {
         let shared = Arc::clone(&self.shared);
         let pinned = Pinned::new(&shared);
         let manifest = &pinned.manifest;
-        let mut obstacle = String::new();
+        let key = manifest_key(manifest.node);
+        let mut obstacle = UploadError::Contended { key };
         for _ in 0..ATTEMPTS_MAX {
             let remote = self.read_remote(manifest).await?;
             let current = remote.as_ref().map(|(current, _)| current);
@@ -217,17 +215,14 @@ impl Uploader {
                     self.settle();
                     return Ok(Arc::clone(manifest));
                 }
-                Ok(Put::Conflict) => {
-                    obstacle = format!(
-                        "object {:?} is written by others again and again",
-                        manifest_key(manifest.node)
-                    );
-                }
+                Ok(Put::Conflict) => {}
                 // Whether it was written, the next look at it tells.
-                Err(error) if error.kind() == StorageErrorKind::OutcomeUnknown => {
-                    obstacle = error.to_string();
+                Err(UploadError::Storage(error))
+                    if error.kind() == StorageErrorKind::OutcomeUnknown =>
+                {
+                    obstacle = error.into();
                 }
-                Err(error) => return Err(error.to_string()),
+                Err(error) => return Err(error),
             }
         }
         Err(obstacle)
@@ -235,13 +230,12 @@ impl Uploader {
 
     /// Before a node's first object there is a manifest, an empty one: so objects without a manifest show that it was removed.
     /// False where it was: then the whole manifest is to take its place.
-    async fn begin(&mut self, manifest: &Manifest) -> Result<bool, String> {
-        let text = |error: StorageError| error.to_string();
+    async fn begin(&mut self, manifest: &Manifest) -> Result<bool, UploadError> {
         if manifest.files.is_empty() {
             return Ok(false);
         }
-        let object = first_object(&*self.shared.storage, manifest.node).await;
-        if object.map_err(text)?.is_some() {
+        let object = self.shared.store.first_object(manifest.node).await?;
+        if object.is_some() {
             return Ok(false);
         }
         let empty = Manifest::new(
@@ -251,20 +245,20 @@ impl Uploader {
             manifest.disk_id,
         );
         // Whoever wrote it, the next look finds it.
-        self.publish(&empty, None).await.map(|_| true).map_err(text)
+        self.publish(&empty, None).await.map(|_| true)
     }
 
-    async fn read_remote(&self, manifest: &Manifest) -> Result<Remote, String> {
-        let storage = &*self.shared.storage;
-        let remote = remote_manifest(storage, manifest.cluster_id, manifest.node).await;
-        let Some((current, version)) = remote.map_err(|error| error.to_string())? else {
+    async fn read_remote(&self, manifest: &Manifest) -> Result<Remote, UploadError> {
+        let store = &self.shared.store;
+        let remote = store.manifest(manifest.cluster_id, manifest.node).await?;
+        let Some((current, version)) = remote else {
             return Ok(None);
         };
         let root = self.shared.data_dir.root();
         if let Err(error) = self.published.check(&current, manifest.disk_id, root) {
             let reason = error.to_string();
-            self.shared.node.end(error);
-            return Err(reason);
+            self.shared.node.ending.end(error);
+            return Err(UploadError::RolledBack(reason));
         }
         self.shared
             .progress
@@ -277,14 +271,11 @@ impl Uploader {
         &self,
         current: Option<&Manifest>,
         manifest: &Manifest,
-    ) -> Result<(), String> {
-        let map = self.maps.load().await.map_err(|error| error.to_string())?;
+    ) -> Result<(), UploadError> {
+        let map = self.maps.load().await?;
         let map = map.filter(|map| map.cluster_id == manifest.cluster_id);
         let Some(map) = map else {
-            return Err(format!(
-                "it does not have the map of cluster {}: it is not this cluster's storage",
-                manifest.cluster_id
-            ));
+            return Err(UploadError::OtherCluster(manifest.cluster_id));
         };
         let Some(current) = current else {
             return Ok(());
@@ -293,11 +284,12 @@ impl Uploader {
         if current.disk_id == manifest.disk_id || named == Some(manifest.disk_id) {
             return Ok(());
         }
-        let key = manifest_key(manifest.node);
-        Err(format!(
-            "object {key:?} was written by disk {}, and this disk, {}, is not node {} in the cluster map any more: it was replaced",
-            current.disk_id, manifest.disk_id, manifest.node
-        ))
+        Err(UploadError::Replaced {
+            key: manifest_key(manifest.node),
+            by: current.disk_id,
+            disk_id: manifest.disk_id,
+            node: manifest.node,
+        })
     }
 
     /// Leaves out of `there` the files of `manifest` whose objects object storage does not have any more.
@@ -305,11 +297,9 @@ impl Uploader {
         &self,
         there: &mut HashSet<String>,
         manifest: &Manifest,
-    ) -> Result<(), String> {
-        let folder = object_key(manifest.node, "");
-        let listed = list_all(&*self.shared.storage, &folder).await;
+    ) -> Result<(), UploadError> {
+        let listed = self.shared.store.objects(manifest.node).await?;
         let listed: HashMap<String, u64> = listed
-            .map_err(|error| error.to_string())?
             .into_iter()
             .map(|object| (object.key, object.size_bytes))
             .collect();
@@ -327,7 +317,11 @@ impl Uploader {
     }
 
     /// Sees to it that the objects of all files of `manifest` but those that are `there` are in object storage.
-    async fn files(&mut self, manifest: &Manifest, there: &HashSet<String>) -> Result<(), String> {
+    async fn files(
+        &mut self,
+        manifest: &Manifest,
+        there: &HashSet<String>,
+    ) -> Result<(), UploadError> {
         let mut nowhere: HashSet<String> = HashSet::new();
         loop {
             // The upload of the others may have taken so long that the first ones are in doubt by now.
@@ -355,9 +349,8 @@ impl Uploader {
                 names.join(", ")
             )
         };
-        self.shared
-            .node
-            .warn_of("missing files", (!nowhere.is_empty()).then(text));
+        let warnings = &self.shared.node.warnings;
+        warnings.set("missing files", (!nowhere.is_empty()).then(text));
         Ok(())
     }
 
@@ -366,7 +359,7 @@ impl Uploader {
         &mut self,
         files: Vec<ManifestFile>,
         nowhere: &mut HashSet<String>,
-    ) -> Result<(), String> {
+    ) -> Result<(), UploadError> {
         let (small, large): (Vec<_>, Vec<_>) = files
             .into_iter()
             .partition(|file| file.size_bytes <= SMALL_BYTES_MAX);
@@ -397,18 +390,13 @@ impl Uploader {
         Ok(())
     }
 
-    async fn publish(&mut self, manifest: &Manifest, remote: Remote) -> Result<Put, StorageError> {
+    async fn publish(&mut self, manifest: &Manifest, remote: Remote) -> Result<Put, UploadError> {
         if self.published.announce(manifest.write_nonce) {
-            let saved = self.save_published().await;
-            saved.map_err(|error| StorageError::new(StorageErrorKind::Unavailable, error))?;
+            self.save_published().await?;
         }
-        let storage = &self.shared.storage;
-        let key = manifest_key(manifest.node);
-        let json = Bytes::from(manifest.to_json());
-        match remote {
-            None => storage.put_if_absent(&key, json).await,
-            Some((_, version)) => storage.put_if_match(&key, json, &version).await,
-        }
+        let replaced = remote.map(|(_, version)| version);
+        let put = self.shared.store.put_manifest(manifest, replaced.as_ref());
+        Ok(put.await?)
     }
 
     /// What was uploaded is published, so it is safe; but for what garbage collection may be removing right now.
@@ -419,7 +407,7 @@ impl Uploader {
     }
 
     /// Writes down what is published.
-    async fn save_published(&self) -> Result<(), String> {
+    async fn save_published(&self) -> Result<(), UploadError> {
         // Not the directory itself, which must be free when this task has ended. It may be another process's then, so that nothing is
         // written after that.
         let root = self.shared.data_dir.root().to_owned();
@@ -428,16 +416,13 @@ impl Uploader {
         let saved = spawn_blocking(move || match *lock(&ended) {
             true => Ok(()),
             false => published.save(&root),
-        })
-        .await;
-        saved
-            .map_err(|error| error.to_string())?
-            .map_err(|error| error.to_string())
+        });
+        Ok(saved.await??)
     }
 
     async fn works(&mut self, manifest: &Manifest, made: u64) {
-        self.shared.node.warn_of("upload", None);
-        let reach = reach(manifest);
+        self.shared.node.warnings.set("upload", None);
+        let reach = Reach::from(manifest);
         self.published.confirm(manifest.write_nonce, reach);
         // What is on the disk says too much until the next time, which does no harm.
         if let Err(error) = self.save_published().await {
@@ -449,10 +434,10 @@ impl Uploader {
         });
     }
 
-    fn fails(&self, reason: String) {
-        let text = format!("object storage does not take snapshots, trying again: {reason}");
-        self.shared.node.warn_of("upload", Some(text));
-        self.shared.failed(reason);
+    fn fails(&self, error: &UploadError) {
+        let text = format!("object storage does not take snapshots, trying again: {error}");
+        self.shared.node.warnings.set("upload", Some(text));
+        self.shared.failed(error.to_string());
     }
 }
 
@@ -491,41 +476,35 @@ async fn ensure_uploaded(
     shared: Arc<Shared>,
     file: ManifestFile,
     was_there: bool,
-) -> Result<(String, RemoteCopy), String> {
-    let key = object_key(shared.node.config.id, &file.name);
-    if was_there && is_there(&shared, &key, &file).await? {
+) -> Result<(String, RemoteCopy), UploadError> {
+    let (store, node) = (&shared.store, shared.node.id);
+    if was_there && store.has(node, &file).await? {
         return Ok((file.name, RemoteCopy::Found));
     }
     let path = file_path(&shared.data_dir, &file.name);
     match tokio::fs::metadata(&path).await {
         Ok(found) if found.len() == file.size_bytes => {}
         Ok(found) => {
-            return Err(format!(
-                "{} has {} bytes, and the manifest says {}",
-                path.display(),
-                found.len(),
-                file.size_bytes
-            ));
+            return Err(UploadError::OtherSize {
+                path,
+                found: found.len(),
+                expected: file.size_bytes,
+            });
         }
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            let is_there = is_there(&shared, &key, &file).await?;
-            let brought = if is_there {
-                RemoteCopy::Found
-            } else {
-                RemoteCopy::Missing
+            let copy = match store.has(node, &file).await? {
+                true => RemoteCopy::Found,
+                false => RemoteCopy::Missing,
             };
-            return Ok((file.name, brought));
+            return Ok((file.name, copy));
         }
-        Err(error) => return Err(format!("cannot read {}: {error}", path.display())),
+        Err(error) => return Err(UploadError::Io { path, error }),
     }
-    let put = async || {
-        let put = shared.storage.put_file(&key, &path).await;
-        put.map_err(|error| error.to_string())
-    };
-    let mut done = put().await?;
+    let key = object_key(node, &file.name);
+    let mut done = store.put_file(node, &file.name, &path).await?;
     if done == Put::Conflict {
         // The name is this file's alone, so an earlier attempt has got through; when, nobody knows.
-        if is_there(&shared, &key, &file).await? {
+        if store.has(node, &file).await? {
             return Ok((file.name, RemoteCopy::Found));
         }
         warn!(
@@ -533,15 +512,14 @@ async fn ensure_uploaded(
             bytes = file.size_bytes,
             "replacing an object that has another size than its file"
         );
-        let deleted = shared.storage.delete(&key).await;
-        deleted.map_err(|error| error.to_string())?;
-        done = put().await?;
+        store.storage().delete(&key).await?;
+        done = store.put_file(node, &file.name, &path).await?;
     }
     if done == Put::Conflict {
-        return Err(format!(
-            "object {key:?} exists with another size than the file's, {} bytes, and does not go away",
-            file.size_bytes
-        ));
+        return Err(UploadError::Occupied {
+            key,
+            size_bytes: file.size_bytes,
+        });
     }
     info!(key, bytes = file.size_bytes, "uploaded a snapshot file");
     shared.progress.send_modify(|progress| {
@@ -549,10 +527,4 @@ async fn ensure_uploaded(
         progress.object_bytes += file.size_bytes;
     });
     Ok((file.name, RemoteCopy::Uploaded))
-}
-
-async fn is_there(shared: &Shared, key: &str, file: &ManifestFile) -> Result<bool, String> {
-    let info = shared.storage.head(key).await;
-    let info = info.map_err(|error| error.to_string())?;
-    Ok(info.is_some_and(|info| info.size_bytes == file.size_bytes))
 }

@@ -9,7 +9,7 @@ use keydb_core::{
 
 use super::*;
 use crate::{
-    disk::journal::{self, Identity, JournalConfig},
+    disk::journal::{self, Identity, JournalConfig, Recent},
     ranges::owned::{CurrentMap, OwnedRanges},
 };
 
@@ -61,7 +61,7 @@ async fn answers_come_behind_the_writes_of_others_that_they_rest_on() {
         (replayed.unwrap().last, found)
     };
     let (last, _) = read(&config);
-    let journal = Journal::open(config.clone(), last).unwrap();
+    let journal = Journal::open(config.clone(), Recent::new(last, 1 << 20)).unwrap();
 
     let keys: Vec<u8> = [1, 2]
         .map(|number| Fingerprint::from_parts(number << 32, 0).to_bytes())

@@ -114,7 +114,7 @@ async fn what_is_written_after_a_cut_of_everything_a_close_and_a_new_start_survi
     let (replayed, _) = rig.replay_after(5).unwrap();
     assert_eq!(replayed.last, Lsn(5));
 
-    let journal = Journal::open(rig.config(), Lsn(5)).unwrap();
+    let journal = Journal::open(rig.config(), kept_behind(Lsn(5))).unwrap();
     let mut model = fill(&journal, 3).await;
     // It covers one of the three.
     journal.cut(Lsn(6));

@@ -136,7 +136,7 @@ async fn a_journal_of_another_disk_cluster_or_node_is_refused_by_name() {
             identity: other,
             ..foreign.config()
         };
-        let journal = Journal::open(config, Lsn(2)).unwrap();
+        let journal = Journal::open(config, kept_behind(Lsn(2))).unwrap();
         fill(&journal, 2).await;
         journal.close().unwrap();
         let mixed = rig.killed();

@@ -57,6 +57,11 @@ struct Image {
     places: Vec<Place>,
 }
 
+/// No records, but those that will come behind `last`.
+fn kept_behind(last: Lsn) -> Recent {
+    Recent::new(last, RECENT_BYTES_MAX)
+}
+
 impl Rig {
     fn new(segment_bytes: u64) -> Self {
         Self {
@@ -85,7 +90,7 @@ impl Rig {
             |_| self.replayed(self.segments()[0].first.0 - 1).last,
             |(replayed, _)| replayed.last,
         );
-        Journal::open(self.config(), last).unwrap()
+        Journal::open(self.config(), kept_behind(last)).unwrap()
     }
 
     fn replayed(&self, after: u64) -> Replayed {

@@ -6,7 +6,7 @@ use keydb_core::OperationId;
 use keydb_proto::shard::{ClaimRequest, RangeKeys, RequestHeader};
 
 use super::*;
-use crate::{disk::Disk, requests::keys};
+use crate::requests;
 
 /// A claim of one key, under an operation of its own.
 fn claim_of_one(rig: &Rig, key: Fingerprint) -> ClaimRequest {
@@ -41,10 +41,6 @@ async fn the_answers_of_every_record_that_the_journal_has_are_remembered() {
         ..Rig::with(Durability::Snapshot, 4).await
     };
     let run = rig.start().await;
-    run.node.set_disk(Disk::new(
-        Arc::clone(&run.data_dir),
-        Arc::clone(&run.journal),
-    ));
     let ended = Arc::new(AtomicBool::new(false));
     let looking = std::thread::spawn({
         let (node, journal) = (Arc::clone(&run.node), Arc::clone(&run.journal));
@@ -62,7 +58,7 @@ async fn the_answers_of_every_record_that_the_journal_has_are_remembered() {
     });
     for number in 0..100_000 {
         let claim = claim_of_one(&rig, rig.key(number));
-        keys::claim(&run.node, &claim).await.unwrap();
+        requests::claim(&run.node, &claim).await.unwrap();
     }
     ended.store(true, Ordering::Release);
     assert_eq!(run.journal.appended(), Lsn(100_000));

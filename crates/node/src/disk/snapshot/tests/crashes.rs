@@ -8,7 +8,7 @@ const EIO: i32 = 5;
 /// Writes and rounds of every kind. What must be there ever after goes to `safe`: with a journal what was acknowledged, without
 /// one what a snapshot has that was asked for.
 async fn life(rig: &Rig, durability: Durability, safe: &mut Keys) -> Result<(), String> {
-    let run = rig.try_start().await?;
+    let run = rig.try_start().await.map_err(|error| error.to_string())?;
     let mut lived = Ok(());
     for step in 0..5 {
         let keys = rig.keys(step * 50..step * 50 + 50, EXPIRY + step);

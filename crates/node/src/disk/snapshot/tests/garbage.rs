@@ -1,6 +1,7 @@
 //! Objects that no manifest names.
 
 use bytes::Bytes;
+use keydb_storage::{Collected, GarbageError};
 
 use super::{faulty::Fault, *};
 
@@ -13,7 +14,9 @@ impl Rig {
     }
 
     async fn collect(&self, dry_run: bool) -> Result<Collected, GarbageError> {
-        collect_garbage(&*self.storage, None, AGE, dry_run).await
+        SnapshotStore::new(self.storage.clone())
+            .collect_garbage(None, AGE, dry_run)
+            .await
     }
 }
 
@@ -100,6 +103,7 @@ async fn nothing_is_removed_while_a_node_has_objects_and_no_manifest() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_has_a_manifest_before_its_first_object() {
     let rig = Rig::new().await;
+    rig.make_disk();
     // There are files before the storage answers for the first time.
     rig.storage.goes_wrong(|_, _| Some(Fault::Fails));
     let run = rig.start().await;
@@ -134,7 +138,8 @@ async fn an_object_that_cannot_be_removed_does_not_keep_the_others() {
     rig.storage
         .goes_wrong(move |name, key| (name == "delete" && key == refused).then_some(Fault::Fails));
     // Of one node, as it does it by itself.
-    let collected = collect_garbage(&*rig.storage, Some(NODE), AGE, false)
+    let collected = SnapshotStore::new(rig.storage.clone())
+        .collect_garbage(Some(NODE), AGE, false)
         .await
         .unwrap();
     assert_eq!(collected.removed.len(), deltas.len() - 1);
@@ -142,7 +147,8 @@ async fn an_object_that_cannot_be_removed_does_not_keep_the_others() {
     assert_eq!(failed, [&stays]);
     rig.storage.works();
     assert_eq!(rig.collect(false).await.unwrap().removed, [stays]);
-    let none = collect_garbage(&*rig.storage, Some(NodeId(7)), AGE, false)
+    let none = SnapshotStore::new(rig.storage.clone())
+        .collect_garbage(Some(NodeId(7)), AGE, false)
         .await
         .unwrap();
     assert_eq!(none.seen, 0);

@@ -7,24 +7,41 @@ mod garbage;
 mod rounds;
 mod uploads;
 
-use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use keydb_core::{
-    Arena, Clock, ClusterMap, Durability, Entry, Event, Expiry, Fingerprint, Lsn, ManualClock,
-    NewCluster, NodeId, PackedFingerprints, RecordBody, RecordGroup, Times, Write,
+    Arena, ClusterMap, Durability, Entry, Event, Expiry, Fingerprint, Lsn, ManualClock, Manifest,
+    NewCluster, NodeId, Origin, PackedFingerprints, RecordGroup, Times, UnixMillis, Write,
 };
-use keydb_storage::{MAP_KEY, Put};
+use keydb_storage::{MAP_KEY, ObjectStorage, Put, manifest_key, object_key};
 use tempfile::TempDir;
+use tokio::{sync::watch, time::Instant};
 
 use self::faulty::Faulty;
-use super::*;
+use super::{
+    room::ENTRY_BYTES_MAX,
+    rounds::DELTAS_MAX,
+    shared::lock,
+    snapshotter::{Made, STOPPING},
+    *,
+};
 use crate::{
-    Limits, NodeConfig,
-    disk::journal::{self, Identity, JournalConfig},
-    disk::load::{Origin, load_file, read_file},
-    node::MembershipState,
+    Limits, NodeConfig, NodeError,
+    cluster::membership_state::MembershipState,
+    disk::data_dir::DataDir,
+    disk::journal::{self, Journal, JournalSizes},
+    disk::load::read_file,
+    disk::recovery::Recovery,
+    node::Node,
     ranges::owned::{CurrentMap, OwnedRanges, Readiness},
 };
+use keydb_storage::SnapshotStore;
 
 const START: UnixMillis = UnixMillis(1_700_000_000_000);
 const NODE: NodeId = NodeId(0);
@@ -50,7 +67,7 @@ struct Run {
     node: Arc<Node>,
     journal: Arc<Journal>,
     data_dir: Arc<DataDir>,
-    snapshots: Snapshotter,
+    snapshots: Arc<Snapshotter>,
 }
 
 impl Rig {
@@ -100,13 +117,19 @@ impl Rig {
         assert!(matches!(put, Ok(Put::Done(_))));
     }
 
+    /// Makes a disk on which the node has found out before that object storage has nothing of it.
+    fn make_disk(&self) {
+        let data_dir = DataDir::open(&self.root(), self.map.cluster_id, NODE).unwrap();
+        let manifest = Manifest::new(self.map.cluster_id, 1, NODE, data_dir.disk_id());
+        save(&data_dir, &manifest).unwrap();
+    }
+
     /// Starts a node with what is on its disk.
     async fn start(&self) -> Run {
         self.try_start().await.unwrap()
     }
 
-    async fn try_start(&self) -> Result<Run, String> {
-        let text = |error: &dyn std::fmt::Display| error.to_string();
+    async fn try_start(&self) -> Result<Run, NodeError> {
         let config = NodeConfig {
             data_dir: self.root(),
             snapshot_interval: self.interval,
@@ -116,107 +139,43 @@ impl Rig {
             },
             ..NodeConfig::new(NODE)
         };
-        let data_dir = DataDir::open(&self.root(), self.map.cluster_id, NODE);
-        let data_dir = Arc::new(data_dir.map_err(|error| text(&error))?);
-        let disk_id = data_dir.disk_id();
-        self.register(disk_id).await;
+        let data_dir = Arc::new(DataDir::open(&self.root(), self.map.cluster_id, NODE)?);
+        self.register(data_dir.disk_id()).await;
         let node = Arc::new(Node::new(config, self.clock.clone()));
-        node.trust_clock(true);
+        node.clock.trust(true);
         let table = OwnedRanges::new(CurrentMap::new(self.map.clone()), NODE, &node.arena, None);
-        let synced = self.map.durability == Durability::Journal;
-        let manifest = match open(&data_dir).map_err(|error| text(&error))? {
-            Some(manifest) if synced => manifest,
-            Some(mut manifest) => {
-                skip_lost(&mut manifest);
-                manifest
-            }
-            None => {
-                let manifest = Manifest::new(self.map.cluster_id, 1, NODE, disk_id);
-                save(&data_dir, &manifest).map_err(|error| text(&error))?;
-                manifest
-            }
-        };
-        let times = Times::at(self.clock.now());
-        let ranges = manifest.ranges.iter();
-        let needed = ranges.flat_map(|range| {
-            let (base, deltas) = manifest.parts(range);
-            base.into_iter().chain(deltas)
+        node.membership.set(MembershipState::Serving(table));
+        let membership_state = node.membership.state();
+        let table = membership_state.table().unwrap();
+        let recovery = Arc::new(Recovery {
+            node: Arc::clone(&node),
+            store: SnapshotStore::new(self.storage.clone()),
+            data_dir: Arc::clone(&data_dir),
+            sizes: JournalSizes {
+                segment_bytes: 1 << 20,
+                recent_bytes_max: self.recent_bytes_max,
+            },
         });
-        for file in needed {
-            let path = file_path(&data_dir, &file.name);
-            load_file(&path, file, self.origin(), table.ranges(), times)
-                .map_err(|error| format!("{}: {error}", file.name))?;
-        }
-        let identity = Identity {
-            cluster_id: self.map.cluster_id,
-            node: NODE,
-            disk_id,
-        };
-        let mut config =
-            JournalConfig::new(data_dir.journal(), identity, synced, self.clock.clone());
-        config.segment_bytes = 1 << 20;
-        config.recent_bytes_max = self.recent_bytes_max;
-        let mut backlog = Backlog::new(manifest.lsn, config.recent_bytes_max);
-        let mut last = manifest.lsn;
-        if synced {
-            let replayed = journal::replay(
-                &config.dir,
-                &identity,
-                manifest.lsn,
-                manifest.lsn,
-                |record| {
-                    backlog.replayed(record, disk_id);
-                    if let RecordBody::Write(write) = &record.body {
-                        let entries = write.fingerprints.iter();
-                        for entry in entries.map(|key| Entry::new(key, write.expiry)) {
-                            let top = entry.fingerprint().top();
-                            let range = table
-                                .ranges()
-                                .iter()
-                                .find(|range| range.bounds.contains(top));
-                            range.unwrap().write().merge(&[entry], times).unwrap();
-                        }
-                    }
-                    Ok(())
-                },
-            )
-            .map_err(|error| text(&error))?;
-            if replayed.last < manifest.lsn {
-                return Err(format!(
-                    "the journal ends at LSN {}, the files reach {}",
-                    replayed.last, manifest.lsn
-                ));
-            }
-            last = replayed.last;
+        let opened = recovery.open(&membership_state, table).await?;
+        recovery.start_snapshots(&opened).await?;
+        if self.ready_ranges == usize::MAX {
+            recovery.load(&membership_state, opened.manifest).await?;
         }
         for range in table.ranges().iter().take(self.ready_ranges) {
             range.loaded(Readiness::Ready);
         }
-        node.set_membership_state(MembershipState::Serving(table));
-        let journal = Journal::open(config, last).map_err(|error| text(&error))?;
-        let journal = Arc::new(journal);
-        let snapshots = Snapshotter::start(
-            Arc::clone(&node),
-            self.storage.clone(),
-            Arc::clone(&journal),
-            Arc::clone(&data_dir),
-            manifest,
-            backlog,
-        )
-        .map_err(|error| text(&error))?;
+        let unready = table.ranges().iter().skip(self.ready_ranges);
+        assert_eq!(table.are_loading(), unready.count() > 0);
         Ok(Run {
+            snapshots: node.disk().unwrap().snapshots().unwrap(),
             node,
-            journal,
+            journal: opened.journal,
             data_dir,
-            snapshots,
         })
     }
 
     fn origin(&self) -> Origin {
-        Origin {
-            cluster_id: self.map.cluster_id,
-            seed_digest: self.map.hash.seed.digest(),
-        }
+        Origin::from(&self.map)
     }
 
     fn key(&self, number: u32) -> Fingerprint {
@@ -286,7 +245,7 @@ const EXPIRY: u32 = 1_700_100_000;
 
 impl Run {
     fn table<T>(&self, each: impl FnOnce(&OwnedRanges) -> T) -> T {
-        each(self.node.membership_state().table().unwrap())
+        each(self.node.membership.state().table().unwrap())
     }
 
     /// Applies keys as a put does, and waits until they are committed.
@@ -370,7 +329,7 @@ impl Run {
     }
 
     fn local(&self) -> Arc<Manifest> {
-        Arc::clone(&self.snapshots.shared.state().manifest)
+        self.snapshots.shared.manifest()
     }
 
     /// Stops as a node does that is asked to.

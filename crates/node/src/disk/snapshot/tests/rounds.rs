@@ -262,10 +262,10 @@ async fn what_expired_an_hour_ago_is_left_out_while_the_clock_is_trusted() {
     keys.extend(rig.keys(100..200, seconds + 61));
     run.put(&keys).await;
     rig.clock.advance(Duration::from_secs(3660));
-    run.node.trust_clock(false);
+    run.node.clock.trust(false);
     run.full_snapshot().await;
     assert_eq!(rig.remote_keys().await, keys);
-    run.node.trust_clock(true);
+    run.node.clock.trust(true);
     // Something has to change, or the files would stay.
     let fresh = rig.keys(200..201, EXPIRY);
     run.put(&fresh).await;
@@ -291,15 +291,14 @@ async fn a_range_that_is_not_ready_keeps_its_files() {
         CurrentMap::new(rig.map.clone()),
         NODE,
         &Arena::new(),
-        run.node.membership_state().table(),
+        run.node.membership.state().table(),
     );
     // As after a start at which a file of range 2 could not be read.
     let mut map = rig.map.clone();
     map.ranges[2].generation += 2;
     let table = OwnedRanges::new(CurrentMap::new(map), NODE, &Arena::new(), Some(&table));
     table.ranges()[2].loaded(Readiness::Closed("its file is damaged".to_owned()));
-    run.node
-        .set_membership_state(MembershipState::Serving(table));
+    run.node.membership.set(MembershipState::Serving(table));
     run.put(&rig.keys(5000..5001, EXPIRY)).await;
     run.full_snapshot().await;
     let after = run.local();
@@ -326,7 +325,7 @@ async fn many_small_rounds_keep_the_number_of_files_bounded() {
         }
     }
     // Not one full file was made for it.
-    assert_eq!(most, choice::DELTAS_MAX);
+    assert_eq!(most, DELTAS_MAX);
     assert_eq!(kinds(&run.local()).1, 0);
     assert_eq!(rig.remote_keys().await, keys);
     run.stop().await;
@@ -344,18 +343,18 @@ async fn deltas_that_cannot_be_merged_stay_until_full_files_take_their_place() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&path, bytes).unwrap();
-    for round in 0..choice::DELTAS_MAX as u32 {
+    for round in 0..DELTAS_MAX as u32 {
         run.put(&rig.keys(1000 + round..1100 + round, EXPIRY)).await;
         run.snapshot().await;
     }
-    let warnings = run.node.warnings();
+    let warnings = run.node.warnings.all();
     assert!(
         warnings.iter().any(|it| it.contains("cannot be merged")),
         "{warnings:?}"
     );
-    assert_eq!(kinds(&run.local()), (choice::DELTAS_MAX + 1, 0));
+    assert_eq!(kinds(&run.local()), (DELTAS_MAX + 1, 0));
     let mut rounds = 0;
-    while run.node.warnings() != [] as [String; 0] {
+    while run.node.warnings.all() != [] as [String; 0] {
         run.put(&rig.keys(2000 + rounds..2100 + rounds, EXPIRY))
             .await;
         run.snapshot().await;
@@ -391,12 +390,16 @@ async fn a_range_that_is_not_ready_does_not_keep_the_files_of_the_others() {
         run.snapshot().await;
         most = most.max(run.local().files.len());
     }
-    assert!(most <= choice::DELTAS_MAX + 1, "{most}");
+    assert!(most <= DELTAS_MAX + 1, "{most}");
     run.full_snapshot().await;
     assert_eq!(kinds(&run.local()), (1, 3));
     eventually(async || rig.files().len() == 4).await;
     run.kill().await;
     let everything: Keys = kept.into_iter().chain(others).collect();
+    let rig = Rig {
+        ready_ranges: usize::MAX,
+        ..rig
+    };
     assert_eq!(rig.start().await.keys(), everything);
 }
 
@@ -439,7 +442,7 @@ async fn snapshot_files_without_a_manifest_are_refused_and_those_that_it_does_no
     rig.start().await.kill().await;
     assert_eq!(rig.files(), files);
     std::fs::remove_file(rig.root().join("manifest.json")).unwrap();
-    let refused = rig.try_start().await.err().unwrap();
+    let refused = rig.try_start().await.err().unwrap().to_string();
     assert!(
         refused.contains("manifest.json is damaged: it is missing"),
         "{refused}"

@@ -24,7 +24,7 @@ async fn during_an_outage_rounds_go_on_the_disk_stays_bounded_and_then_everythin
     let status = run.snapshots.status();
     assert_eq!(status.local.lsn, run.journal.committed());
     assert!(status.uploaded.lsn < status.local.lsn);
-    let warnings = run.node.warnings();
+    let warnings = run.node.warnings.all();
     assert!(
         warnings.iter().any(|text| text.contains("out of order")),
         "{warnings:?}"
@@ -32,7 +32,7 @@ async fn during_an_outage_rounds_go_on_the_disk_stays_bounded_and_then_everythin
     rig.storage.works();
     run.snapshot().await;
     assert_eq!(rig.remote_keys().await, run.keys());
-    assert_eq!(run.node.warnings(), [] as [String; 0]);
+    assert_eq!(run.node.warnings.all(), [] as [String; 0]);
     assert_eq!(
         run.snapshots.status().uploaded,
         run.snapshots.status().local
@@ -53,6 +53,7 @@ impl Run {
 #[tokio::test(flavor = "multi_thread")]
 async fn storage_that_is_down_from_the_start_holds_up_nothing_but_uploads() {
     let rig = Rig::new().await;
+    rig.make_disk();
     rig.storage.goes_wrong(|_, _| Some(Fault::Fails));
     let run = rig.start().await;
     run.put(&rig.keys(0..100, EXPIRY)).await;
@@ -196,7 +197,7 @@ async fn on_a_full_disk_an_upload_that_hangs_gives_up_the_files_that_were_replac
         spaces.push(space);
     }
     eventually(async || rig.files().len() == 4).await;
-    let warnings = run.node.warnings();
+    let warnings = run.node.warnings.all();
     assert!(
         warnings.iter().any(|it| it.contains("the disk is full")),
         "{warnings:?}"
@@ -414,14 +415,14 @@ async fn what_is_gone_from_object_storage_is_mended_from_the_disk_though_nothing
         .await;
         assert_eq!(rig.remote_keys().await, run.keys());
     }
-    assert_eq!(run.node.warnings(), [] as [String; 0]);
+    assert_eq!(run.node.warnings.all(), [] as [String; 0]);
 
     // What is on the disk no more either is told of.
     storage.delete(&object(1)).await.unwrap();
     std::fs::remove_file(file_path(&run.data_dir, &manifest.files[1].name)).unwrap();
     pass(Duration::from_secs(3601)).await;
     eventually(async || {
-        let warnings = run.node.warnings();
+        let warnings = run.node.warnings.all();
         warnings
             .iter()
             .any(|text| text.contains(&manifest.files[1].name))

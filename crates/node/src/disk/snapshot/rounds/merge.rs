@@ -9,18 +9,16 @@ use std::{
 };
 
 use keydb_core::{
-    Entry, Event, Fingerprint, Footer, FooterError, Lsn, ManifestFile, RangeId, SectionEntry,
+    Entry, Event, Fingerprint, Footer, FooterError, Lsn, ManifestFile, Origin, RangeId, SectionEntry,
     SnapshotDecoder, SnapshotKind, UnixSeconds,
 };
 
 use super::{
-    Shared,
-    local::file_path,
     make::{Making, SCAN_ENTRIES, Unpublished},
     pace::Pace,
 };
 use crate::{
-    disk::load::{Origin, check_header, check_totals},
+    disk::snapshot::{error::RoundError, local::file_path, shared::Shared},
     ranges::owned::{OwnedRange, OwnedRanges},
 };
 
@@ -39,10 +37,10 @@ pub(super) fn deltas(
     deltas: &[ManifestFile],
     ranges: &[&Arc<OwnedRange>],
     pace: &mut Pace<'_>,
-) -> Result<Unpublished, String> {
+) -> Result<Unpublished, RoundError> {
     let sources: Vec<Source<'_>> = deltas
         .iter()
-        .map(|delta| Source::open(shared, delta, Origin::of(table)))
+        .map(|delta| Source::open(shared, delta, Origin::from(&table.current_map.map)))
         .collect::<Result<_, _>>()?;
     let lsn_from = deltas.iter().map(|delta| delta.lsn_from).min();
     let lsn_to = deltas.iter().map(|delta| delta.lsn_to).max();
@@ -64,13 +62,15 @@ struct Source<'a> {
 }
 
 impl<'a> Source<'a> {
-    fn open(shared: &Shared, delta: &'a ManifestFile, origin: Origin) -> Result<Self, String> {
+    fn open(shared: &Shared, delta: &'a ManifestFile, origin: Origin) -> Result<Self, RoundError> {
         let path = file_path(&shared.data_dir, &delta.name);
-        let cannot = |reason: &dyn std::fmt::Display| format!("{}: {reason}", path.display());
+        let cannot =
+            |reason: &dyn std::fmt::Display| RoundError::unreadable(path.display(), reason);
         let file = File::open(&path).map_err(|error| cannot(&error))?;
         let footer = read_footer(&file, delta.size_bytes).map_err(|error| cannot(&error))?;
-        check_header(&footer.header, delta, origin)
-            .and_then(|()| check_totals(footer.totals, delta))
+        origin
+            .check_header(&footer.header, delta)
+            .and_then(|()| delta.check_totals(footer.totals))
             .map_err(|error| cannot(&error))?;
         Ok(Self {
             delta,
@@ -80,15 +80,15 @@ impl<'a> Source<'a> {
     }
 
     /// Its section of a range that it is a part of.
-    fn section(&self, range: RangeId) -> Result<Option<Section<'_>>, String> {
+    fn section(&self, range: RangeId) -> Result<Option<Section<'_>>, RoundError> {
         if !self.delta.is_part_of(range) {
             return Ok(None);
         }
         let Some(entry) = self.footer.section(range) else {
-            return Err(format!(
-                "{} has no section of range {range}, and the manifest says that it has one",
-                self.delta.name
-            ));
+            let reason = format!(
+                "it has no section of range {range}, and the manifest says that it has one"
+            );
+            return Err(RoundError::unreadable(&self.delta.name, &reason));
         };
         Section::begin(self, entry).map(Some)
     }
@@ -121,11 +121,11 @@ struct Section<'a> {
 }
 
 impl<'a> Section<'a> {
-    fn begin(source: &'a Source<'a>, entry: &SectionEntry) -> Result<Self, String> {
+    fn begin(source: &'a Source<'a>, entry: &SectionEntry) -> Result<Self, RoundError> {
         let decoder = SnapshotDecoder::of_section(&source.footer, entry);
         let mut section = Self {
             source,
-            decoder: decoder.map_err(|error| format!("no memory to read deltas: {error}"))?,
+            decoder: decoder.map_err(|error| RoundError::unreadable("no memory", &error))?,
             left: entry.bytes.clone(),
             entries: Vec::new(),
             at: 0,
@@ -139,7 +139,7 @@ impl<'a> Section<'a> {
     }
 
     /// Takes the first entry, which is there.
-    fn take(&mut self) -> Result<Entry, String> {
+    fn take(&mut self) -> Result<Entry, RoundError> {
         let entry = self.entries[self.at];
         self.at += 1;
         if self.at == self.entries.len() {
@@ -149,11 +149,11 @@ impl<'a> Section<'a> {
     }
 
     /// Reads the next entries; none are left where there are no more.
-    fn fill(&mut self) -> Result<(), String> {
+    fn fill(&mut self) -> Result<(), RoundError> {
         self.entries.clear();
         self.at = 0;
         let name = &self.source.delta.name;
-        let damaged = |error: &dyn std::fmt::Display| format!("{name}: {error}");
+        let damaged = |error: &dyn std::fmt::Display| RoundError::unreadable(name, error);
         while self.entries.is_empty() {
             match self.decoder.next_event().map_err(|error| damaged(&error))? {
                 Some(Event::Entries(entries)) => self.entries.extend_from_slice(entries),
@@ -173,12 +173,12 @@ impl<'a> Section<'a> {
     }
 
     /// Whether nothing of it was missing.
-    fn finish(self) -> Result<(), String> {
+    fn finish(self) -> Result<(), RoundError> {
         let name = &self.source.delta.name;
         let finished = self.decoder.finish();
         finished
             .map(|_| ())
-            .map_err(|error| format!("{name}: {error}"))
+            .map_err(|error| RoundError::unreadable(name, &error))
     }
 }
 
@@ -188,7 +188,7 @@ fn merge_range(
     sources: &[Source<'_>],
     range: &OwnedRange,
     pace: &mut Pace<'_>,
-) -> Result<(), String> {
+) -> Result<(), RoundError> {
     let mut sections = Vec::new();
     for source in sources {
         sections.extend(source.section(range.id)?);

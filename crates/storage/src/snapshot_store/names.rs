@@ -1,11 +1,17 @@
 //! What files and objects are called.
 
 use keydb_core::{Incarnation, Lsn, NodeId, RangeId, random};
-use keydb_storage::{MANIFESTS, SNAPSHOTS};
 
-use super::local::EXTENSION;
+/// What the keys of all nodes' manifests begin with.
+pub const MANIFESTS: &str = "manifests/";
 
-/// The key of a node's manifest in object storage.
+/// What the keys of all nodes' snapshot files begin with.
+pub const SNAPSHOTS: &str = "snapshots/";
+
+/// What every snapshot file's name ends in.
+pub const SNAPSHOT_EXTENSION: &str = "keydb";
+
+/// The key of a node's manifest.
 pub fn manifest_key(node: NodeId) -> String {
     format!("{MANIFESTS}node-{node}.json")
 }
@@ -25,14 +31,16 @@ pub(super) fn node_of_object(key: &str) -> Option<NodeId> {
     let (folder, file) = key.strip_prefix(SNAPSHOTS)?.split_once('/')?;
     let node = folder.strip_prefix("node-")?.parse().ok()?;
     let (_, extension) = file.rsplit_once('.')?;
-    (!file.contains('/') && extension == EXTENSION).then_some(NodeId(node))
+    (!file.contains('/') && extension == SNAPSHOT_EXTENSION).then_some(NodeId(node))
 }
 
-/// A name that no file has had yet: that of a delta, or of a full file of `range`.
-pub(super) fn file_name(disk_id: Incarnation, lsn_to: Lsn, range: Option<RangeId>) -> String {
+/// A name that no file has had yet: that of a delta, or of a full file of `range`, which `disk_id` makes of what it wrote up to
+/// `lsn_to`.
+pub fn snapshot_file_name(disk_id: Incarnation, lsn_to: Lsn, range: Option<RangeId>) -> String {
     let unique = random::u64() as u32;
     let kind = range.map_or_else(|| "delta".to_owned(), |range| format!("full-{range}"));
-    format!("{disk_id}-{:020}-{unique:08x}-{kind}.{EXTENSION}", lsn_to.0)
+    let lsn = lsn_to.0;
+    format!("{disk_id}-{lsn:020}-{unique:08x}-{kind}.{SNAPSHOT_EXTENSION}")
 }
 
 #[cfg(test)]
@@ -43,7 +51,7 @@ mod tests {
     fn the_keys_of_snapshot_files_are_told_from_others() {
         let disk_id = Incarnation::from_bytes([7; 16]);
         for range in [None, Some(RangeId(127))] {
-            let name = file_name(disk_id, Lsn(u64::MAX), range);
+            let name = snapshot_file_name(disk_id, Lsn(u64::MAX), range);
             let key = object_key(NodeId(12), &name);
             assert_eq!(node_of_object(&key), Some(NodeId(12)), "{name}");
         }

@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
 use keydb_core::{
     Entry, Expiry, Fingerprint, HashRange, Incarnation, PackedFingerprints, RecordBody,
     UnixSeconds, decode_record,
 };
 
 use super::pace::Pace;
-use crate::ranges::owned::OwnedRanges;
+use crate::{disk::snapshot::error::RoundError, ranges::owned::OwnedRanges};
 
 /// The entries of records, by range.
 #[derive(Debug)]
@@ -25,11 +26,11 @@ impl Changes {
     /// # Errors
     /// When a record cannot be read, or the node ends.
     pub(super) fn read(
-        records: &[Vec<u8>],
+        records: &[Bytes],
         disk_id: Incarnation,
         table: &OwnedRanges,
         pace: &mut Pace<'_>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, RoundError> {
         let mut counts = vec![0; table.ranges().len()];
         each_group(records, disk_id, table, pace, |index, keys, _| {
             counts[index] += keys.len();
@@ -96,14 +97,15 @@ impl Changes {
 
 /// Calls `each` with the range's index in `table` for each group of keys.
 fn each_group(
-    records: &[Vec<u8>],
+    records: &[Bytes],
     disk_id: Incarnation,
     table: &OwnedRanges,
     pace: &mut Pace<'_>,
     mut each: impl FnMut(usize, PackedFingerprints<'_>, Expiry),
-) -> Result<(), String> {
+) -> Result<(), RoundError> {
     for bytes in records {
-        let (record, _) = decode_record(bytes, disk_id).map_err(|error| error.to_string())?;
+        let (record, _) = decode_record(bytes, disk_id)
+            .map_err(|error| RoundError::unreadable("a recent record of the journal", &error))?;
         if let RecordBody::Write(write) = record.body {
             let mut start = 0;
             let mut guess = 0;

@@ -10,10 +10,12 @@ use keydb_core::{
     Entry, FileKind, Fingerprint, Lsn, ManifestFile, RangeId, SectionHeader, SnapshotHeader,
     SnapshotKind, SnapshotWriter, UnixSeconds,
 };
+use keydb_storage::snapshot_file_name;
 
-use super::{Shared, changes::Changes, local::file_path, names::file_name, pace::Pace};
+use super::{changes::Changes, pace::Pace};
 use crate::{
     disk::failpoint,
+    disk::snapshot::{error::RoundError, local::file_path, shared::Shared},
     ranges::owned::{OwnedRange, OwnedRanges},
 };
 
@@ -32,11 +34,11 @@ pub(super) struct Unpublished {
 }
 
 impl Unpublished {
-    /// Gives the file its name; for good once [`sync_files`](super::local::sync_files) has been called.
-    pub(super) fn publish(self) -> Result<ManifestFile, String> {
+    /// Gives the file its name; for good once `local::sync_files` has been called.
+    pub(super) fn publish(self) -> Result<ManifestFile, RoundError> {
         failpoint::hit("snapshot.rename", &self.path)
             .and_then(|()| fs::rename(&self.temporary, &self.path))
-            .map_err(|error| cannot("rename", &self.temporary, &error))?;
+            .map_err(cannot("rename", &self.temporary))?;
         Ok(self.file)
     }
 }
@@ -48,7 +50,7 @@ pub(super) fn delta(
     changes: &mut Changes,
     (from, to): (Lsn, Lsn),
     pace: &mut Pace<'_>,
-) -> Result<Unpublished, String> {
+) -> Result<Unpublished, RoundError> {
     let mut making = Making::start(shared, table, SnapshotKind::Delta, None, (from, to))?;
     let written = making.changes(table, changes, pace);
     making.end(written)
@@ -61,7 +63,7 @@ pub(super) fn full(
     range: &OwnedRange,
     to: Lsn,
     pace: &mut Pace<'_>,
-) -> Result<Unpublished, String> {
+) -> Result<Unpublished, RoundError> {
     let kind = SnapshotKind::Full;
     let mut making = Making::start(shared, table, kind, Some(range.id), (Lsn::ZERO, to))?;
     let written = making.all_keys(range, pace);
@@ -75,7 +77,7 @@ pub(super) fn unready(
     ranges: &[&OwnedRange],
     (from, to): (Lsn, Lsn),
     pace: &mut Pace<'_>,
-) -> Result<Unpublished, String> {
+) -> Result<Unpublished, RoundError> {
     let mut making = Making::start(shared, table, SnapshotKind::Delta, None, (from, to))?;
     let mut ranges = ranges.to_vec();
     ranges.sort_unstable_by_key(|range| range.bounds.start());
@@ -102,18 +104,18 @@ impl Making {
         kind: SnapshotKind,
         range: Option<RangeId>,
         (lsn_from, lsn_to): (Lsn, Lsn),
-    ) -> Result<Self, String> {
+    ) -> Result<Self, RoundError> {
         let node = &shared.node;
         let map = &table.current_map.map;
         let disk_id = shared.data_dir.disk_id();
         let now = node.clock.now();
-        let purge_before = node.times_at(now).purge_before;
+        let purge_before = node.clock.times_at(now).purge_before;
         let header = SnapshotHeader {
             kind: FileKind::from(kind),
             cluster_id: map.cluster_id,
             lineage: map.lineage,
             seed_digest: map.hash.seed.digest(),
-            node: node.config.id,
+            node: node.id,
             disk_id,
             incarnation: node.incarnation,
             lsn_from,
@@ -122,14 +124,14 @@ impl Making {
             purge_before,
             parents: Vec::new(),
         };
-        let path = file_path(&shared.data_dir, &file_name(disk_id, lsn_to, range));
+        let path = file_path(&shared.data_dir, &snapshot_file_name(disk_id, lsn_to, range));
         let temporary = path.with_extension("tmp");
         let dir = path.parent().unwrap_or(&path);
-        fs::create_dir_all(dir).map_err(|error| cannot("create", dir, &error))?;
+        fs::create_dir_all(dir).map_err(cannot("create", dir))?;
         let writer = failpoint::hit("snapshot.create", &temporary)
             .and_then(|()| Target::create(&temporary))
             .and_then(|target| SnapshotWriter::new(BufWriter::new(target), &header))
-            .map_err(|error| cannot("create", &temporary, &error))?;
+            .map_err(cannot("create", &temporary))?;
         Ok(Self {
             writer,
             temporary,
@@ -144,7 +146,7 @@ impl Making {
         table: &OwnedRanges,
         changes: &mut Changes,
         pace: &mut Pace<'_>,
-    ) -> Result<(), String> {
+    ) -> Result<(), RoundError> {
         let purge_before = self.header.purge_before;
         let mut ranges: Vec<(usize, &OwnedRange)> = table
             .ranges()
@@ -168,7 +170,7 @@ impl Making {
         Ok(())
     }
 
-    fn all_keys(&mut self, range: &OwnedRange, pace: &mut Pace<'_>) -> Result<(), String> {
+    fn all_keys(&mut self, range: &OwnedRange, pace: &mut Pace<'_>) -> Result<(), RoundError> {
         let purge_before = self.header.purge_before.0;
         self.section(range)?;
         let mut chunk: Vec<Entry> = Vec::with_capacity(SCAN_ENTRIES);
@@ -188,7 +190,7 @@ impl Making {
         self.header.purge_before
     }
 
-    pub(super) fn section(&mut self, range: &OwnedRange) -> Result<(), String> {
+    pub(super) fn section(&mut self, range: &OwnedRange) -> Result<(), RoundError> {
         self.sections.push(range.id);
         self.writer
             .begin_section(SectionHeader {
@@ -196,17 +198,17 @@ impl Making {
                 generation: range.generation,
                 bounds: range.bounds,
             })
-            .map_err(|error| cannot("write", &self.temporary, &error))
+            .map_err(cannot("write", &self.temporary))
     }
 
-    pub(super) fn entries(&mut self, entries: &[Entry]) -> Result<(), String> {
+    pub(super) fn entries(&mut self, entries: &[Entry]) -> Result<(), RoundError> {
         failpoint::hit("snapshot.write", &self.temporary)
             .and_then(|()| self.writer.entries(entries))
-            .map_err(|error| cannot("write", &self.temporary, &error))
+            .map_err(cannot("write", &self.temporary))
     }
 
     /// Makes it a file, if its content was `written`.
-    pub(super) fn end(self, written: Result<(), String>) -> Result<Unpublished, String> {
+    pub(super) fn end(self, written: Result<(), RoundError>) -> Result<Unpublished, RoundError> {
         let Self {
             writer,
             temporary,
@@ -215,9 +217,9 @@ impl Making {
             mut sections,
         } = self;
         sections.sort_unstable();
-        if let Err(reason) = written {
+        if let Err(error) = written {
             discard(&temporary);
-            return Err(reason);
+            return Err(error);
         }
         let finished = writer.finish().and_then(|(buffer, totals)| {
             let target = buffer.into_inner().map_err(|error| error.into_error())?;
@@ -225,7 +227,7 @@ impl Making {
             target.file.sync_all()?;
             Ok(totals)
         });
-        let totals = finished.map_err(|error| cannot("write", &temporary, &error))?;
+        let totals = finished.map_err(cannot("write", &temporary))?;
         let name = path.file_name().and_then(|name| name.to_str());
         let file = ManifestFile {
             name: name.unwrap_or_default().to_owned(),
@@ -279,9 +281,16 @@ impl Write for Target {
 }
 
 /// What could not be done, with a file in the making or its directory.
-fn cannot(action: &str, path: &Path, error: &io::Error) -> String {
-    discard(path);
-    format!("cannot {action} {}: {error}", path.display())
+fn cannot(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RoundError {
+    let path = path.to_owned();
+    move |error| {
+        discard(&path);
+        RoundError::Io {
+            action,
+            path,
+            error,
+        }
+    }
 }
 
 /// A file in the making that does not become one: what it takes may be just what is missing. Should it stay, the next start

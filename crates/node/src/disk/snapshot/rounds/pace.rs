@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{STOPPING, Shared};
+use crate::disk::snapshot::{error::RoundError, shared::Shared};
 
 /// After so much work in a row it rests, [`REST_FACTOR`] times as long as it has worked: a quarter of one core at most.
 const WORK_SLICE: Duration = Duration::from_micros(300);
@@ -29,7 +29,7 @@ impl<'a> Pace<'a> {
     ///
     /// # Errors
     /// When the node ends without one.
-    pub(super) fn rest(&mut self) -> Result<(), String> {
+    pub(super) fn rest(&mut self) -> Result<(), RoundError> {
         let worked = self.since.elapsed();
         if worked < WORK_SLICE {
             return Ok(());
@@ -39,7 +39,7 @@ impl<'a> Pace<'a> {
             (state.closing, state.abandoned)
         };
         if is_over {
-            return Err(STOPPING.to_owned());
+            return Err(RoundError::Stopping);
         }
         if !hurries {
             self.shared.is_idle();

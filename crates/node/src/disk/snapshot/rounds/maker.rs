@@ -1,4 +1,4 @@
-//! The rounds: what goes to local files, and when.
+//! What goes to local files, and when.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,18 +11,22 @@ use tokio::runtime::Handle;
 use tracing::{info, warn};
 
 use super::{
-    ENTRY_BYTES_MAX, RETRY_MAX, RETRY_MIN, STOPPING, Shared,
-    backlog::Backlog,
     changes::Changes,
     choice::{self, Candidate},
-    local,
     make::{self, Unpublished},
     merge,
     pace::Pace,
 };
 use crate::{
+    cluster::membership_state::MembershipState,
     disk::data_dir,
-    node::MembershipState,
+    disk::journal::RecentRecords,
+    disk::snapshot::{
+        error::RoundError,
+        local,
+        room::{ENTRY_BYTES_MAX, unnamed_bytes_max},
+        shared::{RETRY_MAX, RETRY_MIN, Shared},
+    },
     ranges::owned::{OwnedRange, OwnedRanges},
 };
 
@@ -42,15 +46,19 @@ const FULL_CUT_BYTES_MIN: u64 = 8 << 20;
 /// So few entries always go to a delta, whatever there is besides.
 const DELTA_ENTRIES_MIN: u64 = 200_000;
 
-/// After full files of so many bytes, of `files` altogether, the manifest names them, so that those that they replace can go.
-pub(super) fn unnamed_bytes_max(files: u64) -> u64 {
-    (files / 8).clamp(4 << 20, 64 << 20)
+/// What was read from the journal at the start.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Replayed {
+    /// The last record. Only up to here there are records of ranges that are not ready.
+    pub(crate) to: Lsn,
+    /// The key sets have all of it, be it lost to deltas or not.
+    pub(crate) all_merged: bool,
 }
 
 /// Makes rounds until the node closes.
-pub(super) fn run(shared: &Shared, runtime: &Handle, backlog: Backlog) {
-    let mut maker = Maker::new(shared, runtime, backlog);
-    let interval = shared.node.config.snapshot_interval;
+pub(crate) fn run(shared: &Shared, runtime: &Handle, replayed: Replayed) {
+    let mut maker = Maker::new(shared, runtime, replayed);
+    let interval = shared.node.snapshot_interval;
     let mut last_round = Instant::now();
     let mut wait_max = interval;
     while let Some(due) = maker.wait(last_round, wait_max) {
@@ -63,19 +71,19 @@ pub(super) fn run(shared: &Shared, runtime: &Handle, backlog: Backlog) {
             Ok(()) => {
                 maker.retry_after = RETRY_MIN;
                 wait_max = interval;
-                shared.node.warn_of("snapshots", None);
+                shared.node.warnings.set("snapshots", None);
             }
-            Err(reason) => {
+            Err(error) => {
                 maker.free();
                 // The node asks for it again, in the next round.
                 shared.state().full |= due.full;
                 let text = format!(
-                    "no snapshot could be made, trying again: {reason} (a snapshot needs up to {} bytes of free room in {})",
+                    "no snapshot could be made, trying again: {error} (a snapshot needs up to {} bytes of free room in {})",
                     shared.room_bytes(),
                     shared.data_dir.root().display()
                 );
-                shared.node.warn_of("snapshots", Some(text));
-                shared.failed(reason);
+                shared.node.warnings.set("snapshots", Some(text));
+                shared.failed(error.to_string());
                 wait_max = maker.retry_after.min(interval);
                 maker.retry_after = (maker.retry_after * 2).min(RETRY_MAX);
             }
@@ -105,26 +113,25 @@ struct Maker<'a> {
     is_saved: bool,
     /// The files in the data directory, named or not.
     on_disk: BTreeSet<String>,
-    /// What is in none of them.
-    backlog: Backlog,
+    /// What is in none of them, as the round that is being made found it.
+    recent: RecentRecords,
     /// The ranges whose missing parts were given up, and that have had a full file since.
     renewed: BTreeSet<RangeId>,
     /// How many entries the deltas on top of a range's base have.
     delta_entries: BTreeMap<RangeId, u64>,
-    /// What was read from the journal at the start goes up to here. Only in that are there records of ranges that are not ready.
-    replayed_to: Lsn,
+    replayed: Replayed,
     /// The last request that a round was made for, be it in vain.
     tried: u64,
     retry_after: Duration,
 }
 
 impl<'a> Maker<'a> {
-    fn new(shared: &'a Shared, runtime: &'a Handle, backlog: Backlog) -> Self {
-        let mut manifest = Manifest::clone(&shared.state().manifest);
+    fn new(shared: &'a Shared, runtime: &'a Handle, replayed: Replayed) -> Self {
+        let mut manifest = Manifest::clone(&shared.manifest());
         // Nothing was ever written here, so each range is what the manifest says, whether it is loaded by now or not. Named only when
         // they are ready, those that the first round missed would be taken at the next start for ranges of another node.
         if manifest.ranges.is_empty()
-            && let Some(table) = shared.node.membership_state().table()
+            && let Some(table) = shared.node.membership.state().table()
         {
             name_ranges(&mut manifest, table.ranges().iter());
         }
@@ -137,8 +144,8 @@ impl<'a> Maker<'a> {
                 .iter()
                 .map(|file| file.name.clone())
                 .collect(),
-            replayed_to: backlog.to(),
-            backlog,
+            recent: shared.journal.recent(Lsn::ZERO),
+            replayed,
             renewed: BTreeSet::new(),
             delta_entries: estimate_delta_entries(&manifest),
             tried: 0,
@@ -149,7 +156,7 @@ impl<'a> Maker<'a> {
 
     /// Waits until a round is due; `None` when there is to be none any more.
     fn wait(&mut self, last_round: Instant, wait_max: Duration) -> Option<Due> {
-        let failed_lately = wait_max < self.shared.node.config.snapshot_interval;
+        let failed_lately = wait_max < self.shared.node.snapshot_interval;
         loop {
             self.shared.is_busy();
             self.remove_superseded();
@@ -203,16 +210,16 @@ impl<'a> Maker<'a> {
     /// After a round that has failed: what it has made is named all the same, so that what that replaces can go.
     fn free(&mut self) {
         if !self.is_saved
-            && let Err(reason) = self.put_to_use()
+            && let Err(error) = self.put_to_use()
         {
-            warn!(node = %self.shared.node.config.id, "what a snapshot has made so far is not put to use: {reason}");
+            warn!(node = %self.shared.node.id, "what a snapshot has made so far is not put to use: {error}");
         }
     }
 
-    fn round(&mut self, due: &Due) -> Result<(), String> {
-        let membership_state = self.shared.node.membership_state();
+    fn round(&mut self, due: &Due) -> Result<(), RoundError> {
+        let membership_state = self.shared.node.membership.state();
         let MembershipState::Serving(table) = &*membership_state else {
-            return Err("the node does not serve".to_owned());
+            return Err(RoundError::NotServing);
         };
         self.take_over_ranges(table);
         let mut pace = Pace::new(self.shared);
@@ -221,15 +228,15 @@ impl<'a> Maker<'a> {
         let complete_to_ms = self.shared.node.clock.now();
         let to = self.shared.journal.appended();
         self.committed(to)?;
-        self.backlog.add(self.shared.journal.take_recent(to));
-        let to = to.max(self.backlog.to());
+        self.recent = self.shared.journal.recent(to);
+        let to = to.max(self.recent.to);
         // A journal has what files lack, so a node that stops does not wait for full ones.
         let only_delta = due.closing && self.shared.journal.is_synced();
         self.delta(table, due.full && !only_delta, &mut pace)?;
         if !only_delta {
             self.fulls(table, &mut pace)?;
         }
-        let is_complete = self.backlog.lost().is_none();
+        let is_complete = self.recent.lost.is_none();
         if is_complete {
             self.manifest.lsn = to;
             self.manifest.complete_to_ms = complete_to_ms;
@@ -243,8 +250,7 @@ impl<'a> Maker<'a> {
             self.shared.journal.cut(self.manifest.lsn);
         }
         if due.closing {
-            local::set_clean_flag(&self.shared.data_dir, self.manifest.lsn)
-                .map_err(|error| error.to_string())?;
+            local::set_clean_flag(&self.shared.data_dir, self.manifest.lsn)?;
         }
         self.shared.progress.send_modify(|progress| {
             progress.uploads_due += u64::from(!due.early);
@@ -265,50 +271,56 @@ impl<'a> Maker<'a> {
         name_ranges(manifest, ready);
     }
 
-    /// Writes the backlog's records as a delta, unless full files of everything are called for.
+    /// Gives up the records: full files are to have what they say.
+    fn lose_recent(&mut self) {
+        self.shared.journal.lose_recent(self.recent.to);
+        self.recent.lost = Some(self.recent.to);
+    }
+
+    /// Writes the recent records as a delta, unless full files of everything are called for.
     fn delta(
         &mut self,
         table: &OwnedRanges,
         full: bool,
         pace: &mut Pace<'_>,
-    ) -> Result<(), String> {
+    ) -> Result<(), RoundError> {
         let disk_id = self.shared.data_dir.disk_id();
-        let read = Changes::read(self.backlog.records(), disk_id, table, pace);
+        let read = Changes::read(&self.recent.records, disk_id, table, pace);
         let mut changes = match read {
             Ok(changes) => changes,
-            Err(reason) => {
+            Err(error) => {
                 // Full files do not need them.
-                self.backlog.lose();
-                return Err(reason);
+                self.lose_recent();
+                return Err(error);
             }
         };
         let count = changes.len() as u64;
         if full || (count > DELTA_ENTRIES_MIN && count >= self.shared.key_count() / 2) {
-            self.backlog.lose();
+            self.lose_recent();
             return Ok(());
         }
         if !changes.is_empty() {
-            let lsns = (self.backlog.from(), self.backlog.to());
+            let lsns = (self.recent.from, self.recent.to);
             let made = make::delta(self.shared, table, &mut changes, lsns, pace)?;
             let file = self.publish(made)?;
             for (index, range) in table.ranges().iter().enumerate() {
                 let entries = self.delta_entries.entry(range.id).or_default();
                 *entries += changes.len_of(index) as u64;
             }
-            info!(node = %self.shared.node.config.id, name = file.name, entries = file.entries, bytes = file.size_bytes, "made a delta snapshot");
+            info!(node = %self.shared.node.id, name = file.name, entries = file.entries, bytes = file.size_bytes, "made a delta snapshot");
             self.manifest.add_delta(file);
         }
-        self.backlog.written();
+        self.shared.journal.recent_written(self.recent.to);
         Ok(())
     }
 
     /// Makes full files of the ranges that need them.
-    fn fulls(&mut self, table: &OwnedRanges, pace: &mut Pace<'_>) -> Result<(), String> {
+    fn fulls(&mut self, table: &OwnedRanges, pace: &mut Pace<'_>) -> Result<(), RoundError> {
         // A range that is loading or closed is not changed, and must not be taken for what its files are.
         let (ready, unready): (Vec<_>, Vec<_>) =
             table.ranges().iter().partition(|range| range.is_ready());
-        if let Some(lost) = self.backlog.lost()
-            && self.manifest.lsn < self.replayed_to
+        if let Some(lost) = self.recent.lost
+            && self.manifest.lsn < self.replayed.to
         {
             self.rescue(table, &unready, lost, pace)?;
         }
@@ -319,7 +331,7 @@ impl<'a> Maker<'a> {
                 delta_entries: self.delta_entries.get(&range.id).copied().unwrap_or(0),
             })
             .collect();
-        let mut chosen = choice::fulls(&self.manifest, &candidates, self.backlog.lost());
+        let mut chosen = choice::fulls(&self.manifest, &candidates, self.recent.lost);
         // Their parts cannot all be read.
         let given_up = ready.iter().filter(|range| range.is_given_up());
         chosen.extend(
@@ -340,9 +352,11 @@ impl<'a> Maker<'a> {
         }
         self.merge_deltas(table, &ready, &candidates, pace)?;
         if !chosen.is_empty() {
-            info!(node = %self.shared.node.config.id, ranges = chosen.len(), bytes, ms = started.elapsed().as_millis() as u64, "made full snapshots");
+            info!(node = %self.shared.node.id, ranges = chosen.len(), bytes, ms = started.elapsed().as_millis() as u64, "made full snapshots");
         }
-        self.backlog.recovered();
+        if let Some(lost) = self.recent.lost.take() {
+            self.shared.journal.recent_recovered(lost);
+        }
         Ok(())
     }
 
@@ -353,7 +367,7 @@ impl<'a> Maker<'a> {
         ready: &[&Arc<OwnedRange>],
         candidates: &[Candidate],
         pace: &mut Pace<'_>,
-    ) -> Result<(), String> {
+    ) -> Result<(), RoundError> {
         // It is not named before it is whole, either.
         let bytes_max = unnamed_bytes_max(self.shared.key_count() * ENTRY_BYTES_MAX);
         let deltas = choice::deltas_to_merge(&self.manifest, candidates, bytes_max);
@@ -362,18 +376,18 @@ impl<'a> Maker<'a> {
             match merge::deltas(self.shared, table, &deltas, ready, pace) {
                 Ok(made) => {
                     let file = self.publish(made)?;
-                    info!(node = %self.shared.node.config.id, name = file.name, deltas = deltas.len(), entries = file.entries, bytes = file.size_bytes, "merged delta snapshots");
+                    info!(node = %self.shared.node.id, name = file.name, deltas = deltas.len(), entries = file.entries, bytes = file.size_bytes, "merged delta snapshots");
                     self.manifest.replace_deltas(&deltas, file);
                 }
-                Err(reason) if reason == STOPPING => return Err(reason),
-                Err(reason) => {
+                Err(RoundError::Stopping) => return Err(RoundError::Stopping),
+                Err(error) => {
                     problem = Some(format!(
-                        "delta snapshots cannot be merged, and stay: {reason}"
+                        "delta snapshots cannot be merged, and stay: {error}"
                     ))
                 }
             }
         }
-        self.shared.node.warn_of("deltas", problem);
+        self.shared.node.warnings.set("deltas", problem);
         Ok(())
     }
 
@@ -385,12 +399,9 @@ impl<'a> Maker<'a> {
         unready: &[&Arc<OwnedRange>],
         to: Lsn,
         pace: &mut Pace<'_>,
-    ) -> Result<(), String> {
-        if !self.backlog.all_merged() {
-            return Err(
-                "the journal has writes of a closed range that did not fit into memory, and is not cut before they do"
-                    .to_owned(),
-            );
+    ) -> Result<(), RoundError> {
+        if !self.replayed.all_merged {
+            return Err(RoundError::NotMerged);
         }
         let with_keys: Vec<&OwnedRange> = unready
             .iter()
@@ -408,7 +419,7 @@ impl<'a> Maker<'a> {
             pace,
         )?;
         let file = self.publish(made)?;
-        info!(node = %self.shared.node.config.id, name = file.name, ranges = with_keys.len(), entries = file.entries, "made a snapshot of ranges that are not ready");
+        info!(node = %self.shared.node.id, name = file.name, ranges = with_keys.len(), entries = file.entries, "made a snapshot of ranges that are not ready");
         self.manifest.add_delta(file);
         Ok(())
     }
@@ -418,7 +429,7 @@ impl<'a> Maker<'a> {
         table: &OwnedRanges,
         range: &OwnedRange,
         pace: &mut Pace<'_>,
-    ) -> Result<u64, String> {
+    ) -> Result<u64, RoundError> {
         let to = self.shared.journal.appended();
         let made = make::full(self.shared, table, range, to, pace)?;
         // It may have keys that were stored while it was made, under LSNs that may not even be appended yet.
@@ -436,7 +447,7 @@ impl<'a> Maker<'a> {
         Ok(size_bytes)
     }
 
-    fn publish(&mut self, made: Unpublished) -> Result<ManifestFile, String> {
+    fn publish(&mut self, made: Unpublished) -> Result<ManifestFile, RoundError> {
         let file = made.publish()?;
         self.on_disk.insert(file.name.clone());
         self.is_saved = false;
@@ -444,15 +455,15 @@ impl<'a> Maker<'a> {
     }
 
     /// Makes the manifest the local one, and removes the files that it does not need.
-    fn put_to_use(&mut self) -> Result<(), String> {
+    fn put_to_use(&mut self) -> Result<(), RoundError> {
         let data_dir = &self.shared.data_dir;
         self.manifest.drop_unneeded_files();
         self.manifest.write_nonce = OperationId::random();
         if !self.is_saved {
-            local::sync_files(data_dir).map_err(|error| error.to_string())?;
+            local::sync_files(data_dir)?;
         }
         self.is_saved = false;
-        local::save(data_dir, &self.manifest).map_err(|error| error.to_string())?;
+        local::save(data_dir, &self.manifest)?;
         self.is_saved = true;
         self.shared.state().manifest = Arc::new(self.manifest.clone());
         self.remove_superseded();
@@ -477,14 +488,14 @@ impl<'a> Maker<'a> {
         for name in superseded {
             if let Err(error) = local::remove_file(&self.shared.data_dir, &name) {
                 // The next start removes it.
-                warn!(node = %self.shared.node.config.id, "a snapshot file that is not needed stays: {error}");
+                warn!(node = %self.shared.node.id, "a snapshot file that is not needed stays: {error}");
             }
             self.on_disk.remove(&name);
         }
     }
 
     /// Writes the remembered answers, whose journal records are cut next.
-    fn keep_answers(&self, to: Lsn, pace: &mut Pace<'_>) -> Result<(), String> {
+    fn keep_answers(&self, to: Lsn, pace: &mut Pace<'_>) -> Result<(), RoundError> {
         let node = &self.shared.node;
         let entries = node.answers.entries();
         let newest = entries.iter().map(|entry| entry.lsn).max();
@@ -500,18 +511,18 @@ impl<'a> Maker<'a> {
         data_dir::replace_in_pieces(&path, &file.encode(), || {
             // A node that ends at once has no use for the rest either, but it is as well to finish.
             let _ = pace.rest();
-        })
-        .map_err(|error| error.to_string())
+        })?;
+        Ok(())
     }
 
-    fn committed(&self, lsn: Lsn) -> Result<(), String> {
+    fn committed(&self, lsn: Lsn) -> Result<(), RoundError> {
         // It is the journal's writer that is watched meanwhile.
         self.shared.is_idle();
         let committed = self
             .runtime
             .block_on(self.shared.journal.wait_committed(lsn));
         self.shared.is_busy();
-        committed.map_err(|error| error.to_string())
+        Ok(committed?)
     }
 }
 

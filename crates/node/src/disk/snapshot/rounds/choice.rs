@@ -6,7 +6,7 @@ use keydb_core::{Lsn, Manifest, ManifestFile, RangeId, SnapshotKind};
 const DELTA_ENTRIES_FREE: u64 = 4096;
 
 /// With more deltas than this, the smallest become one. What only ranges need that are not answered for does not count.
-pub(super) const DELTAS_MAX: usize = 64;
+pub(in crate::disk::snapshot) const DELTAS_MAX: usize = 64;
 
 /// With more deltas than this, be it that they cannot be merged, the ranges that need the oldest ones get new bases, a few in each
 /// round, until those deltas are not needed any more.

@@ -1,0 +1,17 @@
+//! The rounds, which write what is in memory and the journal to local files.
+//!
+//! `maker` decides when a round is made and what goes into it: `choice` which ranges get full files and which deltas become one,
+//! `changes` puts the journal's recent records in order, `make` and `merge` write files, at a `pace` that leaves the machine to
+//! requests.
+
+mod changes;
+mod choice;
+mod make;
+mod maker;
+mod merge;
+mod pace;
+
+#[cfg(test)]
+pub(super) use choice::DELTAS_MAX;
+pub(crate) use maker::Replayed;
+pub(super) use maker::run;

@@ -1,0 +1,300 @@
+//! The handle on the making and uploading of snapshots.
+
+use std::{
+    sync::{Arc, Condvar, Mutex},
+    thread::JoinHandle,
+};
+
+use keydb_core::Manifest;
+use keydb_storage::SnapshotStore;
+use tokio::{
+    sync::watch,
+    task::{JoinSet, spawn_blocking},
+    time::{Instant, timeout_at},
+};
+use tracing::warn;
+
+use super::{
+    garbage,
+    published::Published,
+    rounds::{self, Replayed},
+    shared::{NodeParts, Progress, Reach, Shared, State, lock},
+    upload,
+};
+use crate::{NodeError, disk::data_dir::DataDir, disk::journal::Journal};
+
+/// How the snapshots stand.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SnapshotStatus {
+    /// In local files.
+    pub(crate) local: Reach,
+    /// In object storage.
+    pub(crate) uploaded: Reach,
+    /// What the local files take.
+    pub(crate) file_bytes: u64,
+}
+
+/// A snapshot that was asked for, and that object storage has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Made {
+    pub(crate) reach: Reach,
+    /// What was written to object storage for it.
+    pub(crate) objects: u64,
+    pub(crate) object_bytes: u64,
+}
+
+/// Makes and uploads a node's snapshots.
+#[derive(Debug)]
+pub(crate) struct Snapshotter {
+    pub(super) shared: Arc<Shared>,
+    maker: Mutex<Option<JoinHandle<()>>>,
+    uploader: tokio::sync::Mutex<JoinSet<()>>,
+}
+
+/// What snapshots are made of, and where.
+#[derive(Debug)]
+pub(crate) struct Inputs {
+    pub(crate) node: NodeParts,
+    pub(crate) store: SnapshotStore,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) data_dir: Arc<DataDir>,
+}
+
+impl Snapshotter {
+    /// Starts to make snapshots, where the local files are those of `manifest`; the journal knows what they lack, also of what was
+    /// `replayed` at the start.
+    pub(crate) fn start(
+        inputs: Inputs,
+        manifest: Manifest,
+        replayed: Replayed,
+    ) -> Result<Self, NodeError> {
+        let published = Published::load(&inputs.data_dir)?;
+        let known = Progress {
+            uploaded_reach: published.reach(),
+            ..Progress::default()
+        };
+        let shared = Arc::new(Shared {
+            node: inputs.node,
+            store: inputs.store,
+            journal: inputs.journal,
+            data_dir: inputs.data_dir,
+            state: Mutex::new(State {
+                manifest: Arc::new(manifest),
+                uploading: None,
+                requested: 0,
+                full: false,
+                closing: false,
+                abandoned: false,
+            }),
+            work: Condvar::new(),
+            progress: watch::Sender::new(known),
+            saving_ended: Arc::default(),
+            busy_since: Mutex::default(),
+        });
+        let runtime = tokio::runtime::Handle::current();
+        let maker = std::thread::Builder::new()
+            .name("keydb-snapshot".to_owned())
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || {
+                    let _report_panic = ReportPanic(&shared, "the thread that makes snapshots");
+                    rounds::run(&shared, &runtime, replayed);
+                }
+            })
+            .map_err(|error| NodeError::Task {
+                task: "snapshots",
+                reason: error.to_string(),
+            })?;
+        let mut uploader = JoinSet::new();
+        uploader.spawn({
+            let shared = Arc::clone(&shared);
+            async move {
+                let _report_panic = ReportPanic(&shared, "the task that uploads snapshots");
+                upload::run(Arc::clone(&shared), published).await;
+            }
+        });
+        uploader.spawn(garbage::run(Arc::clone(&shared)));
+        Ok(Self {
+            shared,
+            maker: Mutex::new(Some(maker)),
+            uploader: tokio::sync::Mutex::new(uploader),
+        })
+    }
+
+    /// Since when the same piece of work with the disk is under way.
+    pub(crate) fn busy_since(&self) -> Option<std::time::Instant> {
+        *lock(&self.shared.busy_since)
+    }
+
+    /// Has the journal leave the room that the next snapshot needs. That changes with the keys, also while one is made.
+    pub(crate) fn reserve_room(&self) {
+        self.shared.journal.reserve(self.shared.room_bytes());
+    }
+
+    pub(crate) fn status(&self) -> SnapshotStatus {
+        let manifest = self.shared.manifest();
+        SnapshotStatus {
+            local: Reach::from(&*manifest),
+            uploaded: self.shared.progress.borrow().uploaded_reach,
+            file_bytes: manifest.files.iter().map(|file| file.size_bytes).sum(),
+        }
+    }
+
+    /// Makes a snapshot of everything acknowledged so far, full files if `full`, and waits until object storage has it.
+    ///
+    /// # Errors
+    /// What stands in the way, or how far it got by `deadline`. It may be there later all the same: what failed is tried again.
+    pub(crate) async fn request(&self, full: bool, deadline: Instant) -> Result<Made, String> {
+        let answered = self.answered(full, deadline, |now| now.uploaded);
+        let (before, now) = answered.await?;
+        Ok(Made {
+            reach: now.uploaded_reach,
+            objects: now.objects - before.objects,
+            object_bytes: now.object_bytes - before.object_bytes,
+        })
+    }
+
+    /// Makes a snapshot of everything acknowledged so far, and waits until local files have it.
+    ///
+    /// # Errors
+    /// What stands in the way, or that the time is up. What failed is tried again.
+    pub(crate) async fn request_local(&self, deadline: Instant) -> Result<(), String> {
+        let answered = self.answered(false, deadline, |now| now.made);
+        answered.await.map(drop)
+    }
+
+    /// Has a round made, and waits until `answered` has come as far as that request. Returns the progress before and then.
+    async fn answered(
+        &self,
+        full: bool,
+        deadline: Instant,
+        answered: fn(&Progress) -> u64,
+    ) -> Result<(Progress, Progress), String> {
+        let mut progress = self.shared.progress.subscribe();
+        let before = progress.borrow_and_update().clone();
+        let ticket = self
+            .shared
+            .request(full)
+            .ok_or_else(|| STOPPING.to_owned())?;
+        let ended =
+            progress.wait_for(|now| answered(now) >= ticket || now.failures > before.failures);
+        let now = match timeout_at(deadline, ended).await {
+            Ok(Ok(now)) => now.clone(),
+            Ok(Err(_)) => return Err(STOPPING.to_owned()),
+            Err(_) => {
+                let now = self.shared.progress.borrow().clone();
+                return Err(self.how_far(ticket, &before, &now));
+            }
+        };
+        match answered(&now) >= ticket {
+            true => Ok((before, now)),
+            false => Err(now.failure),
+        }
+    }
+
+    /// How far a request has come that is not answered in time.
+    fn how_far(&self, ticket: u64, before: &Progress, now: &Progress) -> String {
+        let local = if now.made >= ticket {
+            let files = self.shared.manifest().files.len();
+            format!(
+                "the local snapshot is made, and {} of its {files} files, {} bytes, have been uploaded since",
+                now.objects - before.objects,
+                now.object_bytes - before.object_bytes
+            )
+        } else {
+            "not even the local snapshot is made".to_owned()
+        };
+        let reach = now.uploaded_reach;
+        let remote = if reach == Reach::default() {
+            "as far as is known, object storage has nothing of the node".to_owned()
+        } else {
+            format!("object storage is complete to {}", reach.complete_to)
+        };
+        format!("the time is up: {local}; {remote}; it goes on")
+    }
+
+    /// Makes the last snapshot, local files at least, and object storage's if that is done by `deadline`.
+    ///
+    /// # Errors
+    /// Why not even the local files are complete.
+    pub(crate) async fn close(&self, deadline: Instant) -> Result<(), String> {
+        let mut progress = self.shared.progress.subscribe();
+        let failures = progress.borrow_and_update().failures;
+        let ticket = self.shared.close();
+        let maker = lock(&self.maker).take();
+        let ended = match maker {
+            Some(maker) => spawn_blocking(move || maker.join()).await,
+            None => return Ok(()),
+        };
+        if !matches!(ended, Ok(Ok(()))) {
+            return Err("the thread that makes them has failed".to_owned());
+        }
+        let made = progress.borrow_and_update().clone();
+        if made.made >= ticket {
+            let uploaded =
+                progress.wait_for(|now| now.uploaded >= ticket || now.failures > failures);
+            let in_time = timeout_at(deadline, uploaded).await.is_ok();
+            let now = self.shared.progress.borrow().clone();
+            if now.uploaded < ticket {
+                let why = if in_time {
+                    &*now.failure
+                } else {
+                    "it took too long"
+                };
+                warn!("the last snapshot is on the disk, but not in object storage: {why}");
+            }
+        }
+        self.uploader.lock().await.shutdown().await;
+        *lock(&self.shared.saving_ended) = true;
+        self.shared.failed(STOPPING.to_owned());
+        if made.closed {
+            Ok(())
+        } else {
+            Err(made.failure)
+        }
+    }
+
+    /// Leaves the thread to itself, which may not end while the disk does not answer.
+    pub(crate) fn leave(&self) {
+        drop(lock(&self.maker).take());
+        self.tell_to_end();
+    }
+
+    /// Has the thread and the tasks end as soon as they can.
+    fn tell_to_end(&self) {
+        self.shared.state().abandoned = true;
+        self.shared.work.notify_one();
+        if let Ok(mut uploader) = self.uploader.try_lock() {
+            uploader.abort_all();
+        }
+    }
+
+    /// Stops without another snapshot.
+    pub(crate) fn abandon(&self) {
+        self.tell_to_end();
+        *lock(&self.shared.saving_ended) = true;
+        let maker = lock(&self.maker).take();
+        if let Some(maker) = maker {
+            // A panic in it was printed.
+            let _ = maker.join();
+        }
+        self.shared.failed(STOPPING.to_owned());
+    }
+}
+
+/// Says so when a part ends in a panic: those who wait for it would wait for ever.
+struct ReportPanic<'a>(&'a Shared, &'static str);
+
+impl Drop for ReportPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let reason = format!("{} has failed, a defect: restart the node", self.1);
+            self.0.state().abandoned = true;
+            self.0.node.warnings.set("snapshots", Some(reason.clone()));
+            self.0.failed(reason);
+        }
+    }
+}
+
+/// Why a request is not answered at the end.
+pub(super) const STOPPING: &str = "the node is stopping";
