@@ -10,7 +10,7 @@ use crate::{
     exit::Failure,
     logging,
     output::say,
-    settings::{self, ClientSettings},
+    settings::{self, ClientSettings, Settings},
 };
 
 /// Where a cluster is looked for when nobody says.
@@ -25,6 +25,21 @@ pub(crate) fn runtime() -> Result<Runtime, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::failed(format!("cannot start threads: {error}")))
+}
+
+/// The settings of a command that works on object storage, and logging by them.
+pub(crate) fn settings() -> Result<Settings, Failure> {
+    let settings = settings::load()?;
+    announce(&settings);
+    Ok(settings)
+}
+
+/// Starts logging, and says what is odd about the settings.
+pub(crate) fn announce(settings: &Settings) {
+    logging::start(settings.log.as_deref().unwrap_or("warn"));
+    for warning in &settings.warnings {
+        say(&format!("warning: {warning}"));
+    }
 }
 
 /// Starts logging and reads how the cluster is found. The flag outranks the environment.

@@ -2,10 +2,8 @@
 
 use std::fmt;
 
-use keydb_client::{ConnectError, GetError, NodeId, NotApplied, WriteError};
-use keydb_node::NodeError;
-
-use crate::{lines::InputError, output::say, settings::SettingsError};
+use keydb_client::{ConnectError, GetError, NotApplied, WriteError};
+use keydb_storage::UpdateError;
 
 /// The exit codes of every command, as `--help` prints them. [`Code`] holds the numbers.
 pub(crate) const TABLE: &str = "\
@@ -31,6 +29,17 @@ pub(crate) enum Code {
     Uncertain = 4,
     /// Stopped by a signal.
     Interrupted = 130,
+}
+
+impl Code {
+    /// Of a command that could not change the cluster map.
+    pub(crate) const fn of_update<E>(error: &UpdateError<E>) -> Self {
+        match error {
+            UpdateError::OutcomeUnknown(_) => Self::Uncertain,
+            UpdateError::Change(_) | UpdateError::Invalid(_) => Self::Failed,
+            _ => Self::Unreachable,
+        }
+    }
 }
 
 /// What a command that did not succeed tells its user.
@@ -62,16 +71,6 @@ impl Failure {
     /// The process's exit code.
     pub(crate) const fn code(&self) -> u8 {
         self.code as u8
-    }
-
-    /// Why node `id` ended. Where its disk does not answer, its threads would hold up an end in order: the process ends here.
-    pub(crate) fn of_node(id: NodeId, error: &NodeError) -> Self {
-        let failure = Self::failed(format!("node {id} had to stop: {error}"));
-        if matches!(error, NodeError::DiskHangs { .. }) {
-            say(&format!("keydb: {failure}"));
-            std::process::exit(failure.code().into());
-        }
-        failure
     }
 
     /// The same failure with one more line to its message.
@@ -127,22 +126,6 @@ impl From<ConnectError> for Failure {
             ConnectError::Unreachable { .. } => Code::Unreachable,
             ConnectError::Map(_) => Code::Failed,
             _ => Code::Usage,
-        };
-        Self::new(code, error.to_string())
-    }
-}
-
-impl From<SettingsError> for Failure {
-    fn from(error: SettingsError) -> Self {
-        Self::usage(error.to_string())
-    }
-}
-
-impl From<InputError> for Failure {
-    fn from(error: InputError) -> Self {
-        let code = match error {
-            InputError::Unreadable { .. } => Code::Failed,
-            InputError::Stopped { .. } => Code::Interrupted,
         };
         Self::new(code, error.to_string())
     }

@@ -4,6 +4,7 @@
 
 mod args;
 mod bench;
+mod cli;
 mod commands;
 mod connect;
 mod dedup;
@@ -18,10 +19,10 @@ mod signals;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::{
-    args::{Cli, Command},
+    cli::{Cli, Command},
     exit::Failure,
 };
 
@@ -51,6 +52,6 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Journal(args) => commands::journal::run(&args),
         Command::Recover(args) => commands::recover::run(&args),
         Command::Bench(args) => bench::run(*args),
-        Command::Completions(args) => commands::completions::run(&args),
+        Command::Completions(args) => commands::completions::run(&args, Cli::command()),
     }
 }

@@ -8,8 +8,7 @@ use serde::Serialize;
 
 use crate::{args::ConnectArgs, exit::Failure, settings};
 
-/// Shown at the end of `keydb bench --help`.
-pub(crate) const EXAMPLES: &str = "\
+const EXAMPLES: &str = "\
 Keys are 36 bytes long and look like UUIDs; key number i of a seed is always the same. Claims and puts take new keys, one
 after the other; gets take keys of the preload (the hit share of them) and keys that are never stored.
 
@@ -28,6 +27,7 @@ Examples:
   keydb bench --embedded --operations 20000000                       the key set alone, on one thread";
 
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct BenchArgs {
     /// How often each operation is called, relative to the others: claim, get, put
     #[arg(long, value_name = "OP=N,…", default_value = "claim=100")]

@@ -17,7 +17,7 @@ use std::{
 use keydb_client::Client;
 use keydb_core::{Namespace, random};
 
-pub(crate) use args::{BenchArgs, EXAMPLES};
+pub(crate) use args::BenchArgs;
 use load::Load;
 use report::Report;
 use target::Target;

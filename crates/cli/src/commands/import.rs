@@ -1,11 +1,12 @@
 //! `keydb import`: a list of keys in bulk.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
 
+use clap::Args;
 use keydb_client::{Client, WriteError};
 use keydb_core::Ttl;
 use serde_json::json;
@@ -16,13 +17,41 @@ use tokio::{
 
 use super::keys::{BATCH_LIMITS, LINE_BYTES_MAX, check_batch};
 use crate::{
-    args::ImportArgs,
+    args::{ConnectArgs, NamespaceArg, TtlArg},
     connect,
     exit::Failure,
     lines::{Batch, Extract, Fill, Format, Input, Lines},
     output::{Stdout, say, thousands},
     progress::Progress,
 };
+
+const EXAMPLES: &str = "\
+One key a line. To run it again, also after it was stopped half-way, does no harm: the keys' lives then end later.
+
+Examples:
+  keydb import seen.txt --ttl 30d
+  zcat seen.gz | keydb import - --ttl 30d
+  keydb import -0 names.bin --ttl 1y";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct ImportArgs {
+    /// The list; - is standard input
+    #[arg(value_name = "FILE|-")]
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) ttl: TtlArg,
+    /// Keys end in NUL instead of a new line
+    #[arg(short = '0', long)]
+    pub(crate) null: bool,
+    /// Say what was done as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) namespace: NamespaceArg,
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
 
 /// How many calls are on their way.
 const CALLS_MAX: usize = 8;

@@ -2,27 +2,43 @@
 
 use std::{fmt::Write, process::ExitCode};
 
+use clap::Args;
 use keydb_core::{ClusterMap, NewCluster};
 use keydb_storage::{Init, InitError, MapStore};
 use serde_json::json;
 
 use super::durability_meaning;
 use crate::{
-    args::InitArgs,
     connect,
     exit::Failure,
-    logging,
     output::{Stdout, say},
     settings::{self, Settings},
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  KEYDB_NODE_ADDRESSES=keydb-0:50051,keydb-1:50051,keydb-2:50051 KEYDB_STORAGE_URL=file:///srv/keydb keydb init
+
+  KEYDB_DURABILITY=memory KEYDB_NODE_ADDRESSES=localhost:50051 keydb init
+
+Settings: KEYDB_NODE_ADDRESSES (a node's place in the list is its id), KEYDB_TOTAL_HASH_RANGES (128), KEYDB_STORAGE_URL
+(./keydb-storage; or KEYDB_STORAGE_BUCKET and so on, see `keydb node --help`), KEYDB_DURABILITY, which stays as it is for good:
+  journal   (default) nothing that was acknowledged is ever lost
+  snapshot  a crash loses at most what came since the last snapshot
+  memory    nothing is kept; a node that stops forgets its keys";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct InitArgs {
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 pub(crate) fn run(args: &InitArgs) -> Result<ExitCode, Failure> {
     let settings = settings::load()?;
     settings.required_addresses()?;
-    logging::start(settings.log.as_deref().unwrap_or("warn"));
-    for warning in &settings.warnings {
-        say(&format!("warning: {warning}"));
-    }
+    connect::announce(&settings);
     let runtime = connect::runtime()?;
     let made = runtime.block_on(create(&settings))?;
     let (map, created) = match &made {

@@ -6,15 +6,48 @@ use std::{
     process::ExitCode,
 };
 
+use clap::{Args, Subcommand};
 use keydb_core::Lsn;
 use keydb_node::{Found, inspect};
 use serde_json::{Value, json};
 
 use crate::{
-    args::{JournalArgs, JournalCommand, JournalDirArgs},
     exit::Failure,
     output::{Stdout, bytes_text, json_line, thousands},
 };
+
+const EXAMPLES: &str = "\
+DIR is a data directory or the journal in it, also while its node runs, or a copy. A write that was cut short by a crash at the
+very end is no damage: it was never acknowledged.
+
+Examples:
+  keydb journal verify ./keydb-data
+  keydb journal inspect ./keydb-data --json | jq -c 'select(.kind==\"write\")'";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct JournalArgs {
+    #[command(subcommand)]
+    pub(crate) command: JournalCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum JournalCommand {
+    /// Show every segment and record
+    Inspect(JournalDirArgs),
+    /// Read it to its end, and say whether it is whole
+    Verify(JournalDirArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct JournalDirArgs {
+    /// A data directory, or the journal in it
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// Answer as JSON, one object a line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 pub(crate) fn run(args: &JournalArgs) -> Result<ExitCode, Failure> {
     match &args.command {

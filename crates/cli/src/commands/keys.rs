@@ -1,24 +1,81 @@
 //! `keydb put`, `get` and `claim`: keys from the command line or standard input, an answer for each.
 
 use std::{
+    ffi::OsString,
     io::{self, IsTerminal},
     os::unix::ffi::OsStrExt,
     process::ExitCode,
     time::Duration,
 };
 
+use clap::Args;
 use keydb_client::{Claim, Client};
 use keydb_core::{KEY_BYTES_MAX, KeyError, Ttl};
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
 use crate::{
-    args::{GetArgs, KeyArgs, WriteArgs},
+    args::{ConnectArgs, NamespaceArg, TtlArg},
     connect,
     exit::Failure,
     lines::{Batch, Extract, Fill, Form, Format, Input, Limits, Lines},
     output::{Stdout, hex, json_line, say},
 };
+
+pub(crate) const PUT_EXAMPLES: &str = "\
+Each key is answered with `stored<TAB>KEY`, in input order.
+
+Examples:
+  keydb put --ttl 30d order-1001 order-1002
+  cut -f1 orders.tsv | keydb put --ttl 30d > /dev/null";
+
+const GET_EXAMPLES: &str = "\
+Each key is answered with `present<TAB>KEY` or `absent<TAB>KEY`, in input order.
+
+Examples:
+  keydb get order-1001
+  cut -f1 orders.tsv | keydb get | grep ^absent";
+
+pub(crate) const CLAIM_EXAMPLES: &str = "\
+Each key is answered with `first<TAB>KEY` (it was absent and is now stored), `duplicate<TAB>KEY`, or `unknown<TAB>KEY` (it
+is there, but after a lost reply nobody knows any more through whom), in input order.
+
+Examples:
+  keydb claim --ttl 10m alice bob alice
+  find . -type f -print0 | keydb claim -0 | tr '\\0' '\\n'";
+
+/// Where keys come from, and how the answers look.
+#[derive(Debug, Args)]
+pub(crate) struct KeyArgs {
+    /// The keys; without any, they are read from standard input, one a line
+    #[arg(value_name = "KEY")]
+    pub(crate) keys: Vec<OsString>,
+    /// Keys on standard input, and answers, end in NUL instead of a new line
+    #[arg(short = '0', long)]
+    pub(crate) null: bool,
+    /// Answer with one JSON object a line: {"key":…,"answer":…}, or key_hex where a key is not UTF-8
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) namespace: NamespaceArg,
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = GET_EXAMPLES)]
+pub(crate) struct GetArgs {
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WriteArgs {
+    #[command(flatten)]
+    pub(crate) ttl: TtlArg,
+    #[command(flatten)]
+    pub(crate) keys: KeyArgs,
+}
 
 /// What one call has at most.
 pub(super) const BATCH_LIMITS: Limits = Limits {

@@ -2,15 +2,12 @@
 
 pub(crate) mod completions;
 pub(crate) mod dev;
-mod dev_home;
 pub(crate) mod import;
 pub(crate) mod init;
 pub(crate) mod journal;
 pub(crate) mod keys;
 pub(crate) mod node;
 pub(crate) mod recover;
-mod recover_map;
-mod recover_range;
 pub(crate) mod snapshot;
 pub(crate) mod status;
 

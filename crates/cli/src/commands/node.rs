@@ -2,14 +2,14 @@
 
 use std::{future::Future, io, process::ExitCode, sync::Arc, time::Duration};
 
+use clap::Args;
 use keydb_core::NodeId;
-use keydb_node::{Listeners, NodeConfig, SystemClock, saved_map};
+use keydb_node::{Listeners, NodeConfig, NodeError, SystemClock, saved_map};
 use keydb_storage::{Init, MapStore, ObjectStorage};
 use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::{
-    args::NodeArgs,
     connect,
     exit::Failure,
     logging,
@@ -17,6 +17,52 @@ use crate::{
     settings::{self, Settings},
     signals::StopSignals,
 };
+
+const EXAMPLES: &str = "\
+Examples:
+  keydb node --check
+  KEYDB_NODE_ID=0 KEYDB_STORAGE_URL=file:///srv/keydb keydb node
+  KEYDB_NODE_ID=0 KEYDB_CLUSTER_SIZE=3 KEYDB_PORT=50051 \\
+    KEYDB_NODE_ADDRESSES='[\"localhost:50051\",\"localhost:50052\",\"localhost:50053\"]' keydb node
+
+  KEYDB_NODE_ID=0 KEYDB_STORAGE_BUCKET=keydb KEYDB_STORAGE_REGION=us-east-1 KEYDB_STORAGE_ENDPOINT=http://localhost:9000 \\
+    KEYDB_STORAGE_ACCESSKEYID=minioadmin KEYDB_STORAGE_ACCESSKEY=minioadmin KEYDB_SNAPSHOT_INTERVAL=60s keydb node
+
+Settings:
+  KEYDB_NODE_ID                 a number, or a host name that ends in -N
+  KEYDB_PORT                    gRPC (50051)
+  KEYDB_HTTP_PORT               /startup, /ready, /live and /metrics (50080; off)
+  KEYDB_STORAGE_URL             s3://bucket/prefix or file:///dir (./keydb-storage); or, for S3, instead of it:
+  KEYDB_STORAGE_BUCKET          bucket, or bucket/prefix; and for either:
+  KEYDB_STORAGE_REGION          (us-east-1)
+  KEYDB_STORAGE_ENDPOINT        of an S3-compatible server, such as http://minio:9000
+  KEYDB_STORAGE_ACCESSKEYID     without these two, the credentials of the environment are used, as other AWS programs do
+  KEYDB_STORAGE_ACCESSKEY
+  KEYDB_DATA_DIR                journal and snapshots of this node (./keydb-data)
+  KEYDB_SNAPSHOT_INTERVAL       1s to 24h (60s)
+  KEYDB_MAP_POLL_INTERVAL       how often the cluster map in object storage is looked at, 100ms to 1h (1s)
+  KEYDB_DISK_HANG_LIMIT         how long the disk may not answer before the process ends, 10s to 24h (60s)
+  KEYDB_MEMORY_LIMIT            of the keys: 8GiB, 70% of the machine or container (0: none)
+  KEYDB_MEMORY_POLICY           at the limit: refuse new keys, or shed those that would expire soonest (refuse)
+  KEYDB_ANSWER_MEMORY_BYTES     remembered answers to claims (64MiB), and KEYDB_ANSWER_MEMORY_AGE (5m)
+  KEYDB_REQUEST_KEYS_MAX        (65536), and KEYDB_REQUESTS_IN_FLIGHT_MAX (1024)
+  KEYDB_LOG                     (info)
+  KEYDB_INIT                    true: node 0 creates the cluster at its start, by the three below
+  KEYDB_NODE_ADDRESSES, KEYDB_TOTAL_HASH_RANGES (128), KEYDB_DURABILITY (journal); KEYDB_CLUSTER_SIZE is checked against the
+  list. What the cluster map says wins over these.
+
+SIGINT (Ctrl-C) and SIGTERM stop the node once its requests in progress have ended; a second one stops it at once.";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct NodeArgs {
+    /// Check the settings, print the ones in force, and do nothing else
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Print the settings as JSON
+    #[arg(long, requires = "check")]
+    pub(crate) json: bool,
+}
 
 /// How often a node looks for the map that its settings are compared with.
 const MAP_WAIT: Duration = Duration::from_secs(1);
@@ -144,7 +190,17 @@ async fn run_node(
     let clock = Arc::new(SystemClock::new());
     keydb_node::run(config, listeners, storage, clock, shutdown)
         .await
-        .map_err(|error| Failure::of_node(id, &error))
+        .map_err(|error| failure(id, &error))
+}
+
+/// Why node `id` ended. Where its disk does not answer, its threads would hold up an end in order: the process ends here.
+pub(super) fn failure(id: NodeId, error: &NodeError) -> Failure {
+    let failure = Failure::failed(format!("node {id} had to stop: {error}"));
+    if matches!(error, NodeError::DiskHangs { .. }) {
+        say(&format!("keydb: {failure}"));
+        std::process::exit(failure.code().into());
+    }
+    failure
 }
 
 /// Listens at `port`, which `setting` gave, on every interface, with IPv6 where the machine has it.

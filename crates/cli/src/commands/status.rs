@@ -2,17 +2,35 @@
 
 use std::{collections::BTreeMap, fmt::Write, process::ExitCode, sync::Arc, time::Duration};
 
+use clap::Args;
 use keydb_client::{ClientConfig, DiskStatus, GetError, NodeStatus, RangeState};
 use keydb_core::{ClusterMap, Durability, NodeEntry, NodeState, RangeId, UnixMillis};
 use serde_json::{Value, json};
 
 use super::durability_meaning;
 use crate::{
-    args::StatusArgs,
+    args::ConnectArgs,
     connect,
     exit::{Code, Failure},
     output::{Align, Stdout, bytes_text, table, thousands, time_text},
 };
+
+const EXAMPLES: &str = "\
+Exits with 3 when a node did not answer.
+
+Examples:
+  keydb status
+  keydb status --json | jq .keys";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct StatusArgs {
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
 
 pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode, Failure> {
     let config = connect::config(&args.connect)?;

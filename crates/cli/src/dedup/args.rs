@@ -10,8 +10,7 @@ use crate::{
     lines::{Column, Extract, Input, JsonPointer},
 };
 
-/// Shown at the end of `keydb dedup --help`.
-pub(crate) const EXAMPLES: &str = "\
+const EXAMPLES: &str = "\
 A line's key is the line itself without its end (a carriage return belongs to it), a field, or a JSON value. The first line
 with a key is written, later ones are not, for as long as the TTL lasts, across files, runs and processes. A line without a
 usable key (empty, no such field, not JSON, a key over 65,536 bytes) is written and counted, and so is one whose answer is
@@ -35,6 +34,7 @@ are written. The same goes for lines that came in other batches the first time, 
 part of a batch goes when nothing has come for 100 ms. Input from files always makes the same batches.";
 
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct DedupArgs {
     /// The files, one after the other; - is standard input, as is no file at all
     #[arg(value_name = "FILE")]
@@ -238,17 +238,18 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::args::{Cli, Command};
+
+    #[derive(Parser)]
+    struct Dedup {
+        #[command(flatten)]
+        args: DedupArgs,
+    }
 
     fn parse(args: &[&str]) -> Result<DedupArgs, String> {
-        let args = ["keydb", "dedup"].iter().chain(args);
-        match Cli::try_parse_from(args)
-            .map_err(|error| error.to_string())?
-            .command
-        {
-            Command::Dedup(args) => Ok(*args),
-            other => panic!("{other:?}"),
-        }
+        let parsed = Dedup::try_parse_from(["dedup"].iter().chain(args));
+        parsed
+            .map(|dedup| dedup.args)
+            .map_err(|error| error.to_string())
     }
 
     #[test]

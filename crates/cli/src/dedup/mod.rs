@@ -27,8 +27,8 @@ use std::{
 use keydb_core::KEY_BYTES_MAX;
 use tokio::runtime;
 
+pub(crate) use args::DedupArgs;
 use args::{Again, Run};
-pub(crate) use args::{DedupArgs, EXAMPLES};
 use claim::{Claimer, ClusterClaimer};
 use summary::{Counts, Progress};
 use writer::{Answered, Writer, create_duplicates};

@@ -23,6 +23,8 @@ use exchange::Exchange;
 pub(crate) use extract::Extract;
 pub(crate) use json_pointer::JsonPointer;
 
+use crate::exit::{Code, Failure};
+
 /// Where lines come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Input {
@@ -88,6 +90,16 @@ pub(crate) enum InputError {
         /// The signal's name.
         by: &'static str,
     },
+}
+
+impl From<InputError> for Failure {
+    fn from(error: InputError) -> Self {
+        let code = match error {
+            InputError::Unreadable { .. } => Code::Failed,
+            InputError::Stopped { .. } => Code::Interrupted,
+        };
+        Self::new(code, error.to_string())
+    }
 }
 
 /// Ends lines before their end.

@@ -111,6 +111,12 @@ pub(crate) struct Settings {
 #[error("{}", .0.join("\n"))]
 pub(crate) struct SettingsError(Vec<String>);
 
+impl From<SettingsError> for Failure {
+    fn from(error: SettingsError) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
 /// What a client goes by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ClientSettings {

@@ -11,7 +11,7 @@ use crate::{
     settings,
 };
 
-pub(crate) const EXAMPLES: &str = "\
+const EXAMPLES: &str = "\
 Examples:
   keydb snapshot create                      all nodes, now
   keydb snapshot verify                      is object storage whole?
@@ -71,6 +71,7 @@ Examples:
   ssh elsewhere 'cat keys.keydb' | keydb snapshot import -";
 
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(crate) struct SnapshotArgs {
     #[command(subcommand)]
     pub(crate) command: SnapshotCommand,
@@ -79,29 +80,23 @@ pub(crate) struct SnapshotArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum SnapshotCommand {
     /// Have every node make a snapshot now, and wait until object storage has it
-    #[command(after_help = CREATE_EXAMPLES)]
     Create(CreateArgs),
     /// Show what object storage has, and up to when
-    #[command(after_help = LIST_EXAMPLES)]
     List(ListArgs),
     /// Show what is in a manifest or snapshot file
-    #[command(after_help = INSPECT_EXAMPLES)]
     Inspect(InspectArgs),
     /// Read everything that object storage has, and say what is damaged or missing
-    #[command(after_help = VERIFY_EXAMPLES)]
     Verify(VerifyArgs),
     /// Remove objects that no manifest names
-    #[command(after_help = GC_EXAMPLES)]
     Gc(GcArgs),
     /// Write the keys of object storage to a file
-    #[command(after_help = EXPORT_EXAMPLES)]
     Export(ExportArgs),
     /// Put the keys of such a file into a running cluster
-    #[command(after_help = IMPORT_EXAMPLES)]
     Import(ImportArgs),
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = CREATE_EXAMPLES)]
 pub(crate) struct CreateArgs {
     /// Full snapshots of all hash ranges, rather than only what has changed
     #[arg(long)]
@@ -128,6 +123,7 @@ impl CreateArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = LIST_EXAMPLES)]
 pub(crate) struct ListArgs {
     /// Answer as JSON
     #[arg(long)]
@@ -135,6 +131,7 @@ pub(crate) struct ListArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = INSPECT_EXAMPLES)]
 pub(crate) struct InspectArgs {
     /// An object's key, or a file's path
     #[arg(value_name = "OBJECT|FILE")]
@@ -145,6 +142,7 @@ pub(crate) struct InspectArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = VERIFY_EXAMPLES)]
 pub(crate) struct VerifyArgs {
     /// Only this node's
     #[arg(long, value_name = "N")]
@@ -155,6 +153,7 @@ pub(crate) struct VerifyArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = GC_EXAMPLES)]
 pub(crate) struct GcArgs {
     /// Only say what would be removed
     #[arg(long)]
@@ -168,6 +167,7 @@ pub(crate) struct GcArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = EXPORT_EXAMPLES)]
 pub(crate) struct ExportArgs {
     /// Where to; - is standard output
     #[arg(long, value_name = "FILE|-")]
@@ -181,6 +181,7 @@ pub(crate) struct ExportArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = IMPORT_EXAMPLES)]
 pub(crate) struct ImportArgs {
     /// The export; - is standard input
     #[arg(value_name = "FILE|-")]

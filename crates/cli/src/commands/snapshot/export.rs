@@ -23,7 +23,6 @@ use serde_json::json;
 
 use super::{
     args::ExportArgs,
-    settings,
     store::{ObjectError, Store, check_header, check_totals},
 };
 use crate::{
@@ -40,8 +39,7 @@ const FOOTER_BYTES: u64 = 64 << 10;
 const TRIES_MAX: u32 = 5;
 
 pub(super) fn run(args: &ExportArgs) -> Result<ExitCode, Failure> {
-    let settings = settings()?;
-    let store = Store::open(&settings)?;
+    let store = Store::open(&connect::settings()?)?;
     let target = Target::open(&args.out)?;
     let done = connect::runtime()?.block_on(export(&store, &args.ranges, target))?;
     if args.json {

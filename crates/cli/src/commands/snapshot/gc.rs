@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use keydb_node::{Collected, GarbageError, collect_garbage};
 use serde_json::json;
 
-use super::{args::GcArgs, settings, store::Store};
+use super::{args::GcArgs, store::Store};
 use crate::{
     connect,
     exit::Failure,
@@ -13,8 +13,7 @@ use crate::{
 };
 
 pub(super) fn run(args: &GcArgs) -> Result<ExitCode, Failure> {
-    let settings = settings()?;
-    let store = Store::open(&settings)?;
+    let store = Store::open(&connect::settings()?)?;
     let collected = connect::runtime()?.block_on(async {
         // Where there is no cluster, these may be somebody else's objects.
         store.map().await?;

@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 
 use super::{
     args::InspectArgs,
-    settings,
     store::{ObjectError, Store, complete_to_text, new_decoder},
 };
 use crate::{
@@ -57,8 +56,7 @@ pub(super) fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
             show(&content, totals, args.json)?
         }
     } else {
-        let settings = settings()?;
-        let store = Store::open(&settings)?;
+        let store = Store::open(&connect::settings()?)?;
         let runtime = connect::runtime()?;
         let not_there = |error: ObjectError| match error {
             ObjectError::Missing => Failure::failed(format!(

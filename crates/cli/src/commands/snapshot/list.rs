@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 
 use super::{
     args::ListArgs,
-    settings,
     store::{ObjectError, Store, complete_to_text},
 };
 use crate::{
@@ -19,8 +18,7 @@ use crate::{
 type Manifests = Vec<(String, Result<Manifest, ObjectError>)>;
 
 pub(super) fn run(args: &ListArgs) -> Result<ExitCode, Failure> {
-    let settings = settings()?;
-    let store = Store::open(&settings)?;
+    let store = Store::open(&connect::settings()?)?;
     let (map, manifests) = connect::runtime()?
         .block_on(async { Ok::<_, Failure>((store.map().await?, store.manifests(None).await?)) })?;
     let mut out = Stdout::open()?;

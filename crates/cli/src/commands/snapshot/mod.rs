@@ -12,15 +12,10 @@ mod verify;
 
 use std::process::ExitCode;
 
+pub(crate) use args::SnapshotArgs;
 use args::SnapshotCommand;
-pub(crate) use args::{EXAMPLES, SnapshotArgs};
 
-use crate::{
-    exit::Failure,
-    logging,
-    output::say,
-    settings::{self, Settings},
-};
+use crate::exit::Failure;
 
 pub(crate) fn run(args: &SnapshotArgs) -> Result<ExitCode, Failure> {
     match &args.command {
@@ -32,14 +27,4 @@ pub(crate) fn run(args: &SnapshotArgs) -> Result<ExitCode, Failure> {
         SnapshotCommand::Export(args) => export::run(args),
         SnapshotCommand::Import(args) => import::run(args),
     }
-}
-
-/// The settings of a command that works on object storage, and logging by them.
-pub(super) fn settings() -> Result<Settings, Failure> {
-    let settings = settings::load()?;
-    logging::start(settings.log.as_deref().unwrap_or("warn"));
-    for warning in &settings.warnings {
-        say(&format!("warning: {warning}"));
-    }
-    Ok(settings)
 }

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 
 use super::{
     args::VerifyArgs,
-    settings,
     store::{ObjectError, Store, check_header, check_totals, complete_to_text},
 };
 use crate::{
@@ -31,8 +30,7 @@ struct Found {
 }
 
 pub(super) fn run(args: &VerifyArgs) -> Result<ExitCode, Failure> {
-    let settings = settings()?;
-    let store = Store::open(&settings)?;
+    let store = Store::open(&connect::settings()?)?;
     let only = args.node.map(NodeId);
     let found = connect::runtime()?.block_on(verify(&store, only))?;
     let whole = found.iter().all(|node| node.problems.is_empty());

@@ -1,44 +1,19 @@
-//! `keydb recover`; with `--node` it gives up a node's lost disk.
+//! `keydb recover --node`: gives up a node's lost disk.
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use keydb_client::{Client, ClientConfig};
 use keydb_core::{ClusterMap, Incarnation, Manifest, NodeEntry, NodeId, RangeId, UnixMillis};
 use keydb_node::{first_object, manifest_key};
-use keydb_storage::{MapStore, ObjectStorage, Put, UpdateError};
+use keydb_storage::{MapStore, ObjectStorage, Put};
 use serde_json::json;
 
+use super::{args::RecoverArgs, probe};
 use crate::{
-    args::RecoverArgs,
-    connect,
     exit::{Code, Failure},
-    logging,
-    output::{Stdout, say},
-    settings,
+    output::Stdout,
 };
 
-/// How long a node has to answer, connecting included.
-pub(super) const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
-
-pub(crate) fn run(args: &RecoverArgs) -> Result<ExitCode, Failure> {
-    let settings = settings::load()?;
-    logging::start(settings.log.as_deref().unwrap_or("warn"));
-    for warning in &settings.warnings {
-        say(&format!("warning: {warning}"));
-    }
-    if let Some(range) = args.range {
-        return super::recover_range::run(RangeId(range), args, &settings);
-    }
-    let storage = settings.open_storage()?;
-    let text = settings.storage_text();
-    let runtime = connect::runtime()?;
-    match args.node {
-        Some(node) => runtime.block_on(recover(NodeId(node), args, storage, &text)),
-        None => runtime.block_on(super::recover_map::run(args, &settings, storage, &text)),
-    }
-}
-
-async fn recover(
+pub(super) async fn run(
     node: NodeId,
     args: &RecoverArgs,
     storage: Arc<dyn ObjectStorage>,
@@ -181,9 +156,7 @@ async fn refuse_if_it_answers(
     entry: &NodeEntry,
     disk: Incarnation,
 ) -> Result<(), Failure> {
-    let mut config = ClientConfig::new([entry.address.clone()]);
-    config.call_timeout = PROBE_TIMEOUT;
-    let Ok(client) = Client::connect(config).await else {
+    let Ok(client) = probe::connect(&entry.address).await else {
         return Ok(());
     };
     let same_cluster = client.cluster_map().cluster_id == map.cluster_id;
@@ -235,17 +208,8 @@ async fn give_up(
     };
     maps.update(change).await.map_err(|error| {
         Failure::new(
-            code_of(&error),
+            Code::of_update(&error),
             format!("the cluster map was not changed: {error}"),
         )
     })
-}
-
-/// How a command ends that could not change the cluster map.
-pub(super) const fn code_of<E>(error: &UpdateError<E>) -> Code {
-    match error {
-        UpdateError::OutcomeUnknown(_) => Code::Uncertain,
-        UpdateError::Change(_) | UpdateError::Invalid(_) => Code::Failed,
-        _ => Code::Unreachable,
-    }
 }

@@ -6,8 +6,8 @@ use keydb_client::{AdminClient, AdminError, ClientConfig, RangeOpened, RangeStat
 use keydb_core::RangeId;
 use serde_json::json;
 
+use super::args::RecoverArgs;
 use crate::{
-    args::RecoverArgs,
     connect,
     exit::{Code, Failure},
     output::{Stdout, thousands},

@@ -3,16 +3,14 @@
 use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use keydb_client::{Client, ClientConfig};
 use keydb_core::ClusterMap;
 use keydb_node::saved_map;
 use keydb_storage::{MapStore, ObjectStorage, Restored};
 use serde_json::json;
 
-use super::recover::{PROBE_TIMEOUT, code_of};
+use super::{args::RecoverArgs, probe};
 use crate::{
-    args::RecoverArgs,
-    exit::Failure,
+    exit::{Code, Failure},
     output::{Stdout, say},
     settings::Settings,
 };
@@ -47,7 +45,7 @@ pub(super) async fn run(
         .await
         .map_err(|error| {
             Failure::new(
-                code_of(&error),
+                Code::of_update(&error),
                 format!("the map was not put into {text}: {error}"),
             )
         })?;
@@ -93,10 +91,9 @@ fn read(dir: &Path) -> Result<Option<Found>, Failure> {
 
 /// The maps that running nodes go by.
 async fn ask(addresses: &[String]) -> Vec<Found> {
-    let answers = addresses.iter().map(async |address| {
-        let mut config = ClientConfig::new([address.clone()]);
-        config.call_timeout = PROBE_TIMEOUT;
-        match Client::connect(config).await {
+    let answers = addresses
+        .iter()
+        .map(async |address| match probe::connect(address).await {
             Ok(client) => {
                 let map = ClusterMap::clone(&client.cluster_map());
                 client.close(Duration::ZERO).await;
@@ -107,8 +104,7 @@ async fn ask(addresses: &[String]) -> Vec<Found> {
                 say(&format!("warning: {address} was not asked: {error}"));
                 None
             }
-        }
-    });
+        });
     join_all(answers).await.into_iter().flatten().collect()
 }
 

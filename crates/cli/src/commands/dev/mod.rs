@@ -1,16 +1,19 @@
 //! `keydb dev`: a whole cluster in this process, on real sockets.
 
+mod home;
+
 use std::{
     fmt::Write,
     future::pending,
     io,
     net::Ipv4Addr,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use clap::Args;
 use keydb_client::{Client, ClientConfig, NodeStatus, RangeState};
 use keydb_core::{Clock, NodeId};
 use keydb_node::{NodeError, SystemClock};
@@ -20,9 +23,9 @@ use tokio::{
     task::{JoinError, JoinSet},
 };
 
-use super::{dev_home::Home, durability_meaning};
+use self::home::Home;
+use super::{durability_meaning, node};
 use crate::{
-    args::DevArgs,
     connect,
     exit::Failure,
     logging,
@@ -30,6 +33,29 @@ use crate::{
     settings::{ClientSettings, PORT_DEFAULT, environment},
     signals::StopSignals,
 };
+
+const EXAMPLES: &str = "\
+Examples:
+  keydb dev
+  keydb dev --nodes 5
+  keydb dev --dir ./my-keys                  the same keys again after a restart
+
+It listens on 127.0.0.1 only, at the ports from 50051 on where they are free. Ctrl-C stops it, and all keys are forgotten, unless
+there is a --dir.";
+
+/// The most nodes of a cluster in one process.
+const NODES_MAX: i64 = 100;
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct DevArgs {
+    /// How many nodes
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=NODES_MAX))]
+    pub(crate) nodes: u16,
+    /// Keep the keys in this directory, across restarts; it belongs to the cluster that is created in it
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+}
 
 /// How long the nodes of this process may take to come up.
 const READY_DEADLINE: Duration = Duration::from_secs(10);
@@ -125,7 +151,7 @@ type Ended = Result<(NodeId, Result<(), NodeError>), JoinError>;
 fn failure_of(ended: Ended) -> Option<Failure> {
     match ended {
         Ok((_, Ok(()))) => None,
-        Ok((id, Err(error))) => Some(Failure::of_node(id, &error)),
+        Ok((id, Err(error))) => Some(node::failure(id, &error)),
         Err(error) => Some(Failure::failed(format!("a node failed: {error}"))),
     }
 }
