@@ -36,7 +36,7 @@ pub(crate) fn settings() -> Result<Settings, Failure> {
 
 /// Starts logging, and says what is odd about the settings.
 pub(crate) fn announce(settings: &Settings) {
-    logging::start(settings.log.as_deref().unwrap_or("warn"));
+    logging::start(settings.log.value.as_deref().unwrap_or("warn"));
     for warning in &settings.warnings {
         say(&format!("warning: {warning}"));
     }

@@ -74,7 +74,7 @@ pub(crate) fn run(args: &InitArgs) -> Result<ExitCode, Failure> {
 pub(super) async fn create(settings: &Settings) -> Result<Init, Failure> {
     let new = NewCluster {
         addresses: settings.required_addresses()?.to_vec(),
-        range_count: settings.range_count.value,
+        range_count: settings.total_hash_ranges.value,
         durability: settings.durability.value,
     };
     let storage = settings.create_storage()?;

@@ -26,35 +26,22 @@ Examples:
     KEYDB_NODE_ADDRESSES='[\"localhost:50051\",\"localhost:50052\",\"localhost:50053\"]' keydb node
 
   KEYDB_NODE_ID=0 KEYDB_STORAGE_BUCKET=keydb KEYDB_STORAGE_REGION=us-east-1 KEYDB_STORAGE_ENDPOINT=http://localhost:9000 \\
-    KEYDB_STORAGE_ACCESSKEYID=minioadmin KEYDB_STORAGE_ACCESSKEY=minioadmin KEYDB_SNAPSHOT_INTERVAL=60s keydb node
+    KEYDB_STORAGE_ACCESSKEYID=minioadmin KEYDB_STORAGE_ACCESSKEY=minioadmin KEYDB_SNAPSHOT_INTERVAL=60s keydb node";
 
-Settings:
-  KEYDB_NODE_ID                 a number, or a host name that ends in -N
-  KEYDB_PORT                    gRPC (50051)
-  KEYDB_HTTP_PORT               /startup, /ready, /live and /metrics (50080; off)
-  KEYDB_STORAGE_URL             s3://bucket/prefix or file:///dir (./keydb-storage); or, for S3, instead of it:
-  KEYDB_STORAGE_BUCKET          bucket, or bucket/prefix; and for either:
-  KEYDB_STORAGE_REGION          (us-east-1)
-  KEYDB_STORAGE_ENDPOINT        of an S3-compatible server, such as http://minio:9000
-  KEYDB_STORAGE_ACCESSKEYID     without these two, the credentials of the environment are used, as other AWS programs do
-  KEYDB_STORAGE_ACCESSKEY
-  KEYDB_DATA_DIR                journal and snapshots of this node (./keydb-data)
-  KEYDB_SNAPSHOT_INTERVAL       1s to 24h (60s)
-  KEYDB_MAP_POLL_INTERVAL       how often the cluster map in object storage is looked at, 100ms to 1h (1s)
-  KEYDB_DISK_HANG_LIMIT         how long the disk may not answer before the process ends, 10s to 24h (60s)
-  KEYDB_MEMORY_LIMIT            of the keys: 8GiB, 70% of the machine or container (0: none)
-  KEYDB_MEMORY_POLICY           at the limit: refuse new keys, or shed those that would expire soonest (refuse)
-  KEYDB_ANSWER_MEMORY_BYTES     remembered answers to claims (64MiB), and KEYDB_ANSWER_MEMORY_AGE (5m)
-  KEYDB_REQUEST_KEYS_MAX        (65536), and KEYDB_REQUESTS_IN_FLIGHT_MAX (1024)
-  KEYDB_LOG                     (info)
+/// The end of the help, after the single settings.
+const CREATING: &str = "\
   KEYDB_INIT                    true: node 0 creates the cluster at its start, by the three below
   KEYDB_NODE_ADDRESSES, KEYDB_TOTAL_HASH_RANGES (128), KEYDB_DURABILITY (journal); KEYDB_CLUSTER_SIZE is checked against the
   list. What the cluster map says wins over these.
 
 SIGINT (Ctrl-C) and SIGTERM stop the node once its requests in progress have ended; a second one stops it at once.";
 
+fn help_end() -> String {
+    format!("{EXAMPLES}\n\nSettings:\n{}{CREATING}", settings::help())
+}
+
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = help_end())]
 pub(crate) struct NodeArgs {
     /// Check the settings, print the ones in force, and do nothing else
     #[arg(long)]
@@ -76,7 +63,7 @@ pub(crate) fn run(args: &NodeArgs) -> Result<ExitCode, Failure> {
     if args.check {
         return check(&settings, args.json);
     }
-    logging::start(settings.log.as_deref().unwrap_or("info"));
+    logging::start(settings.log.value.as_deref().unwrap_or("info"));
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
@@ -118,7 +105,7 @@ fn check(settings: &Settings, json: bool) -> Result<ExitCode, Failure> {
 async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
     let mut signals = StopSignals::listen()
         .map_err(|error| Failure::failed(format!("cannot listen for signals: {error}")))?;
-    if !settings.storage.is_given() {
+    if !settings.storage_is_given() {
         tracing::info!(
             "neither KEYDB_STORAGE_URL nor KEYDB_STORAGE_BUCKET is set; object storage is {}",
             settings.storage_text()
@@ -170,7 +157,10 @@ fn config(settings: &Settings, id: NodeId) -> Result<NodeConfig, Failure> {
     config.snapshot_interval = settings.snapshot_interval.value;
     config.map_poll_interval = settings.map_poll_interval.value;
     config.disk_hang_limit = settings.disk_hang_limit.value;
-    config.limits = settings.limits.clone();
+    config.limits.request_keys_max = settings.request_keys_max.value;
+    config.limits.requests_in_flight_max = settings.requests_in_flight_max.value;
+    config.limits.answer_memory_bytes = settings.answer_memory_bytes.value;
+    config.limits.answer_memory_age = settings.answer_memory_age.value;
     let limit = settings.memory_limit.value;
     config.limits.memory_bytes = limit
         .bytes(settings::available_memory_bytes())

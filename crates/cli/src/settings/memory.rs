@@ -103,17 +103,18 @@ fn total_bytes(meminfo: &str) -> Option<u64> {
 pub(super) fn policy(text: &str) -> Result<MemoryPolicy, String> {
     [MemoryPolicy::Refuse, MemoryPolicy::ShedSoonest]
         .into_iter()
-        .find(|policy| policy_text(*policy) == text)
+        .find(|policy| policy_text(policy) == text)
         .ok_or_else(|| {
             "is neither refuse (new keys are refused at the memory limit) nor shed (the keys that would expire soonest are forgotten)".to_owned()
         })
 }
 
-pub(super) const fn policy_text(policy: MemoryPolicy) -> &'static str {
-    match policy {
+pub(super) fn policy_text(policy: &MemoryPolicy) -> String {
+    let text = match policy {
         MemoryPolicy::Refuse => "refuse",
         MemoryPolicy::ShedSoonest => "shed",
-    }
+    };
+    text.to_owned()
 }
 
 #[cfg(test)]

@@ -1,44 +1,16 @@
-//! The names of settings: which there are, and what a wrong one was meant to be.
+//! Names that are no setting: what was meant, and whether Kubernetes set them.
 
-/// Every setting, in the order in which they are shown.
-pub(crate) const NAMES: [&str; 26] = [
-    "KEYDB_NODE_ID",
-    "KEYDB_NODE_ADDRESSES",
-    "KEYDB_CLUSTER_SIZE",
-    "KEYDB_PORT",
-    "KEYDB_HTTP_PORT",
-    "KEYDB_TOTAL_HASH_RANGES",
-    "KEYDB_STORAGE_URL",
-    "KEYDB_STORAGE_BUCKET",
-    "KEYDB_STORAGE_REGION",
-    "KEYDB_STORAGE_ENDPOINT",
-    "KEYDB_STORAGE_ACCESSKEYID",
-    "KEYDB_STORAGE_ACCESSKEY",
-    "KEYDB_INIT",
-    "KEYDB_DURABILITY",
-    "KEYDB_DATA_DIR",
-    "KEYDB_SNAPSHOT_INTERVAL",
-    "KEYDB_MAP_POLL_INTERVAL",
-    "KEYDB_DISK_HANG_LIMIT",
-    "KEYDB_MEMORY_LIMIT",
-    "KEYDB_MEMORY_POLICY",
-    "KEYDB_ANSWER_MEMORY_BYTES",
-    "KEYDB_ANSWER_MEMORY_AGE",
-    "KEYDB_REQUEST_KEYS_MAX",
-    "KEYDB_REQUESTS_IN_FLIGHT_MAX",
-    "KEYDB_NAMESPACE",
-    "KEYDB_LOG",
-];
+use super::declared::DECLARED;
 
 /// Names that are further from every known one than this are not typing errors.
 const DISTANCE_MAX: usize = 4;
 
 /// The known name that `name` was probably meant to be.
-pub(crate) fn nearest(name: &str) -> Option<&'static str> {
+pub(super) fn nearest(name: &str) -> Option<&'static str> {
     let upper = name.to_ascii_uppercase();
-    NAMES
-        .into_iter()
-        .map(|known| (strsim::damerau_levenshtein(&upper, known), known))
+    DECLARED
+        .iter()
+        .map(|known| (strsim::damerau_levenshtein(&upper, known.name), known.name))
         .min()
         .filter(|(distance, _)| *distance <= DISTANCE_MAX)
         .map(|(_, known)| known)
@@ -46,7 +18,7 @@ pub(crate) fn nearest(name: &str) -> Option<&'static str> {
 
 /// Whether Kubernetes set this variable, which it does for each Service whose name starts with `keydb`
 /// (<https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables>).
-pub(crate) fn is_from_kubernetes(name: &str, value: &str) -> bool {
+pub(super) fn is_from_kubernetes(name: &str, value: &str) -> bool {
     const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
     let is_url = PROTOCOLS.into_iter().any(|protocol| {
         value

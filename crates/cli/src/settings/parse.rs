@@ -1,9 +1,14 @@
 //! Reading single values. Each error says what would be right; the caller adds the variable and the value.
 
 use std::{
+    fmt::Display,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
+
+use keydb_core::{Durability, Namespace, NodeId};
 
 /// `host:port`, addresses separated by commas or as a JSON array of strings.
 pub(crate) fn addresses(text: &str) -> Result<Vec<String>, String> {
@@ -34,7 +39,7 @@ pub(crate) fn addresses(text: &str) -> Result<Vec<String>, String> {
 }
 
 /// Splits `host:port`; an IPv6 host stands in brackets.
-pub(crate) fn host_and_port(address: &str) -> Result<(&str, u16), String> {
+pub(super) fn host_and_port(address: &str) -> Result<(&str, u16), String> {
     let (host, port) = address
         .rsplit_once(':')
         .ok_or("has no port (host:port is expected)")?;
@@ -52,7 +57,7 @@ pub(crate) fn host_and_port(address: &str) -> Result<(&str, u16), String> {
 }
 
 /// A node's number: as such, or as the end of a host name such as `keydb-3`.
-pub(crate) fn node_id(text: &str) -> Result<u32, String> {
+pub(super) fn node_id(text: &str) -> Result<NodeId, String> {
     let label = text.split('.').next().unwrap_or(text);
     let digits = match label.rsplit_once('-') {
         Some((name, digits)) if !name.is_empty() => digits,
@@ -61,21 +66,26 @@ pub(crate) fn node_id(text: &str) -> Result<u32, String> {
     Some(digits)
         .filter(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
         .and_then(|digits| digits.parse().ok())
+        .map(NodeId)
         .ok_or_else(|| {
             "is neither a number nor a host name that ends in -N; give a number such as 0, or a host name such as keydb-0".to_owned()
         })
 }
 
 /// A whole number within bounds.
-pub(crate) fn number(text: &str, least: u64, most: u64) -> Result<u64, String> {
-    text.parse()
-        .ok()
-        .filter(|number| (least..=most).contains(number))
-        .ok_or_else(|| format!("is not a whole number from {least} to {most}"))
+pub(super) fn number<T>(bounds: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String>
+where
+    T: FromStr + PartialOrd + Display,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| bounds.contains(number));
+        let [least, most] = [bounds.start(), bounds.end()];
+        number.ok_or_else(|| format!("is not a whole number from {least} to {most}"))
+    }
 }
 
 /// `true` or `false`.
-pub(crate) fn truth(text: &str) -> Result<bool, String> {
+pub(super) fn truth(text: &str) -> Result<bool, String> {
     match text {
         "true" => Ok(true),
         "false" => Ok(false),
@@ -84,7 +94,7 @@ pub(crate) fn truth(text: &str) -> Result<bool, String> {
 }
 
 /// A whole number of bytes, on its own or with KiB, MiB or GiB.
-pub(crate) fn bytes(text: &str) -> Result<usize, String> {
+pub(super) fn bytes(text: &str) -> Result<usize, String> {
     let (digits, unit) = [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)]
         .into_iter()
         .find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, unit)))
@@ -100,15 +110,15 @@ pub(crate) fn bytes(text: &str) -> Result<usize, String> {
         })
 }
 
-/// A directory; a relative one is below `base`.
-pub(crate) fn directory(text: &str, base: &Path) -> Result<PathBuf, String> {
-    let dir = base.join(text);
-    if text.is_empty() || dir.parent().is_none() {
+/// A directory.
+pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
+    // Neither nothing nor the root has a parent.
+    if Path::new(text).parent().is_none() {
         return Err(
             "does not name a directory of its own; give a path such as /var/lib/keydb".to_owned(),
         );
     }
-    Ok(dir)
+    Ok(PathBuf::from(text))
 }
 
 /// A whole number with a unit, above zero: `500ms`, `10s`, `5m`, `1h`.
@@ -136,7 +146,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// A duration as [`duration`] reads it.
-pub(crate) fn duration_text(duration: Duration) -> String {
+pub(super) fn duration_text(duration: &Duration) -> String {
     match duration.as_millis() {
         ms if ms % 3_600_000 == 0 => format!("{}h", ms / 3_600_000),
         ms if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
@@ -145,8 +155,74 @@ pub(crate) fn duration_text(duration: Duration) -> String {
     }
 }
 
+/// A TCP port.
+pub(super) fn port(text: &str) -> Result<u16, String> {
+    number(1..=u16::MAX)(text)
+        .map_err(|_| "is not a port; a port is a number from 1 to 65535".to_owned())
+}
+
+/// A TCP port, or none.
+pub(super) fn http_port(text: &str) -> Result<Option<u16>, String> {
+    match text {
+        "off" | "0" => Ok(None),
+        _ => port(text).map(Some).map_err(|_| {
+            "is not a port; a port is a number from 1 to 65535, and off switches HTTP off"
+                .to_owned()
+        }),
+    }
+}
+
+/// A duration within bounds.
+pub(super) fn bounded(
+    bounds: RangeInclusive<Duration>,
+) -> impl Fn(&str) -> Result<Duration, String> {
+    move |text| {
+        let value = duration(text)?;
+        if bounds.contains(&value) {
+            return Ok(value);
+        }
+        let [least, most] = [bounds.start(), bounds.end()].map(duration_text);
+        Err(format!("is out of bounds; give {least} to {most}"))
+    }
+}
+
+/// What a crash may cost.
+pub(super) fn durability(text: &str) -> Result<Durability, String> {
+    text.parse().map_err(|_| {
+        "is not a durability mode; the modes are journal, snapshot and memory".to_owned()
+    })
+}
+
+/// What is logged.
+pub(super) fn log_filter(text: &str) -> Result<String, String> {
+    // A word alone would be the name of a part of the program, of which everything is logged, and of others nothing.
+    let is_level = |part: &str| {
+        part.parse::<tracing_subscriber::filter::LevelFilter>()
+            .is_ok()
+    };
+    let no_level = text
+        .split(',')
+        .map(str::trim)
+        .find(|part| !part.contains(['=', '[']) && !is_level(part));
+    let error = match no_level {
+        Some(part) => format!("{part:?} is no level"),
+        None => match tracing_subscriber::EnvFilter::try_new(text) {
+            Ok(_) => return Ok(text.to_owned()),
+            Err(error) => error.to_string(),
+        },
+    };
+    Err(format!(
+        "is not a log filter ({error}); give a level such as debug, or keydb_node=debug,info"
+    ))
+}
+
+/// A key space by its name.
+pub(crate) fn namespace(text: &str) -> Result<Namespace, String> {
+    Namespace::new(text).map_err(|error| error.to_string())
+}
+
 /// A value without the user and password that a URL in it may carry.
-pub(crate) fn without_secrets(value: &str) -> String {
+pub(super) fn without_secrets(value: &str) -> String {
     let Some((scheme, rest)) = value.split_once("://") else {
         return value.to_owned();
     };
@@ -189,9 +265,9 @@ mod tests {
 
     #[test]
     fn a_node_id_is_a_number_or_the_end_of_a_host_name() {
-        assert_eq!(node_id("7"), Ok(7));
-        assert_eq!(node_id("keydb-12"), Ok(12));
-        assert_eq!(node_id("my-keydb-0.keydb.prod.svc"), Ok(0));
+        assert_eq!(node_id("7"), Ok(NodeId(7)));
+        assert_eq!(node_id("keydb-12"), Ok(NodeId(12)));
+        assert_eq!(node_id("my-keydb-0.keydb.prod.svc"), Ok(NodeId(0)));
         for text in [
             "",
             "keydb",
@@ -214,8 +290,8 @@ mod tests {
         assert_eq!(bytes("1024"), Ok(1024));
         assert!(bytes("16MB").is_err() && bytes("-1").is_err() && bytes("").is_err());
         assert_eq!(duration("5m"), Ok(Duration::from_secs(300)));
-        assert_eq!(duration_text(Duration::from_secs(300)), "5m");
-        assert_eq!(duration_text(Duration::from_millis(1500)), "1500ms");
+        assert_eq!(duration_text(&Duration::from_secs(300)), "5m");
+        assert_eq!(duration_text(&Duration::from_millis(1500)), "1500ms");
         for text in ["", "5", "0s", "-1s", "1.5s", "s", "99999999999999999999h"] {
             assert!(duration(text).is_err(), "{text:?}");
         }

@@ -1,6 +1,11 @@
 //! Settings are a pure function of the variables.
 
-use super::*;
+use std::{path::Path, time::Duration};
+
+use keydb_core::{Durability, NodeId};
+use keydb_node::MemoryPolicy;
+
+use super::{declared::DECLARED, memory::MemoryLimit, *};
 
 fn read(vars: &[(&str, &str)]) -> Result<Settings, String> {
     let vars = vars
@@ -22,13 +27,13 @@ fn the_settings_of_a_go_keydb_user_work_verbatim() {
         ("KEYDB_TOTAL_HASH_RANGES", "128"),
     ])
     .unwrap();
-    assert_eq!(settings.node_id, Some(NodeId(0)));
+    assert_eq!(settings.node_id.value, Some(NodeId(0)));
     assert_eq!(
-        settings.addresses.unwrap(),
+        settings.node_addresses.value.unwrap(),
         ["localhost:50051", "localhost:50052", "localhost:50053"]
     );
     assert_eq!(settings.port.value, 50051);
-    assert_eq!(settings.range_count.value, 128);
+    assert_eq!(settings.total_hash_ranges.value, 128);
     assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
 }
 
@@ -36,9 +41,9 @@ fn the_settings_of_a_go_keydb_user_work_verbatim() {
 fn without_settings_the_defaults_hold() {
     let settings = read(&[]).unwrap();
     assert_eq!(settings.port.value, 50051);
-    assert_eq!(settings.range_count.value, 128);
-    assert_eq!(settings.storage.text(), "file:///somewhere/keydb-storage");
-    assert!(!settings.storage.is_given() && !settings.init.value);
+    assert_eq!(settings.total_hash_ranges.value, 128);
+    assert_eq!(settings.storage_text(), "file:///somewhere/keydb-storage");
+    assert!(!settings.storage_is_given() && !settings.init.value);
     assert_eq!(settings.durability.value, Durability::Journal);
     assert_eq!(settings.http_port.value, Some(50080));
     assert_eq!(settings.data_dir.value, Path::new("/somewhere/keydb-data"));
@@ -256,7 +261,7 @@ fn s3_is_a_url_or_its_parts() {
     ];
     let settings = read(&parts).unwrap();
     assert_eq!(settings.storage_text(), "s3://keydb");
-    assert!(settings.storage.is_given());
+    assert!(settings.storage_is_given());
     let same = [
         ("KEYDB_STORAGE_URL", "s3://keydb/a"),
         ("KEYDB_STORAGE_BUCKET", "keydb/a"),
@@ -292,9 +297,20 @@ fn every_setting_of_a_node_is_shown() {
         .iter()
         .map(|setting| setting.name)
         .collect();
-    let of_clients = |name: &&str| *name == "KEYDB_NAMESPACE";
-    let of_nodes = names::NAMES.into_iter().filter(|name| !of_clients(name));
+    let names = DECLARED.iter().map(|declared| declared.name);
+    let of_nodes = names.filter(|name| *name != "KEYDB_NAMESPACE");
     assert_eq!(shown, of_nodes.collect::<Vec<_>>());
+}
+
+/// Otherwise a setting would be known and not be read.
+#[test]
+fn a_settings_field_is_called_after_its_variable() {
+    for declared in DECLARED {
+        assert_eq!(
+            declared.name,
+            format!("KEYDB_{}", declared.field.to_ascii_uppercase())
+        );
+    }
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub(super) async fn run(
         })?);
     }
     found.extend(read(&settings.data_dir.value)?);
-    let addresses = settings.addresses.as_deref().unwrap_or_default();
+    let addresses = settings.node_addresses.value.as_deref().unwrap_or_default();
     found.extend(ask(addresses).await);
     let newest = newest(found)?;
     let restored = MapStore::new(storage)

@@ -22,7 +22,7 @@ pub(super) fn run(
     args: &RecoverArgs,
     settings: &Settings,
 ) -> Result<ExitCode, Failure> {
-    let addresses = settings.addresses.clone().ok_or_else(|| {
+    let addresses = settings.node_addresses.value.clone().ok_or_else(|| {
         Failure::usage(
             "KEYDB_NODE_ADDRESSES is not set: a range is opened by the node that owns it, which must run",
         )

@@ -1,0 +1,244 @@
+//! Every setting, declared once: its name, default, parser and how it is shown. All else that is the same for each follows
+//! from that.
+
+use std::{path::PathBuf, time::Duration};
+
+use keydb_core::{Durability, HASH_RANGES_MAX, Namespace, NodeId};
+use keydb_node::{Limits, MemoryPolicy};
+use keydb_storage::StorageUrl;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    memory::{self, MemoryLimit},
+    parse::{self, duration_text},
+    storage::{self, Bucket, Secret},
+};
+
+/// What the names of all settings begin with.
+pub(super) const PREFIX: &str = "KEYDB_";
+/// The port of a node's gRPC service unless `KEYDB_PORT` says otherwise.
+pub(crate) const PORT_DEFAULT: u16 = 50051;
+/// How many hash ranges a new cluster gets unless `KEYDB_TOTAL_HASH_RANGES` says otherwise.
+pub(crate) const HASH_RANGES_DEFAULT: u32 = 128;
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+/// More keys in one request would not fit a message anyway.
+const REQUEST_KEYS_BOUND: usize = 262_144;
+/// A node that has more requests than this in flight only queues them.
+const REQUESTS_IN_FLIGHT_BOUND: usize = 65_536;
+
+/// Makes [`DECLARED`] and [`Settings`] of declarations:
+///
+/// ```text
+/// /// what `keydb node --help` says, unless that speaks of it elsewhere
+/// READER "KEYDB_NAME" field: Type = default, parse, show;
+/// ```
+///
+/// The field is called after the variable. `parse` makes the value of the text, or says what would be right; `show` makes text
+/// of the value.
+macro_rules! settings {
+    ($(
+        $(#[doc = $help:literal])?
+        $reader:ident $name:literal $field:ident: $type:ty = $default:expr, $parse:expr, $show:expr;
+    )*) => {
+        /// Every setting, in the order in which they are shown.
+        pub(super) const DECLARED: &[Declared] = &[$(Declared {
+            name: $name,
+            field: stringify!($field),
+            reader: Reader::$reader,
+            help: concat!($($help)?),
+        },)*];
+
+        /// The values as they stand in the environment.
+        #[derive(Deserialize)]
+        struct Raw {
+            $($field: Option<String>,)*
+        }
+
+        /// What a node and `init` go by.
+        #[derive(Debug, Clone)]
+        pub(crate) struct Settings {
+            $($(#[doc = $help])? pub(crate) $field: Setting<$type>,)*
+            /// What is odd but does no harm.
+            pub(crate) warnings: Vec<String>,
+        }
+
+        impl Settings {
+            /// Reads each of `vars` by itself; `wrong` is called with the name and the value of one that cannot be used, and why.
+            pub(super) fn parse(
+                vars: Vec<(String, String)>,
+                mut wrong: impl FnMut(&str, &str, String),
+            ) -> Self {
+                let raw: Raw = envy::prefixed(PREFIX)
+                    .from_iter(vars)
+                    .expect("every field is optional text, which any value is");
+                Self {
+                    $($field: Setting::read(raw.$field, $default, $parse, |value, problem| {
+                        wrong($name, value, problem);
+                    }),)*
+                    warnings: Vec::new(),
+                }
+            }
+
+            /// Every setting of a node as it is in force, secrets hidden.
+            pub(crate) fn effective(&self) -> Vec<Effective> {
+                let all = [$(self.$field.effective($name, $show),)*];
+                let of_nodes = DECLARED.iter().map(|declared| declared.is_read_by(Reader::Node));
+                let shown = all.into_iter().zip(of_nodes);
+                shown.filter_map(|(setting, is_shown)| is_shown.then_some(setting)).collect()
+            }
+        }
+    };
+}
+
+settings! {
+    /// a number, or a host name that ends in -N
+    Node "KEYDB_NODE_ID" node_id: Option<NodeId> = None, parse::node_id, if_set;
+    // Together with the others that describe a new cluster, in the help's last lines.
+    Both "KEYDB_NODE_ADDRESSES" node_addresses: Option<Vec<String>> = None, parse::addresses,
+        |list| list.as_deref().unwrap_or_default().join(",");
+    Node "KEYDB_CLUSTER_SIZE" cluster_size: Option<u64> = None, parse::number(1..=u64::from(u32::MAX)), if_set;
+    /// gRPC (50051)
+    Node "KEYDB_PORT" port: u16 = PORT_DEFAULT, parse::port, ToString::to_string;
+    /// /startup, /ready, /live and /metrics (50080; off)
+    Node "KEYDB_HTTP_PORT" http_port: Option<u16> = Some(50080), parse::http_port,
+        |port| port.map_or_else(|| "off".to_owned(), |port| port.to_string());
+    Node "KEYDB_TOTAL_HASH_RANGES" total_hash_ranges: u32 = HASH_RANGES_DEFAULT, parse::number(1..=HASH_RANGES_MAX),
+        ToString::to_string;
+    /// s3://bucket/prefix or file:///dir (./keydb-storage); or, for S3, instead of it:
+    Node "KEYDB_STORAGE_URL" storage_url: Option<StorageUrl> = None, storage::url, if_set;
+    /// bucket, or bucket/prefix; and for either:
+    Node "KEYDB_STORAGE_BUCKET" storage_bucket: Option<Bucket> = None, storage::bucket, if_set;
+    /// (us-east-1)
+    Node "KEYDB_STORAGE_REGION" storage_region: Option<String> = None, storage::word, if_set;
+    /// of an S3-compatible server, such as http://minio:9000
+    Node "KEYDB_STORAGE_ENDPOINT" storage_endpoint: Option<String> = None, storage::endpoint, if_set;
+    /// without these two, the credentials of the environment are used, as other AWS programs do
+    Node "KEYDB_STORAGE_ACCESSKEYID" storage_accesskeyid: Option<String> = None, storage::word, if_set;
+    /// its secret
+    Node "KEYDB_STORAGE_ACCESSKEY" storage_accesskey: Option<Secret> = None, storage::secret, if_set;
+    Node "KEYDB_INIT" init: bool = false, parse::truth, ToString::to_string;
+    Node "KEYDB_DURABILITY" durability: Durability = Durability::Journal, parse::durability, ToString::to_string;
+    /// journal and snapshots of this node (./keydb-data)
+    Node "KEYDB_DATA_DIR" data_dir: PathBuf = PathBuf::from("keydb-data"), parse::directory,
+        |dir| dir.display().to_string();
+    // Shorter and a node does little else; longer and the journal grows without need.
+    /// 1s to 24h (60s)
+    Node "KEYDB_SNAPSHOT_INTERVAL" snapshot_interval: Duration = MINUTE,
+        parse::bounded(Duration::from_secs(1)..=DAY), duration_text;
+    /// how often the cluster map in object storage is looked at, 100ms to 1h (1s)
+    Node "KEYDB_MAP_POLL_INTERVAL" map_poll_interval: Duration = Duration::from_secs(1),
+        parse::bounded(Duration::from_millis(100)..=HOUR), duration_text;
+    // Less than the least would be taken for a hang where a disk is only slow.
+    /// how long the disk may not answer before the process ends, 10s to 24h (60s)
+    Node "KEYDB_DISK_HANG_LIMIT" disk_hang_limit: Duration = MINUTE,
+        parse::bounded(Duration::from_secs(10)..=DAY), duration_text;
+    /// of the keys: 8GiB, 70% of the machine or container (0: none)
+    Node "KEYDB_MEMORY_LIMIT" memory_limit: MemoryLimit = MemoryLimit::None, str::parse::<MemoryLimit>,
+        ToString::to_string;
+    /// at the limit: refuse new keys, or shed those that would expire soonest (refuse)
+    Node "KEYDB_MEMORY_POLICY" memory_policy: MemoryPolicy = MemoryPolicy::Refuse, memory::policy, memory::policy_text;
+    /// remembered answers to claims (64MiB), and KEYDB_ANSWER_MEMORY_AGE (5m)
+    Node "KEYDB_ANSWER_MEMORY_BYTES" answer_memory_bytes: usize = Limits::default().answer_memory_bytes, parse::bytes,
+        ToString::to_string;
+    Node "KEYDB_ANSWER_MEMORY_AGE" answer_memory_age: Duration = Limits::default().answer_memory_age, parse::duration,
+        duration_text;
+    /// (65536), and KEYDB_REQUESTS_IN_FLIGHT_MAX (1024)
+    Node "KEYDB_REQUEST_KEYS_MAX" request_keys_max: usize = Limits::default().request_keys_max,
+        parse::number(1..=REQUEST_KEYS_BOUND), ToString::to_string;
+    Node "KEYDB_REQUESTS_IN_FLIGHT_MAX" requests_in_flight_max: usize = Limits::default().requests_in_flight_max,
+        parse::number(1..=REQUESTS_IN_FLIGHT_BOUND), ToString::to_string;
+    Client "KEYDB_NAMESPACE" namespace: Option<Namespace> = None, parse::namespace, |_| String::new();
+    /// (info)
+    Both "KEYDB_LOG" log: Option<String> = None, parse::log_filter,
+        |log| log.clone().unwrap_or_else(|| "info".to_owned());
+}
+
+/// What is known of a setting before it is read.
+pub(super) struct Declared {
+    /// The variable.
+    pub(super) name: &'static str,
+    /// The field of [`Settings`].
+    pub(super) field: &'static str,
+    /// Who goes by it.
+    pub(super) reader: Reader,
+    /// What `keydb node --help` says; empty where that speaks of it elsewhere.
+    pub(super) help: &'static str,
+}
+
+/// Who goes by a setting.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// Nodes, and commands that work on a cluster's storage.
+    Node,
+    /// Clients of a cluster.
+    Client,
+    /// All of them.
+    Both,
+}
+
+impl Declared {
+    pub(super) fn is_read_by(&self, reader: Reader) -> bool {
+        self.reader == reader || self.reader == Reader::Both
+    }
+}
+
+/// A value, and whether the environment gave it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Setting<T> {
+    /// The value in force.
+    pub(crate) value: T,
+    /// Whether it was set, rather than being the default.
+    pub(crate) given: bool,
+}
+
+impl<T> Setting<T> {
+    /// What was given, or, without that or where that is `wrong`, the default.
+    fn read<V: Into<T>>(
+        given: Option<String>,
+        default: T,
+        parse: impl FnOnce(&str) -> Result<V, String>,
+        wrong: impl FnOnce(&str, String),
+    ) -> Self {
+        let parsed = given
+            .as_deref()
+            .map(|text| parse(text).map_err(|problem| wrong(text, problem)));
+        Self {
+            given: given.is_some(),
+            value: parsed.and_then(Result::ok).map_or(default, Into::into),
+        }
+    }
+
+    fn effective(&self, name: &'static str, show: impl FnOnce(&T) -> String) -> Effective {
+        Effective {
+            name,
+            value: show(&self.value),
+            given: self.given,
+        }
+    }
+}
+
+/// One setting as it is in force.
+#[derive(Debug, Serialize)]
+pub(crate) struct Effective {
+    /// The variable.
+    pub(crate) name: &'static str,
+    /// Its value, without secrets; empty for one that is not set and has no default.
+    pub(crate) value: String,
+    /// Whether the environment gave it.
+    pub(crate) given: bool,
+}
+
+/// The settings of a node, one a line, for `keydb node --help`.
+pub(crate) fn help() -> String {
+    let lines = DECLARED.iter().filter(|declared| !declared.help.is_empty());
+    lines
+        .map(|declared| format!("  {:<29}{}\n", declared.name, declared.help))
+        .collect()
+}
+
+/// A value that may not be there, as it is shown.
+fn if_set(value: &Option<impl ToString>) -> String {
+    value.as_ref().map(ToString::to_string).unwrap_or_default()
+}
