@@ -19,19 +19,21 @@ pub(crate) struct ConnectArgs {
     pub(crate) timeout: Duration,
 }
 
-/// Which of the cluster's key spaces is meant.
+/// Which of a cluster's key spaces is meant.
 #[derive(Debug, Args)]
-pub(crate) struct NamespaceArg {
+pub(crate) struct KeyspaceArgs {
     /// The key space: keys of different namespaces never meet [default: KEYDB_NAMESPACE, or the one without a name]
     #[arg(long, value_name = "NAME", value_parser = settings::namespace)]
     pub(crate) namespace: Option<Namespace>,
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
 }
 
 /// Checked addresses. A type of its own, since clap takes a plain list for a repeatable argument.
 #[derive(Debug, Clone)]
 pub(crate) struct Addresses(pub(crate) Vec<String>);
 
-pub(crate) fn addresses(text: &str) -> Result<Addresses, String> {
+fn addresses(text: &str) -> Result<Addresses, String> {
     settings::addresses(text).map(Addresses)
 }
 

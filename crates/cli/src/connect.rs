@@ -6,7 +6,7 @@ use keydb_client::{Client, ClientConfig};
 use tokio::runtime::{self, Runtime};
 
 use crate::{
-    args::{Addresses, ConnectArgs, NamespaceArg},
+    args::{Addresses, ConnectArgs, KeyspaceArgs},
     exit::Failure,
     logging,
     output::say,
@@ -58,12 +58,9 @@ pub(crate) fn config(args: &ConnectArgs) -> Result<ClientConfig, Failure> {
 }
 
 /// [`config`] for a command that sends keys. The flag outranks the environment here, too.
-pub(crate) fn key_config(
-    args: &ConnectArgs,
-    namespace: &NamespaceArg,
-) -> Result<ClientConfig, Failure> {
-    let mut config = config(args)?;
-    if let Some(namespace) = &namespace.namespace {
+pub(crate) fn key_config(args: &KeyspaceArgs) -> Result<ClientConfig, Failure> {
+    let mut config = config(&args.connect)?;
+    if let Some(namespace) = &args.namespace {
         config.namespace.clone_from(namespace);
     }
     Ok(config)

@@ -1,6 +1,6 @@
 //! How a command ends: exit codes, and failures that carry one.
 
-use std::fmt;
+use std::{fmt, process::ExitCode};
 
 use keydb_client::{ConnectError, GetError, NotApplied, WriteError};
 use keydb_storage::UpdateError;
@@ -32,6 +32,14 @@ pub(crate) enum Code {
 }
 
 impl Code {
+    /// This one, unless all is well.
+    pub(crate) fn unless(self, all_is_well: bool) -> ExitCode {
+        match all_is_well {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::from(self as u8),
+        }
+    }
+
     /// Of a command that could not change the cluster map.
     pub(crate) const fn of_update<E>(error: &UpdateError<E>) -> Self {
         match error {
@@ -66,6 +74,11 @@ impl Failure {
     /// Exit code 2.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self::new(Code::Usage, message)
+    }
+
+    /// The system gives no thread.
+    pub(crate) fn no_thread(error: std::io::Error) -> Self {
+        Self::failed(format!("cannot start a thread: {error}"))
     }
 
     /// The process's exit code.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::exit::Failure;
 
@@ -50,6 +51,20 @@ impl Stdout {
         let mut line = json_line(value)?;
         line.push('\n');
         self.write(line.as_bytes())
+    }
+}
+
+/// Answers as JSON or as text, as it is asked for.
+pub(crate) fn answer(
+    as_json: bool,
+    json: impl FnOnce() -> Value,
+    text: impl FnOnce() -> String,
+) -> Result<(), Failure> {
+    let mut out = Stdout::open()?;
+    if as_json {
+        out.json(&json())
+    } else {
+        out.write(text().as_bytes())
     }
 }
 

@@ -4,8 +4,15 @@ use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::exit::Failure;
+
 /// What a shell reports of a process that Ctrl-C ended.
 const INTERRUPTED: i32 = 130;
+
+/// Signals cannot be waited for.
+pub(crate) fn cannot_listen(error: io::Error) -> Failure {
+    Failure::failed(format!("cannot listen for signals: {error}"))
+}
 
 /// The signals that ask a process to stop.
 #[derive(Debug)]
@@ -16,10 +23,10 @@ pub(crate) struct StopSignals {
 
 impl StopSignals {
     /// Takes both over from the system. From here on they do nothing by themselves.
-    pub(crate) fn listen() -> io::Result<Self> {
+    pub(crate) fn listen() -> Result<Self, Failure> {
         Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt()).map_err(cannot_listen)?,
+            terminate: signal(SignalKind::terminate()).map_err(cannot_listen)?,
         })
     }
 

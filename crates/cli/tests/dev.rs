@@ -7,7 +7,7 @@ mod support;
 use std::io::Read;
 
 use rustix::process::Signal;
-use support::{Dev, assert_code, run, stderr, stdout};
+use support::{Dev, assert_code, assert_says, run, stderr, stdout};
 
 #[test]
 fn dev_prints_what_to_try_and_stops_cleanly_on_a_signal() {
@@ -67,12 +67,7 @@ fn a_dev_cluster_with_a_directory_keeps_its_keys_across_restarts() {
     assert_eq!(dev.answer(["claim", "a", "b"]), "first\ta\nfirst\tb\n");
     // One directory, one cluster.
     let second = run(["dev", "--dir", dir.to_str().unwrap()]);
-    assert_code(&second, 1);
-    assert!(
-        stderr(&second).contains("another `keydb dev` runs"),
-        "{}",
-        stderr(&second)
-    );
+    assert_says(&second, 1, &["another `keydb dev` runs"]);
     // Killed, and at other ports from then on.
     drop(dev);
     let _taken = Dev::with_args(&["--nodes", "2"]);
@@ -80,12 +75,7 @@ fn a_dev_cluster_with_a_directory_keeps_its_keys_across_restarts() {
     assert_eq!(dev.answer(["claim", "a", "c"]), "duplicate\ta\nfirst\tc\n");
     drop(dev);
     let other_count = run(["dev", "--nodes", "3", "--dir", dir.to_str().unwrap()]);
-    assert_code(&other_count, 2);
-    assert!(
-        stderr(&other_count).contains("start it with --nodes 2"),
-        "{}",
-        stderr(&other_count)
-    );
+    assert_says(&other_count, 2, &["start it with --nodes 2"]);
 }
 
 #[test]

@@ -17,7 +17,8 @@ use keydb_storage::{LocalStorage, ObjectStorage, Put};
 use rustix::process::Signal;
 use serde_json::Value;
 use support::{
-    Process, assert_code, free_ports, keydb, node, stderr, stdout, wait_for_line, with_input,
+    Process, assert_code, assert_says, free_ports, keydb, node, stderr, stdout, wait_for_line,
+    with_input,
 };
 use tempfile::TempDir;
 
@@ -259,12 +260,7 @@ fn snapshots_are_made_shown_and_verified_and_damage_is_named() {
     let manifest = cluster.answer(["snapshot", "inspect", "manifests/node-0.json"]);
     assert!(manifest.contains("complete to"), "{manifest}");
     let missing = cluster.run(["snapshot", "inspect", "snapshots/node-0/none.keydb"]);
-    assert_code(&missing, 1);
-    assert!(
-        stderr(&missing).contains("neither a file here nor an object"),
-        "{}",
-        stderr(&missing)
-    );
+    assert_says(&missing, 1, &["neither a file here nor an object"]);
 
     let verified = cluster.json(["snapshot", "verify", "--json"]);
     assert_eq!(verified["whole"], true, "{verified}");
@@ -288,8 +284,7 @@ fn snapshots_are_made_shown_and_verified_and_damage_is_named() {
         stdout(&verified)
     );
     let exported = cluster.run(["snapshot", "export", "--out", "out.keydb"]);
-    assert_code(&exported, 1);
-    assert!(stderr(&exported).contains(full), "{}", stderr(&exported));
+    assert_says(&exported, 1, &[full]);
     assert!(!cluster.path("out.keydb").exists() && !cluster.path("out.keydb.tmp").exists());
 }
 
@@ -310,11 +305,10 @@ fn a_hash_range_that_its_owners_manifest_does_not_have_is_not_exported_as_an_emp
         }
     });
     let refused = cluster.run(export);
-    assert_code(&refused, 1);
-    assert!(
-        stderr(&refused).contains("does not have hash range 2, which node 0 owns"),
-        "{}",
-        stderr(&refused)
+    assert_says(
+        &refused,
+        1,
+        &["does not have hash range 2, which node 0 owns"],
     );
     assert!(!cluster.path("all.keydb").exists());
 }
@@ -335,12 +329,7 @@ fn a_closed_range_is_given_up_by_itself_and_what_is_lost_is_said() {
     let _running = cluster.start();
 
     let looked = cluster.run(["recover", "--range", "3"]);
-    assert_code(&looked, 2);
-    assert!(
-        stderr(&looked).contains(name) && stderr(&looked).contains("Nothing was changed"),
-        "{}",
-        stderr(&looked)
-    );
+    assert_says(&looked, 2, &[name, "Nothing was changed"]);
     for (range, why) in [("0", "is not closed"), ("999", "has no hash range 999")] {
         for consent in [&[][..], &["--accept-loss"]] {
             let refused = cluster.run(
@@ -382,12 +371,7 @@ fn objects_that_no_manifest_names_are_removed_when_they_are_old() {
     let young = cluster.json(["snapshot", "gc", "--json"]);
     assert_eq!(young["removed"].as_array().unwrap().len(), 0, "{young}");
     let refused = cluster.run(["snapshot", "gc", "--older-than", "19m"]);
-    assert_code(&refused, 2);
-    assert!(
-        stderr(&refused).contains("at least 20m"),
-        "{}",
-        stderr(&refused)
-    );
+    assert_says(&refused, 2, &["at least 20m"]);
     let long_ago = std::time::SystemTime::UNIX_EPOCH;
     for key in first.iter().chain(&second) {
         let file = fs::File::options()
@@ -435,12 +419,7 @@ fn an_export_goes_into_a_cluster_with_the_same_seed_with_every_expiry() {
     cluster.answer(["put", "--ttl", "50y", "long"]);
     // Nothing of a range is in object storage before there is a snapshot.
     let early = cluster.run(["snapshot", "export", "--out", "early.keydb"]);
-    assert_code(&early, 1);
-    assert!(
-        stderr(&early).contains("keydb snapshot create"),
-        "{}",
-        stderr(&early)
-    );
+    assert_says(&early, 1, &["keydb snapshot create"]);
     // A base and deltas.
     cluster.answer(["snapshot", "create", "--full"]);
     cluster.answer(["put", "--ttl", "2h", "later", "short"]);
@@ -487,12 +466,7 @@ fn an_export_goes_into_a_cluster_with_the_same_seed_with_every_expiry() {
     let _other = other.start();
     let file = cluster.path("all.keydb");
     let refused = other.run(["snapshot", "import", file.to_str().unwrap()]);
-    assert_code(&refused, 1);
-    assert!(
-        stderr(&refused).contains("another hash seed"),
-        "{}",
-        stderr(&refused)
-    );
+    assert_says(&refused, 1, &["another hash seed"]);
     assert_eq!(other.answer(["get", "long"]), "absent\tlong\n");
 }
 
@@ -520,12 +494,7 @@ fn a_lost_disk_is_given_up_by_name_and_the_node_comes_back_from_object_storage()
 
     let recover = ["recover", "--node", "0", "--accept-loss"];
     let refused = cluster.run(recover);
-    assert_code(&refused, 1);
-    assert!(
-        stderr(&refused).contains("node 0 answers at"),
-        "{}",
-        stderr(&refused)
-    );
+    assert_says(&refused, 1, &["node 0 answers at"]);
     assert_code(&cluster.run(["recover", "--node", "7"]), 2);
 
     drop(running);
@@ -536,12 +505,10 @@ fn a_lost_disk_is_given_up_by_name_and_the_node_comes_back_from_object_storage()
     assert_eq!(stranger.child.wait().unwrap().code(), Some(1));
 
     let asked = cluster.run(["recover", "--node", "0"]);
-    assert_code(&asked, 2);
-    assert!(
-        stderr(&asked).contains(&format!("up to {complete_to}"))
-            && stderr(&asked).contains("Nothing was changed"),
-        "{}",
-        stderr(&asked)
+    assert_says(
+        &asked,
+        2,
+        &[&format!("up to {complete_to}"), "Nothing was changed"],
     );
     let given_up = cluster.answer(recover);
     assert!(
@@ -588,12 +555,7 @@ fn a_manifest_that_was_removed_stops_a_new_disk_and_garbage_collection_until_the
     }
     assert_eq!(new_disk.child.wait().unwrap().code(), Some(1));
     let refused = cluster.run(["snapshot", "gc", "--older-than", "1h"]);
-    assert_code(&refused, 1);
-    assert!(
-        stderr(&refused).contains("manifests/node-0.json"),
-        "{}",
-        stderr(&refused)
-    );
+    assert_says(&refused, 1, &["manifests/node-0.json"]);
 
     // Put back, it is all there.
     fs::write(&manifest, &bytes).unwrap();
@@ -604,12 +566,7 @@ fn a_manifest_that_was_removed_stops_a_new_disk_and_garbage_collection_until_the
     fs::remove_dir_all(cluster.path("data")).unwrap();
     fs::remove_file(&manifest).unwrap();
     let asked = cluster.run(["recover", "--node", "0"]);
-    assert_code(&asked, 2);
-    assert!(
-        stderr(&asked).contains("it was removed") && stderr(&asked).contains("Nothing was changed"),
-        "{}",
-        stderr(&asked)
-    );
+    assert_says(&asked, 2, &["it was removed", "Nothing was changed"]);
     assert!(!manifest.exists());
     cluster.answer(recover);
     let _running = cluster.start();
@@ -627,12 +584,7 @@ fn a_cluster_map_that_was_removed_is_put_back_from_a_data_directory_or_a_running
     fs::remove_file(&stored).unwrap();
 
     let refused = cluster.run(["init"]);
-    assert_code(&refused, 1);
-    assert!(
-        stderr(&refused).contains("keydb recover --map"),
-        "{}",
-        stderr(&refused)
-    );
+    assert_says(&refused, 1, &["keydb recover --map"]);
     let mut node = cluster.launch_with(&[("KEYDB_INIT", "true")]);
     wait_for_line(&mut node, "starting by the cluster map that was kept");
     wait_for_line(&mut node, "keys are loaded");
@@ -650,15 +602,9 @@ fn a_cluster_map_that_was_removed_is_put_back_from_a_data_directory_or_a_running
     fs::remove_file(&stored).unwrap();
 
     let refused = cluster.run(["recover", "--map"]);
-    assert_code(&refused, 2);
-    assert!(
-        stderr(&refused).contains("--data-dir"),
-        "{}",
-        stderr(&refused)
-    );
+    assert_says(&refused, 2, &["--data-dir"]);
     let wrong = cluster.run(["recover", "--map", "--data-dir", "storage"]);
-    assert_code(&wrong, 2);
-    assert!(stderr(&wrong).contains("map.json"), "{}", stderr(&wrong));
+    assert_says(&wrong, 2, &["map.json"]);
     let recover = ["recover", "--map", "--data-dir", "data", "--json"];
     assert_eq!(cluster.json(recover)["restored"], true);
     assert_eq!(cluster.json(recover)["restored"], false);
@@ -679,19 +625,9 @@ fn a_memory_cluster_has_no_disk_to_recover_and_no_snapshots() {
     };
     assert_code(&memory(&["init"]), 0);
     let refused = memory(&["recover", "--node", "0", "--accept-loss"]);
-    assert_code(&refused, 2);
-    assert!(
-        stderr(&refused).contains("durability is memory"),
-        "{}",
-        stderr(&refused)
-    );
+    assert_says(&refused, 2, &["durability is memory"]);
     let refused = memory(&["snapshot", "export", "--out", "x.keydb"]);
-    assert_code(&refused, 1);
-    assert!(
-        stderr(&refused).contains("durability is memory"),
-        "{}",
-        stderr(&refused)
-    );
+    assert_says(&refused, 1, &["durability is memory"]);
 }
 
 #[test]
@@ -754,12 +690,7 @@ fn a_list_of_keys_is_imported_in_bulk_and_again_without_harm() {
     }
     assert_eq!(cluster.json(["status", "--json"])["keys"], 50_000);
     let bad = with_input(&mut cluster.command(["import", "-"]), b"x\n\ny\n");
-    assert_code(&bad, 1);
-    assert!(
-        stderr(&bad).contains("standard input, line 2: "),
-        "{}",
-        stderr(&bad)
-    );
+    assert_says(&bad, 1, &["standard input, line 2: "]);
     assert_code(&cluster.run(["import", "nowhere.txt"]), 1);
     let stopped = running;
     stopped.signal(Signal::TERM);

@@ -11,7 +11,7 @@ use std::{
     process::Stdio,
 };
 
-use support::{Dev, assert_code, run, stderr, stdout, with_input};
+use support::{Dev, assert_code, assert_says, piped, run, stderr, stdout, with_input};
 
 #[test]
 fn keys_as_arguments_are_answered_in_order() {
@@ -115,15 +115,9 @@ fn an_empty_or_overlong_key_is_refused_and_nothing_is_done() {
         stderr(&output).contains("line 1: the key has 65537 bytes; a key has 1 to 65536 bytes")
     );
     let output = with_input(&mut dev.client(["put"]), "x".repeat(3 << 20).as_bytes());
-    assert_code(&output, 1);
-    assert!(stderr(&output).contains("line 1: the key has more than 1048576 bytes"));
+    assert_says(&output, 1, &["line 1: the key has more than 1048576 bytes"]);
     let output = dev.client(["put", "good", ""]).output().unwrap();
-    assert_code(&output, 1);
-    assert!(
-        stderr(&output).contains("key 2: the key is empty"),
-        "{}",
-        stderr(&output)
-    );
+    assert_says(&output, 1, &["key 2: the key is empty"]);
     assert_eq!(dev.answer(["get", "good"]), "absent\tgood\n");
 }
 
@@ -147,8 +141,7 @@ fn without_a_cluster_the_exit_code_says_so() {
     };
     let address = format!("127.0.0.1:{port}");
     let output = run(["get", "--addresses", &address, "--timeout", "300ms", "key"]);
-    assert_code(&output, 3);
-    assert!(stderr(&output).contains(&address), "{}", stderr(&output));
+    assert_says(&output, 3, &[&address]);
     for wrong in ["nowhere", "127.0.0.1:99999", ""] {
         assert_code(&run(["get", "--addresses", wrong, "key"]), 2);
     }
@@ -157,22 +150,11 @@ fn without_a_cluster_the_exit_code_says_so() {
 #[test]
 fn a_closed_pipe_is_said_and_is_no_success() {
     let dev = Dev::start();
-    let mut child = dev
-        .client(["put"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = piped(&mut dev.client(["put"]));
     drop(child.stdout.take());
     child.stdin.take().unwrap().write_all(b"key\n").unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_code(&output, 1);
-    assert!(
-        stderr(&output).contains("closed the pipe"),
-        "{}",
-        stderr(&output)
-    );
+    assert_says(&output, 1, &["closed the pipe"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 
 use rustix::process::Signal;
-use support::{assert_code, free_ports, keydb, node, stderr, stdout, wait_for_line};
+use support::{assert_code, assert_says, free_ports, keydb, node, stderr, stdout, wait_for_line};
 
 /// The settings of a Go KeyDB user, for node 0 of three.
 const GO_SETTINGS: [(&str, &str); 5] = [
@@ -292,34 +292,19 @@ fn node_zero_creates_the_cluster_when_told_to_and_a_second_node_zero_is_refused(
         ],
     );
     wait_for_line(&mut first, "serving");
-    let second = keydb()
-        .arg("node")
-        .current_dir(directory.path())
-        .env("KEYDB_NODE_ID", "0")
-        .env("KEYDB_DATA_DIR", "other-data")
-        .env("KEYDB_HTTP_PORT", "off")
-        .env("KEYDB_PORT", &ports[1])
-        .output()
-        .unwrap();
-    assert_code(&second, 1);
-    let error = stderr(&second);
-    assert!(
-        error.contains("node 0") && error.contains("already running") && error.contains(&address),
-        "{error}"
-    );
-    let taken = keydb()
-        .arg("node")
-        .current_dir(directory.path())
-        .env("KEYDB_NODE_ID", "0")
-        .env("KEYDB_DATA_DIR", "other-data")
-        .env("KEYDB_HTTP_PORT", "off")
-        .env("KEYDB_PORT", &ports[0])
-        .output()
-        .unwrap();
-    assert_code(&taken, 1);
-    assert!(
-        stderr(&taken).contains(&format!("cannot listen on port {}", ports[0])),
-        "{}",
-        stderr(&taken)
-    );
+    let another = |port: &str| {
+        keydb()
+            .arg("node")
+            .current_dir(directory.path())
+            .env("KEYDB_NODE_ID", "0")
+            .env("KEYDB_DATA_DIR", "other-data")
+            .env("KEYDB_HTTP_PORT", "off")
+            .env("KEYDB_PORT", port)
+            .output()
+            .unwrap()
+    };
+    let words = ["node 0", "already running", &address];
+    assert_says(&another(&ports[1]), 1, &words);
+    let taken = another(&ports[0]);
+    assert_says(&taken, 1, &[&format!("cannot listen on port {}", ports[0])]);
 }

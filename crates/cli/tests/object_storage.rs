@@ -12,7 +12,9 @@ use std::{
 
 use keydb_storage::testing::TestBucket;
 use serde_json::Value;
-use support::{Process, assert_code, free_ports, keydb, node, stderr, stdout, wait_for_line};
+use support::{
+    Process, assert_code, assert_says, free_ports, keydb, node, stderr, stdout, wait_for_line,
+};
 use tempfile::TempDir;
 
 const NODES: usize = 3;
@@ -196,10 +198,5 @@ fn a_bucket_that_is_not_there_stops_the_start_by_name() {
         .envs(cluster.settings.iter().cloned())
         .env("KEYDB_STORAGE_BUCKET", "no-such-bucket");
     let refused = command.output().unwrap();
-    assert_code(&refused, 1);
-    assert!(
-        stderr(&refused).contains("no-such-bucket"),
-        "{}",
-        stderr(&refused)
-    );
+    assert_says(&refused, 1, &["no-such-bucket"]);
 }

@@ -5,6 +5,7 @@
 //! async runtime are only exact to a millisecond.
 
 use std::{
+    fmt::Display,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -19,8 +20,9 @@ use super::{
     args::{Kind, Plan},
     keys::{self, ABSENT, KEY_BYTES, Key, mixed},
     record::{Expected, Recorder},
-    target::Target,
+    target::{CallError, Target},
 };
+use crate::exit::Failure;
 
 /// Keys in a call of the preload.
 const PRELOAD_BATCH: usize = 4096;
@@ -69,10 +71,11 @@ impl Load {
     }
 
     /// Stores the keys 0 to `preload`.
-    pub(crate) async fn preload(self: &Arc<Self>) -> Result<(), String> {
+    pub(crate) async fn preload(self: &Arc<Self>) -> Result<(), Failure> {
+        let failed = |error: &dyn Display| Failure::failed(format!("the preload failed: {error}"));
         let total = self.plan.preload;
         let next = Arc::new(AtomicU64::new(0));
-        let mut tasks: JoinSet<Result<(), String>> = JoinSet::new();
+        let mut tasks: JoinSet<Result<(), CallError>> = JoinSet::new();
         for _ in 0..PRELOAD_CONCURRENCY {
             let (load, next) = (Arc::clone(self), Arc::clone(&next));
             tasks.spawn(async move {
@@ -93,14 +96,15 @@ impl Load {
             });
         }
         while let Some(result) = tasks.join_next().await {
-            result.map_err(|error| error.to_string())??;
+            let stored = result.map_err(|error| failed(&error))?;
+            stored.map_err(|error| failed(&error))?;
         }
         self.keys_answered.store(0, Ordering::Relaxed);
         Ok(())
     }
 
     /// Runs all callers until the plan is fulfilled.
-    pub(crate) async fn run(self: &Arc<Self>) -> Result<Ran, String> {
+    pub(crate) async fn run(self: &Arc<Self>) -> Result<Ran, Failure> {
         let started = Instant::now();
         let pacer = match self.plan.rate {
             None => None,
@@ -108,7 +112,7 @@ impl Load {
                 let load = Arc::clone(self);
                 let pacer = thread::Builder::new().name("pacer".to_owned());
                 let spawned = pacer.spawn(move || load.pace(rate, started));
-                Some(spawned.map_err(|error| format!("cannot start a thread: {error}"))?)
+                Some(spawned.map_err(Failure::no_thread)?)
             }
         };
         let mut callers = JoinSet::new();
@@ -117,13 +121,13 @@ impl Load {
             callers.spawn(async move { load.call_until_done(caller, started).await });
         }
         while let Some(result) = callers.join_next().await {
-            result.map_err(|error| format!("a caller failed: {error}"))?;
+            result.map_err(|error| Failure::failed(format!("a caller failed: {error}")))?;
         }
         let elapsed = started.elapsed();
         let missed_calls = match pacer.map(thread::JoinHandle::join) {
             None => 0,
             Some(announced) => announced
-                .map_err(|_| "the thread that paces calls failed")?
+                .map_err(|_| Failure::failed("the thread that paces calls failed"))?
                 .saturating_sub(self.next_call.load(Ordering::Relaxed)),
         };
         Ok(Ran {
@@ -170,7 +174,7 @@ impl Load {
                     self.recorder
                         .answered(caller, kind, latency, &answers, expected);
                 }
-                Err(error) => self.recorder.failed(caller, kind, error),
+                Err(error) => self.recorder.failed(caller, kind, error.to_string()),
             }
         }
     }

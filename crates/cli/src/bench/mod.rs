@@ -25,7 +25,7 @@ use target::Target;
 use crate::{
     connect,
     exit::Failure,
-    output::{Stdout, thousands},
+    output::{answer, thousands},
 };
 
 /// Whose keys a measurement takes where nobody says: nobody else's.
@@ -61,21 +61,12 @@ pub(crate) fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
         };
         let load = Arc::new(Load::new(plan.clone(), target));
         if plan.preload > 0 {
-            live("preload", &load, load.preload())
-                .await
-                .map_err(|error| Failure::failed(format!("the preload failed: {error}")))?;
+            live("preload", &load, load.preload()).await?;
         }
-        let ran = live("load", &load, load.run())
-            .await
-            .map_err(Failure::failed)?;
+        let ran = live("load", &load, load.run()).await?;
         Ok::<_, Failure>(Report::new(&load.recorder, ran))
     })?;
-    let mut out = Stdout::open()?;
-    if args.json {
-        out.json(&report.json(&plan))?;
-    } else {
-        out.write(report.text(&plan).as_bytes())?;
-    }
+    answer(args.json, || report.json(&plan), || report.text(&plan))?;
     let failed = report.counts().failed_calls;
     match report.first_error() {
         Some(error) if failed > 0 => Err(Failure::failed(format!(

@@ -2,11 +2,11 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use keydb_client::{Claim, Client};
+use keydb_client::{Claim, Client, GetError, WriteError};
 use keydb_core::Ttl;
 
 use super::{args::Kind, keys::Key};
-use crate::embedded::EmbeddedKeys;
+use crate::embedded::{EmbeddedError, EmbeddedKeys};
 
 /// What load is put on.
 #[derive(Debug)]
@@ -30,6 +30,17 @@ pub(crate) enum Answers {
     Stored,
 }
 
+/// Why a call was not answered.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    #[error(transparent)]
+    Embedded(#[from] EmbeddedError),
+    #[error(transparent)]
+    Get(#[from] GetError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+}
+
 impl Target {
     /// A new, empty key set.
     pub(crate) fn embedded(ttl: Ttl) -> Self {
@@ -37,41 +48,25 @@ impl Target {
     }
 
     /// Makes one call; a single key goes the way of single-key calls.
-    pub(crate) async fn call(&self, kind: Kind, keys: &[Key]) -> Result<Answers, String> {
-        match self {
+    pub(crate) async fn call(&self, kind: Kind, keys: &[Key]) -> Result<Answers, CallError> {
+        let answers = match self {
             Self::Embedded(set) => {
                 let mut set = set.lock().unwrap_or_else(PoisonError::into_inner);
                 match kind {
-                    Kind::Claim => set.claim(keys.iter()).map(Answers::Claims),
-                    Kind::Get => set.get(keys.iter()).map(Answers::Present),
-                    Kind::Put => set.put(keys.iter()).map(|()| Answers::Stored),
+                    Kind::Claim => Answers::Claims(set.claim(keys.iter())?),
+                    Kind::Get => Answers::Present(set.get(keys.iter())?),
+                    Kind::Put => set.put(keys.iter()).map(|()| Answers::Stored)?,
                 }
-                .map_err(|error| error.to_string())
             }
-            Self::Cluster { client, ttl } => {
-                let answers = match (kind, keys) {
-                    (Kind::Claim, [key]) => client
-                        .claim_one(key, *ttl)
-                        .await
-                        .map(|claim| Answers::Claims(vec![claim])),
-                    (Kind::Claim, keys) => client.claim(keys, *ttl).await.map(Answers::Claims),
-                    (Kind::Put, [key]) => client.put_one(key, *ttl).await.map(|()| Answers::Stored),
-                    (Kind::Put, keys) => client.put(keys, *ttl).await.map(|()| Answers::Stored),
-                    (Kind::Get, [key]) => {
-                        let present = client.get_one(key).await;
-                        return present
-                            .map(|present| Answers::Present(vec![present]))
-                            .map_err(|error| error.to_string());
-                    }
-                    (Kind::Get, keys) => {
-                        let present = client.get(keys).await;
-                        return present
-                            .map(Answers::Present)
-                            .map_err(|error| error.to_string());
-                    }
-                };
-                answers.map_err(|error| error.to_string())
-            }
-        }
+            Self::Cluster { client, ttl } => match (kind, keys) {
+                (Kind::Claim, [key]) => Answers::Claims(vec![client.claim_one(key, *ttl).await?]),
+                (Kind::Claim, keys) => Answers::Claims(client.claim(keys, *ttl).await?),
+                (Kind::Get, [key]) => Answers::Present(vec![client.get_one(key).await?]),
+                (Kind::Get, keys) => Answers::Present(client.get(keys).await?),
+                (Kind::Put, [key]) => client.put_one(key, *ttl).await.map(|()| Answers::Stored)?,
+                (Kind::Put, keys) => client.put(keys, *ttl).await.map(|()| Answers::Stored)?,
+            },
+        };
+        Ok(answers)
     }
 }

@@ -17,7 +17,7 @@ use tokio::{
 
 use super::keys::{BATCH_LIMITS, LINE_BYTES_MAX, check_batch};
 use crate::{
-    args::{ConnectArgs, NamespaceArg, TtlArg},
+    args::{KeyspaceArgs, TtlArg},
     connect,
     exit::Failure,
     lines::{Batch, Extract, Fill, Format, Input, Lines},
@@ -48,9 +48,7 @@ pub(crate) struct ImportArgs {
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) namespace: NamespaceArg,
-    #[command(flatten)]
-    pub(crate) connect: ConnectArgs,
+    pub(crate) keyspace: KeyspaceArgs,
 }
 
 /// How many calls are on their way.
@@ -62,7 +60,7 @@ pub(crate) fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
     } else {
         Input::File(args.file.clone())
     };
-    let config = connect::key_config(&args.connect, &args.namespace)?;
+    let config = connect::key_config(&args.keyspace)?;
     let runtime = connect::runtime()?;
     let client = runtime.block_on(connect::connect(config))?;
     let format = Format {
@@ -73,8 +71,8 @@ pub(crate) fn run(args: &ImportArgs) -> Result<ExitCode, Failure> {
     };
     let name = input.to_string();
     let started = Instant::now();
-    let lines = Lines::start(vec![input], format, BATCH_LIMITS, Fill::Exact)
-        .map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
+    let lines =
+        Lines::start(vec![input], format, BATCH_LIMITS, Fill::Exact).map_err(Failure::no_thread)?;
     let keys = import(&runtime, &client, &lines, &name, args.ttl.ttl).map_err(|failure| {
         failure.with_line("to import the list again, from its beginning, does no harm")
     })?;

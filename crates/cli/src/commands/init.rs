@@ -11,7 +11,7 @@ use super::durability_meaning;
 use crate::{
     connect,
     exit::Failure,
-    output::{Stdout, say},
+    output::{answer, say},
     settings::{self, Settings},
 };
 
@@ -49,9 +49,8 @@ pub(crate) fn run(args: &InitArgs) -> Result<ExitCode, Failure> {
         say(&format!("warning: {difference}"));
     }
     let storage = settings.storage_text();
-    let mut out = Stdout::open()?;
-    if args.json {
-        out.json(&json!({
+    let as_json = || {
+        json!({
             "created": created,
             "cluster_id": map.cluster_id,
             "storage": storage,
@@ -63,10 +62,9 @@ pub(crate) fn run(args: &InitArgs) -> Result<ExitCode, Failure> {
                 "address": node.address,
                 "ranges": ranges_of(map, node.id),
             })).collect::<Vec<_>>(),
-        }))?;
-    } else {
-        out.write(describe(map, created, &storage).as_bytes())?;
-    }
+        })
+    };
+    answer(args.json, as_json, || describe(map, created, &storage))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     exit::Failure,
-    output::{Stdout, bytes_text, json_line, thousands},
+    output::{Stdout, answer, bytes_text, json_line, thousands},
 };
 
 const EXAMPLES: &str = "\
@@ -116,6 +116,41 @@ struct Counts {
     torn: Option<String>,
 }
 
+impl Counts {
+    fn as_json(&self) -> Value {
+        json!({
+            "whole": true,
+            "segments": self.segments,
+            "bytes": self.bytes,
+            "records": self.records,
+            "keys": self.keys,
+            "first_lsn": self.first,
+            "last_lsn": self.last,
+            "torn": self.torn,
+        })
+    }
+
+    fn as_text(&self) -> String {
+        let reach = match (self.first, self.last) {
+            (Some(first), Some(last)) if first <= last => format!(", LSN {first} to {last}"),
+            _ => String::new(),
+        };
+        let mut text = format!(
+            "whole: {} records with {} keys in {} segments, {}{reach}\n",
+            thousands(self.records),
+            thousands(self.keys),
+            self.segments,
+            bytes_text(self.bytes)
+        );
+        if let Some(torn) = &self.torn {
+            text.push_str(&format!(
+                "the last write was cut short ({torn}); it was never acknowledged\n"
+            ));
+        }
+        text
+    }
+}
+
 fn verify(args: &JournalDirArgs) -> Result<ExitCode, Failure> {
     let mut counts = Counts::default();
     let dir = dir(args)?;
@@ -145,37 +180,7 @@ fn verify(args: &JournalDirArgs) -> Result<ExitCode, Failure> {
             dir.display()
         )));
     }
-    let mut out = Stdout::open()?;
-    if args.json {
-        out.json(&json!({
-            "whole": true,
-            "segments": counts.segments,
-            "bytes": counts.bytes,
-            "records": counts.records,
-            "keys": counts.keys,
-            "first_lsn": counts.first,
-            "last_lsn": counts.last,
-            "torn": counts.torn,
-        }))?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let reach = match (counts.first, counts.last) {
-        (Some(first), Some(last)) if first <= last => format!(", LSN {first} to {last}"),
-        _ => String::new(),
-    };
-    let mut text = format!(
-        "whole: {} records with {} keys in {} segments, {}{reach}\n",
-        thousands(counts.records),
-        thousands(counts.keys),
-        counts.segments,
-        bytes_text(counts.bytes)
-    );
-    if let Some(torn) = counts.torn {
-        text.push_str(&format!(
-            "the last write was cut short ({torn}); it was never acknowledged\n"
-        ));
-    }
-    out.write(text.as_bytes())?;
+    answer(args.json, || counts.as_json(), || counts.as_text())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::runtime::Runtime;
 
 use crate::{
-    args::{ConnectArgs, NamespaceArg, TtlArg},
+    args::{KeyspaceArgs, TtlArg},
     connect,
     exit::Failure,
     lines::{Batch, Extract, Fill, Form, Format, Input, Limits, Lines},
@@ -57,9 +57,7 @@ pub(crate) struct KeyArgs {
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) namespace: NamespaceArg,
-    #[command(flatten)]
-    pub(crate) connect: ConnectArgs,
+    pub(crate) keyspace: KeyspaceArgs,
 }
 
 #[derive(Debug, Args)]
@@ -110,7 +108,7 @@ fn run(args: &KeyArgs, operation: Operation) -> Result<ExitCode, Failure> {
         check(key)
             .map_err(|error| Failure::failed(format!("key {number}: {error}; nothing was done")))?;
     }
-    let config = connect::key_config(&args.connect, &args.namespace)?;
+    let config = connect::key_config(&args.keyspace)?;
     let runtime = connect::runtime()?;
     let client = runtime.block_on(connect::connect(config))?;
     let mut session = Session {
@@ -161,7 +159,7 @@ impl Session<'_> {
             has_header: false,
         };
         let lines = Lines::start(vec![Input::Stdin], format, BATCH_LIMITS, Fill::WhatIsThere)
-            .map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
+            .map_err(Failure::no_thread)?;
         let mut spare = Batch::default();
         let mut answered: u64 = 0;
         while let Some(batch) = lines.next(spare)? {

@@ -13,8 +13,8 @@ use crate::{
     connect,
     exit::Failure,
     logging,
-    output::{Align, Stdout, say, table},
-    settings::{self, Settings},
+    output::{Align, answer, say, table},
+    settings::{self, Effective, Settings},
     signals::StopSignals,
 };
 
@@ -77,34 +77,28 @@ fn check(settings: &Settings, json: bool) -> Result<ExitCode, Failure> {
         say(&format!("warning: {warning}"));
     }
     let effective = settings.effective();
-    let mut out = Stdout::open()?;
-    if json {
-        out.json(&json!({"settings": effective, "warnings": settings.warnings}))?;
-    } else {
-        let rows: Vec<Vec<String>> = effective
-            .into_iter()
-            .map(|setting| {
-                let source = match (setting.given, setting.value.is_empty()) {
-                    (true, _) => "set",
-                    (false, true) => "not set",
-                    (false, false) => "default",
-                };
-                vec![setting.name.to_owned(), setting.value, source.to_owned()]
-            })
-            .collect();
-        let header = [
-            ("SETTING", Align::Left),
-            ("VALUE", Align::Left),
-            ("FROM", Align::Left),
-        ];
-        out.write(table(&header, &rows).as_bytes())?;
-    }
+    let as_json = || json!({"settings": effective, "warnings": settings.warnings});
+    answer(json, as_json, || as_text(&effective))?;
     Ok(ExitCode::SUCCESS)
 }
 
+fn as_text(effective: &[Effective]) -> String {
+    let rows = effective.iter().map(|setting| {
+        let source = match (setting.given, setting.value.is_empty()) {
+            (true, _) => "set",
+            (false, true) => "not set",
+            (false, false) => "default",
+        };
+        [setting.name, &setting.value, source]
+            .map(str::to_owned)
+            .to_vec()
+    });
+    let header = ["SETTING", "VALUE", "FROM"].map(|name| (name, Align::Left));
+    table(&header, &rows.collect::<Vec<_>>())
+}
+
 async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
-    let mut signals = StopSignals::listen()
-        .map_err(|error| Failure::failed(format!("cannot listen for signals: {error}")))?;
+    let mut signals = StopSignals::listen()?;
     if !settings.storage_is_given() {
         tracing::info!(
             "neither KEYDB_STORAGE_URL nor KEYDB_STORAGE_BUCKET is set; object storage is {}",

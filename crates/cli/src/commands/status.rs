@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
-use keydb_client::{ClientConfig, DiskStatus, GetError, NodeStatus, RangeState};
+use keydb_client::{ClientConfig, DiskStatus, GetError, NodeStatus, RangeState, RangeStatus};
 use keydb_core::{ClusterMap, Durability, NodeEntry, NodeState, RangeId, UnixMillis};
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use crate::{
     args::ConnectArgs,
     connect,
     exit::{Code, Failure},
-    output::{Align, Stdout, bytes_text, table, thousands, time_text},
+    output::{Align, answer, bytes_text, table, thousands, time_text},
 };
 
 const EXAMPLES: &str = "\
@@ -35,17 +35,13 @@ pub(crate) struct StatusArgs {
 pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode, Failure> {
     let config = connect::config(&args.connect)?;
     let (map, nodes) = connect::runtime()?.block_on(ask(config))?;
-    let mut out = Stdout::open()?;
-    if args.json {
-        out.json(&as_json(&map, &nodes))?;
-    } else {
-        out.write(as_text(&map, &nodes).as_bytes())?;
-    }
-    if nodes.iter().any(|(_, status)| status.is_err()) {
-        Ok(ExitCode::from(Code::Unreachable as u8))
-    } else {
-        Ok(ExitCode::SUCCESS)
-    }
+    answer(
+        args.json,
+        || as_json(&map, &nodes),
+        || as_text(&map, &nodes),
+    )?;
+    let all_answered = nodes.iter().all(|(_, status)| status.is_ok());
+    Ok(Code::Unreachable.unless(all_answered))
 }
 
 /// The newest map that any node goes by, and what its members say.
@@ -176,7 +172,9 @@ fn node_lines(status: &NodeStatus) -> Vec<String> {
     if let Some(disk) = &status.disk {
         lines.push(disk_text(disk, status.time));
     }
-    let loading: Vec<_> = of_state(status, |state| matches!(state, RangeState::Loading));
+    let ranges = status.ranges.iter();
+    let loading = ranges.filter(|range| matches!(range.state, RangeState::Loading));
+    let loading: Vec<RangeId> = loading.map(|range| range.id).collect();
     if !loading.is_empty() {
         lines.push(format!(
             "is loading {} of {} hash ranges: {}",
@@ -220,14 +218,6 @@ fn node_lines(status: &NodeStatus) -> Vec<String> {
             .map(|warning| format!("warns: {warning}")),
     );
     lines
-}
-
-fn of_state(status: &NodeStatus, is_it: impl Fn(&RangeState) -> bool) -> Vec<RangeId> {
-    let ranges = status.ranges.iter();
-    ranges
-        .filter(|range| is_it(&range.state))
-        .map(|range| range.id)
-        .collect()
 }
 
 fn some_of(ranges: &[RangeId]) -> String {
@@ -306,59 +296,7 @@ fn as_json(map: &ClusterMap, nodes: &Nodes) -> Value {
             "last_loss_unix_ms": node.last_loss_ms,
         });
         match status {
-            Ok(status) => {
-                value["incarnation"] = json!(status.incarnation);
-                value["epoch"] = json!(status.epoch);
-                value["started_unix_ms"] = json!(status.started);
-                value["keys"] = json!(status.keys);
-                value["key_bytes"] = json!(status.key_bytes);
-                value["process_bytes"] = json!(status.process_bytes);
-                value["answer_bytes"] = json!(status.answer_bytes);
-                value["answer_operations"] = json!(status.answer_operations);
-                value["requests_in_flight"] = json!(status.requests_in_flight);
-                value["ranges"] = status
-                    .ranges
-                    .iter()
-                    .map(|range| {
-                        let mut value = json!({
-                            "id": range.id,
-                            "generation": range.generation,
-                            "keys": range.keys,
-                            "state": match range.state {
-                                RangeState::Ready => "ready",
-                                RangeState::Loading => "loading",
-                                RangeState::Closed { .. } => "closed",
-                                _ => "unknown",
-                            },
-                        });
-                        if let RangeState::Closed { reason } = &range.state {
-                            value["reason"] = json!(reason);
-                        }
-                        value
-                    })
-                    .collect();
-                value["memory_limit_bytes"] = json!(status.memory_limit_bytes);
-                value["shed_keys"] = json!(status.shed_keys);
-                value["warnings"] = json!(status.warnings);
-                value["disk"] = status.disk.as_ref().map_or(Value::Null, |disk| {
-                    json!({
-                        "disk_id": disk.disk_id,
-                        "lsn": disk.lsn,
-                        "synced_lsn": disk.synced_lsn,
-                        "local_lsn": disk.local_lsn,
-                        "uploaded_lsn": disk.uploaded_lsn,
-                        "local_complete_to_unix_ms": disk.local_complete_to,
-                        "uploaded_complete_to_unix_ms": disk.uploaded_complete_to,
-                        "uploaded_age_ms": disk
-                            .uploaded_complete_to
-                            .map(|time| status.time.0.saturating_sub(time.0)),
-                        "journal_bytes": disk.journal_bytes,
-                        "snapshot_bytes": disk.snapshot_bytes,
-                        "full": disk.full,
-                        "room_wanted_bytes": disk.room_wanted_bytes,
-                    })
-                });
-            }
+            Ok(status) => add_status(&mut value, status),
             Err(error) => value["error"] = json!(error.to_string()),
         }
         value
@@ -373,6 +311,60 @@ fn as_json(map: &ClusterMap, nodes: &Nodes) -> Value {
         "keys": total(nodes, |status| status.keys),
         "key_bytes": total(nodes, |status| status.key_bytes),
         "nodes": nodes.iter().map(node_json).collect::<Vec<_>>(),
+    })
+}
+
+fn add_status(value: &mut Value, status: &NodeStatus) {
+    value["incarnation"] = json!(status.incarnation);
+    value["epoch"] = json!(status.epoch);
+    value["started_unix_ms"] = json!(status.started);
+    value["keys"] = json!(status.keys);
+    value["key_bytes"] = json!(status.key_bytes);
+    value["process_bytes"] = json!(status.process_bytes);
+    value["answer_bytes"] = json!(status.answer_bytes);
+    value["answer_operations"] = json!(status.answer_operations);
+    value["requests_in_flight"] = json!(status.requests_in_flight);
+    value["ranges"] = status.ranges.iter().map(range_json).collect();
+    value["memory_limit_bytes"] = json!(status.memory_limit_bytes);
+    value["shed_keys"] = json!(status.shed_keys);
+    value["warnings"] = json!(status.warnings);
+    let disk = status.disk.as_ref();
+    value["disk"] = disk.map_or(Value::Null, |disk| disk_json(disk, status.time));
+}
+
+fn range_json(range: &RangeStatus) -> Value {
+    let mut value = json!({
+        "id": range.id,
+        "generation": range.generation,
+        "keys": range.keys,
+        "state": match range.state {
+            RangeState::Ready => "ready",
+            RangeState::Loading => "loading",
+            RangeState::Closed { .. } => "closed",
+            _ => "unknown",
+        },
+    });
+    if let RangeState::Closed { reason } = &range.state {
+        value["reason"] = json!(reason);
+    }
+    value
+}
+
+fn disk_json(disk: &DiskStatus, now: UnixMillis) -> Value {
+    let uploaded = disk.uploaded_complete_to;
+    json!({
+        "disk_id": disk.disk_id,
+        "lsn": disk.lsn,
+        "synced_lsn": disk.synced_lsn,
+        "local_lsn": disk.local_lsn,
+        "uploaded_lsn": disk.uploaded_lsn,
+        "local_complete_to_unix_ms": disk.local_complete_to,
+        "uploaded_complete_to_unix_ms": uploaded,
+        "uploaded_age_ms": uploaded.map(|time| now.0.saturating_sub(time.0)),
+        "journal_bytes": disk.journal_bytes,
+        "snapshot_bytes": disk.snapshot_bytes,
+        "full": disk.full,
+        "room_wanted_bytes": disk.room_wanted_bytes,
     })
 }
 

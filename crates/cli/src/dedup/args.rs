@@ -6,7 +6,8 @@ use clap::Args;
 use keydb_core::OperationId;
 
 use crate::{
-    args::{ConnectArgs, NamespaceArg, TtlArg},
+    args::{KeyspaceArgs, TtlArg},
+    exit::Failure,
     lines::{Column, Extract, Input, JsonPointer},
 };
 
@@ -79,9 +80,7 @@ pub(crate) struct DedupArgs {
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) namespace: NamespaceArg,
-    #[command(flatten)]
-    pub(crate) connect: ConnectArgs,
+    pub(crate) keyspace: KeyspaceArgs,
 }
 
 /// Which lines of a run may have been sent before.
@@ -151,19 +150,18 @@ impl DedupArgs {
     ///
     /// # Errors
     /// What would be right.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        if self.csv && self.field.is_none() && self.column.is_none() {
-            return Err(
-                "--csv needs --column NAME or --field N: which column has the key?".to_owned(),
-            );
-        }
-        if self.delimiter.is_some() && self.field.is_none() && self.column.is_none() {
-            return Err("--delimiter stands between the fields of --field or --column".to_owned());
-        }
-        if self.csv && self.delimiter == Some(b'"') {
-            return Err("--delimiter \": that quotes fields in CSV".to_owned());
-        }
-        Ok(())
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        let names_no_field = self.field.is_none() && self.column.is_none();
+        let wrong = if self.csv && names_no_field {
+            "--csv needs --column NAME or --field N: which column has the key?"
+        } else if self.delimiter.is_some() && names_no_field {
+            "--delimiter stands between the fields of --field or --column"
+        } else if self.csv && self.delimiter == Some(b'"') {
+            "--delimiter \": that quotes fields in CSV"
+        } else {
+            return Ok(());
+        };
+        Err(Failure::usage(wrong))
     }
 
     /// The run; of one that is not through a cluster there is nothing to repeat.

@@ -39,7 +39,7 @@ use crate::{
     exit::Failure,
     lines::{Batch, Extract, Fill, Format, Input, Limits, Line, Lines, Stopper},
     output::{Stdout, json_line, say, shell_word},
-    signals::StopSignals,
+    signals::{self, StopSignals},
 };
 
 /// What one claim has at most. Changing it makes runs of before unrepeatable.
@@ -53,7 +53,7 @@ const KEYS_PER_REQUEST: usize = 8192;
 const KEYED_LINE_BYTES_MAX: usize = 16 << 20;
 
 pub(crate) fn run(args: DedupArgs) -> Result<ExitCode, Failure> {
-    args.check().map_err(Failure::usage)?;
+    args.check()?;
     let inputs = args.inputs();
     let out = Stdout::open()?;
     check_files(&args, &inputs, &out)?;
@@ -74,7 +74,7 @@ pub(crate) fn run(args: DedupArgs) -> Result<ExitCode, Failure> {
         None => Fill::WhatIsThere,
     };
     let started = Instant::now();
-    let lines = Lines::start(inputs, format, BATCH_LIMITS, fill).map_err(no_thread)?;
+    let lines = Lines::start(inputs, format, BATCH_LIMITS, fill).map_err(Failure::no_thread)?;
     stop_at_signals(lines.stopper())?;
     let writer = Writer::new(out, duplicates, Progress::start());
     let (counts, sent, result) = pump(&lines, claimer, writer, args.strict)?;
@@ -93,14 +93,13 @@ pub(crate) fn run(args: DedupArgs) -> Result<ExitCode, Failure> {
 
 /// A signal ends the input, so that what has been claimed is written; a second one ends the process.
 fn stop_at_signals(stopper: Stopper) -> Result<(), Failure> {
-    let cannot = |error: io::Error| Failure::failed(format!("cannot listen for signals: {error}"));
     let runtime = runtime::Builder::new_current_thread()
         .enable_io()
         .build()
-        .map_err(cannot)?;
+        .map_err(signals::cannot_listen)?;
     let mut signals = {
         let _context = runtime.enter();
-        StopSignals::listen().map_err(cannot)?
+        StopSignals::listen()?
     };
     // Not joined: it waits for as long as the process runs.
     thread::Builder::new()
@@ -111,7 +110,7 @@ fn stop_at_signals(stopper: Stopper) -> Result<(), Failure> {
                 signals.exit_at_next().await;
             });
         })
-        .map_err(no_thread)?;
+        .map_err(Failure::no_thread)?;
     Ok(())
 }
 
@@ -140,7 +139,7 @@ fn claimer(args: &DedupArgs, run: Option<&Run>) -> Result<Claimer, Failure> {
     let Some(run) = run else {
         return Ok(Claimer::Embedded(Box::new(EmbeddedKeys::new(ttl))));
     };
-    let mut config = connect::key_config(&args.connect, &args.namespace)?;
+    let mut config = connect::key_config(&args.keyspace)?;
     config.keys_per_request_max = KEYS_PER_REQUEST;
     config.coalescing = None;
     let runtime = connect::runtime()?;
@@ -177,7 +176,7 @@ fn pump(
             }
             (writer.finish(), result)
         })
-        .map_err(no_thread)?;
+        .map_err(Failure::no_thread)?;
     let mut sent = 0;
     let claiming = loop {
         let spare = spares.try_recv().unwrap_or_default();
@@ -316,10 +315,6 @@ fn check_files(args: &DedupArgs, inputs: &[Input], out: &Stdout) -> Result<(), F
         }
     }
     Ok(())
-}
-
-fn no_thread(error: io::Error) -> Failure {
-    Failure::failed(format!("cannot start a thread: {error}"))
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Records of CSV text: quoted fields may hold delimiters, doubled quotes and line ends (RFC 4180).
 
+use std::io;
+
 use csv_core::{ReadRecordResult, Reader, ReaderBuilder, Terminator};
 
 /// Which column has the key.
@@ -117,7 +119,7 @@ impl CsvScanner {
     ///
     /// # Errors
     /// When it does not have the column.
-    pub(crate) fn take_header(&mut self) -> Result<(), String> {
+    pub(crate) fn take_header(&mut self) -> io::Result<()> {
         let Column::Name(name) = &self.column else {
             return Ok(());
         };
@@ -132,10 +134,10 @@ impl CsvScanner {
         self.index = names.iter().position(|found| found == name);
         match self.index {
             Some(_) => Ok(()),
-            None => Err(format!(
+            None => Err(io::Error::other(format!(
                 "its first line has no column {name:?}; its columns are {}",
                 names.join(", ")
-            )),
+            ))),
         }
     }
 

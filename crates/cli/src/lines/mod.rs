@@ -163,9 +163,7 @@ impl Lines {
     pub(crate) fn next(&self, spare: Batch) -> Result<Option<Batch>, InputError> {
         self.exchange.take(spare, self.fill)
     }
-}
 
-impl Lines {
     /// What ends them early.
     pub(crate) fn stopper(&self) -> Stopper {
         Stopper(Arc::clone(&self.exchange))

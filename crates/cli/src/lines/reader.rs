@@ -178,7 +178,7 @@ impl<'a> Splitter<'a> {
             let (form, key) = if self.in_long_line {
                 (Form::LongMore, KeyAt::Nowhere)
             } else if self.at_header {
-                csv.take_header().map_err(io::Error::other)?;
+                csv.take_header()?;
                 (self.header_form(start, end), KeyAt::Nowhere)
             } else {
                 let key = csv.key().unwrap_or_default();

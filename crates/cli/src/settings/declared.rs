@@ -45,7 +45,6 @@ macro_rules! settings {
         /// Every setting, in the order in which they are shown.
         pub(super) const DECLARED: &[Declared] = &[$(Declared {
             name: $name,
-            field: stringify!($field),
             reader: Reader::$reader,
             help: concat!($($help)?),
         },)*];
@@ -159,8 +158,6 @@ settings! {
 pub(super) struct Declared {
     /// The variable.
     pub(super) name: &'static str,
-    /// The field of [`Settings`].
-    pub(super) field: &'static str,
     /// Who goes by it.
     pub(super) reader: Reader,
     /// What `keydb node --help` says; empty where that speaks of it elsewhere.

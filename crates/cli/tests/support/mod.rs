@@ -30,14 +30,15 @@ pub(crate) fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output 
     keydb().args(args).stdin(Stdio::null()).output().unwrap()
 }
 
+/// Starts a command whose input and output are the test's.
+pub(crate) fn piped(command: &mut Command) -> Child {
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    command.stderr(Stdio::piped()).spawn().unwrap()
+}
+
 /// Runs a command to its end with this on its standard input.
 pub(crate) fn with_input(command: &mut Command, input: &[u8]) -> Output {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = piped(command);
     let mut stdin = child.stdin.take().unwrap();
     let input = input.to_vec();
     let feeding = thread::spawn(move || {
@@ -67,6 +68,16 @@ pub(crate) fn assert_code(output: &Output, code: i32) {
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// Asserts the exit code, and that all of `words` were said.
+#[track_caller]
+pub(crate) fn assert_says(output: &Output, code: i32, words: &[&str]) {
+    assert_code(output, code);
+    let said = stderr(output);
+    for words in words {
+        assert!(said.contains(words), "{words:?} in {said}");
+    }
 }
 
 /// A process that is killed when the test is over.

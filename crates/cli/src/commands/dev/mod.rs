@@ -71,23 +71,15 @@ pub(crate) fn run(args: &DevArgs) -> Result<ExitCode, Failure> {
 }
 
 async fn serve(args: &DevArgs) -> Result<(), Failure> {
-    let cannot = |what: &str, error: &dyn std::fmt::Display| {
-        Failure::failed(format!("cannot {what}: {error}"))
-    };
-    let mut signals =
-        StopSignals::listen().map_err(|error| cannot("listen for signals", &error))?;
-    let listeners = listen(args.nodes)
-        .await
-        .map_err(|error| cannot("listen on 127.0.0.1", &error))?;
-    let mut ports = Vec::new();
-    for listener in &listeners {
-        let address = listener.local_addr();
-        ports.push(
-            address
-                .map_err(|error| cannot("listen on 127.0.0.1", &error))?
-                .port(),
-        );
-    }
+    let mut signals = StopSignals::listen()?;
+    let cannot_listen =
+        |error: io::Error| Failure::failed(format!("cannot listen on 127.0.0.1: {error}"));
+    let listeners = listen(args.nodes).await.map_err(cannot_listen)?;
+    let ports = listeners
+        .iter()
+        .map(|listener| Ok(listener.local_addr()?.port()))
+        .collect::<Result<Vec<u16>, _>>()
+        .map_err(cannot_listen)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let addresses: Vec<String> = ports
         .iter()

@@ -5,13 +5,13 @@ use std::{path::Path, process::ExitCode, sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use keydb_core::ClusterMap;
 use keydb_node::saved_map;
-use keydb_storage::{MapStore, ObjectStorage, Restored};
+use keydb_storage::{MapStore, ObjectStorage};
 use serde_json::json;
 
 use super::{args::RecoverArgs, probe};
 use crate::{
     exit::{Code, Failure},
-    output::{Stdout, say},
+    output::{answer, say},
     settings::Settings,
 };
 
@@ -49,34 +49,28 @@ pub(super) async fn run(
                 format!("the map was not put into {text}: {error}"),
             )
         })?;
-    let Restored {
-        written,
-        map: there,
-    } = &restored;
-    let mut out = Stdout::open()?;
-    if args.json {
-        out.json(&json!({
-            "restored": written,
+    let there = &restored.map;
+    let (lineage, epoch) = there.version();
+    let as_json = || {
+        json!({
+            "restored": restored.written,
             "source": newest.source,
             "cluster_id": there.cluster_id,
-            "lineage": there.lineage,
-            "epoch": there.epoch,
-        }))?;
-    } else {
-        let (lineage, epoch) = there.version();
-        let line = if *written {
-            format!(
-                "the map of cluster {} (lineage {lineage}, epoch {epoch}), as {} has it, is back in {text}\n",
-                there.cluster_id, newest.source
-            )
-        } else {
-            format!(
-                "{text} has the map of cluster {} (lineage {lineage}, epoch {epoch}), and nobody has a newer one; nothing was changed\n",
-                there.cluster_id
-            )
-        };
-        out.write(line.as_bytes())?;
-    }
+            "lineage": lineage,
+            "epoch": epoch,
+        })
+    };
+    let as_text = || {
+        let map = format!(
+            "the map of cluster {} (lineage {lineage}, epoch {epoch})",
+            there.cluster_id
+        );
+        match restored.written {
+            true => format!("{map}, as {} has it, is back in {text}\n", newest.source),
+            false => format!("{text} has {map}, and nobody has a newer one; nothing was changed\n"),
+        }
+    };
+    answer(args.json, as_json, as_text)?;
     Ok(ExitCode::SUCCESS)
 }
 

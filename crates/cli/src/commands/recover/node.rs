@@ -2,7 +2,7 @@
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use keydb_core::{ClusterMap, Incarnation, Manifest, NodeEntry, NodeId, RangeId, UnixMillis};
+use keydb_core::{ClusterMap, Incarnation, Manifest, NodeEntry, NodeId, UnixMillis};
 use keydb_node::{first_object, manifest_key};
 use keydb_storage::{MapStore, ObjectStorage, Put};
 use serde_json::json;
@@ -10,8 +10,18 @@ use serde_json::json;
 use super::{args::RecoverArgs, probe};
 use crate::{
     exit::{Code, Failure},
-    output::Stdout,
+    output::answer,
 };
+
+/// What is known of a node whose disk is to be given up.
+struct Found {
+    map: ClusterMap,
+    disk: Option<Incarnation>,
+    /// Up to when object storage has what the node acknowledged.
+    complete_to: Option<UnixMillis>,
+    /// One of the node's snapshot objects, where there is no manifest that names them.
+    unnamed: Option<String>,
+}
 
 pub(super) async fn run(
     node: NodeId,
@@ -19,13 +29,78 @@ pub(super) async fn run(
     storage: Arc<dyn ObjectStorage>,
     text: &str,
 ) -> Result<ExitCode, Failure> {
+    let maps = MapStore::new(Arc::clone(&storage));
+    let key = manifest_key(node);
+    let Found {
+        map,
+        disk,
+        complete_to,
+        unnamed,
+    } = look(&maps, node, &key, text).await?;
+    let kept = match &unnamed {
+        Some(object) => format!(
+            "Object storage has snapshot objects of it, such as {object}, but not the manifest {key} that names them: it was removed. \
+             A bucket with versioning still has it; put it back if you can. Without it all of the node's keys are lost."
+        ),
+        None => kept_text(complete_to),
+    };
+    let what = disk.map_or_else(
+        || format!("node {node}"),
+        |disk| format!("the disk {disk} of node {node}"),
+    );
+    if !args.accept_loss {
+        return Err(Failure::usage(format!(
+            "{what} would be given up, with everything that object storage does not have of it.\n{kept}\n\
+             Nothing was changed. If it is lost for good: keydb recover --node {node} --accept-loss"
+        )));
+    }
+    if unnamed.is_some() {
+        let gone = disk.unwrap_or_else(Incarnation::random);
+        let empty = Manifest::new(map.cluster_id, map.lineage, node, gone);
+        let put = storage.put_if_absent(&key, empty.to_json().into()).await;
+        let put = put.map_err(|error| {
+            Failure::new(
+                Code::Unreachable,
+                format!("cannot write {key} in {text}: {error}"),
+            )
+        })?;
+        if let Put::Conflict = put {
+            return Err(Failure::failed(format!(
+                "{key} is there again; nothing was changed"
+            )));
+        }
+    }
+    let changed = match disk {
+        Some(disk) => give_up(&maps, &map, node, disk).await?,
+        None => map,
+    };
+    let as_json = || {
+        json!({
+            "node": node,
+            "disk_id": disk,
+            "complete_to_unix_ms": complete_to,
+            "complete_to": complete_to.map(|time| time.to_string()),
+            "loss_count": changed.node(node).map_or(0, |entry| entry.loss_count),
+            "epoch": changed.epoch,
+        })
+    };
+    answer(args.json, as_json, || {
+        format!(
+            "{what} is given up.\n{kept}\n\
+             Start the node with an empty data directory; it loads that from object storage.\n"
+        )
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Looks whether `node` has a disk that can be given up, and what there is without it.
+async fn look(maps: &MapStore, node: NodeId, key: &str, text: &str) -> Result<Found, Failure> {
     let unreadable = |what: &str, error: &dyn std::fmt::Display| {
         Failure::new(
             Code::Unreachable,
             format!("cannot read {what} in {text}: {error}"),
         )
     };
-    let maps = MapStore::new(Arc::clone(&storage));
     let map = maps
         .load()
         .await
@@ -47,14 +122,12 @@ pub(super) async fn run(
             "durability is memory: a node keeps nothing, and takes its place again by itself when it is started",
         ));
     }
-    let key = manifest_key(node);
-    let object = storage
-        .get(&key)
-        .await
-        .map_err(|error| unreadable(&key, &error))?;
+    let storage = maps.storage();
+    let object = storage.get(key).await;
+    let object = object.map_err(|error| unreadable(key, &error))?;
     let unnamed = match object {
         Some(_) => None,
-        None => first_object(&*storage, node)
+        None => first_object(&**storage, node)
             .await
             .map_err(|error| unreadable("the node's snapshot objects", &error))?,
     };
@@ -68,76 +141,18 @@ pub(super) async fn run(
         }
         None => {}
     }
-    let manifest = object
-        .map(|object| {
-            Manifest::from_json(&object.bytes).map_err(|error| {
-                Failure::failed(format!(
-                    "{key} in {text}: {error}; the node could not start from it"
-                ))
-            })
-        })
-        .transpose()?;
-    let complete_to = manifest.and_then(|manifest| manifest.complete_to());
-    let kept = match &unnamed {
-        Some(object) => format!(
-            "Object storage has snapshot objects of it, such as {object}, but not the manifest {key} that names them: it was removed. \
-             A bucket with versioning still has it; put it back if you can. Without it all of the node's keys are lost."
-        ),
-        None => kept_text(complete_to),
-    };
-    let what = disk.map_or_else(
-        || format!("node {node}"),
-        |disk| format!("the disk {disk} of node {node}"),
-    );
-    if !args.accept_loss {
-        return Err(Failure::usage(format!(
-            "{what} would be given up, with everything that object storage does not have of it.\n{kept}\n\
-             Nothing was changed. If it is lost for good: keydb recover --node {node} --accept-loss"
-        )));
-    }
-    if unnamed.is_some() {
-        let gone = disk.unwrap_or_else(Incarnation::random);
-        let empty = Manifest::new(map.cluster_id, map.lineage, node, gone);
-        match storage.put_if_absent(&key, empty.to_json().into()).await {
-            Ok(Put::Done(_)) => {}
-            Ok(Put::Conflict) => {
-                return Err(Failure::failed(format!(
-                    "{key} is there again; nothing was changed"
-                )));
-            }
-            Err(error) => {
-                return Err(Failure::new(
-                    Code::Unreachable,
-                    format!("cannot write {key} in {text}: {error}"),
-                ));
-            }
-        }
-    }
-    let changed = match disk {
-        Some(disk) => give_up(&maps, &map, node, disk).await?,
-        None => map,
-    };
-    let lost = changed.node(node).map_or(0, |entry| entry.loss_count);
-    let mut out = Stdout::open()?;
-    if args.json {
-        out.json(&json!({
-            "node": node,
-            "disk_id": disk,
-            "complete_to_unix_ms": complete_to,
-            "complete_to": complete_to.map(|time| time.to_string()),
-            "loss_count": lost,
-            "epoch": changed.epoch,
-        }))?;
-    } else {
-        out.write(
-            format!(
-                "{what} is given up.\n{kept}\n\
-                 Start the node with an empty data directory; it loads that from object storage.\n"
-            )
-            .as_bytes(),
-        )?;
-    }
-    Ok(ExitCode::SUCCESS)
+    let manifest = object.map(|object| Manifest::from_json(&object.bytes));
+    let manifest = manifest.transpose().map_err(|error| {
+        Failure::failed(format!(
+            "{key} in {text}: {error}; the node could not start from it"
+        ))
+    })?;
+    Ok(Found {
+        map,
+        disk,
+        complete_to: manifest.and_then(|manifest| manifest.complete_to()),
+        unnamed,
+    })
 }
 
 /// Up to when the node's data reach without its disk.

@@ -10,7 +10,7 @@ use super::args::RecoverArgs;
 use crate::{
     connect,
     exit::{Code, Failure},
-    output::{Stdout, thousands},
+    output::{answer, thousands},
     settings::Settings,
 };
 
@@ -34,26 +34,20 @@ pub(super) fn run(
         admin.close(Duration::ZERO).await;
         opened
     })?;
-    let mut out = Stdout::open()?;
-    if args.json {
-        out.json(&json!({
-            "range": range,
-            "node": opened.node,
-            "lost": opened.reason,
-            "keys": opened.keys,
-        }))?;
-    } else {
-        out.write(
+    let RangeOpened {
+        node, keys, reason, ..
+    } = &opened;
+    answer(
+        args.json,
+        || json!({"range": range, "node": node, "lost": reason, "keys": keys}),
+        || {
             format!(
-                "hash range {range} is open: node {} answers for it with the {} keys that are left.\n\
-                 What is lost: {}\n",
-                opened.node,
-                thousands(opened.keys),
-                opened.reason
+                "hash range {range} is open: node {node} answers for it with the {} keys that are left.\n\
+                 What is lost: {reason}\n",
+                thousands(*keys)
             )
-            .as_bytes(),
-        )?;
-    }
+        },
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -6,10 +6,7 @@ use clap::{Args, Subcommand};
 
 use keydb_node::GARBAGE_AGE_MIN;
 
-use crate::{
-    args::{Addresses, ConnectArgs, addresses},
-    settings,
-};
+use crate::{args::ConnectArgs, settings};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -96,7 +93,10 @@ pub(crate) enum SnapshotCommand {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = CREATE_EXAMPLES)]
+#[command(
+    after_help = CREATE_EXAMPLES,
+    mut_arg("timeout", |timeout| timeout.default_value("10m").help("How long it may take"))
+)]
 pub(crate) struct CreateArgs {
     /// Full snapshots of all hash ranges, rather than only what has changed
     #[arg(long)]
@@ -104,22 +104,8 @@ pub(crate) struct CreateArgs {
     /// Answer as JSON
     #[arg(long)]
     pub(crate) json: bool,
-    /// Nodes of the cluster, host:port with commas between; one that answers is enough
-    /// [default: KEYDB_NODE_ADDRESSES, or 127.0.0.1:50051]
-    #[arg(long, value_name = "ADDRESSES", value_parser = addresses)]
-    pub(crate) addresses: Option<Addresses>,
-    /// How long it may take
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = settings::duration)]
-    pub(crate) timeout: Duration,
-}
-
-impl CreateArgs {
-    pub(super) fn connect(&self) -> ConnectArgs {
-        ConnectArgs {
-            addresses: self.addresses.clone(),
-            timeout: self.timeout,
-        }
-    }
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
 }
 
 #[derive(Debug, Args)]

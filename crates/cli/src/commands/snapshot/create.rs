@@ -10,7 +10,7 @@ use super::args::CreateArgs;
 use crate::{
     connect,
     exit::{Code, Failure},
-    output::{Stdout, bytes_text},
+    output::{answer, bytes_text},
 };
 
 type Made = Vec<(NodeEntry, Result<Created, AdminError>)>;
@@ -22,7 +22,7 @@ struct Created {
 }
 
 pub(super) fn run(args: &CreateArgs) -> Result<ExitCode, Failure> {
-    let config = connect::config(&args.connect())?;
+    let config = connect::config(&args.connect)?;
     let made = connect::runtime()?.block_on(async {
         let client = connect::connect(config).await?;
         let admin = AdminClient::from(client);
@@ -36,17 +36,10 @@ pub(super) fn run(args: &CreateArgs) -> Result<ExitCode, Failure> {
         };
         Ok::<Made, Failure>(made.into_iter().map(with_closed).collect())
     })?;
-    let mut out = Stdout::open()?;
-    if args.json {
-        out.json(&json!({"nodes": made.iter().map(node_json).collect::<Vec<_>>()}))?;
-    } else {
-        out.write(as_text(&made).as_bytes())?;
-    }
-    if made.iter().all(|(_, made)| made.is_ok()) {
-        Ok(ExitCode::SUCCESS)
-    } else {
-        Ok(ExitCode::from(Code::Unreachable as u8))
-    }
+    let as_json = || json!({"nodes": made.iter().map(node_json).collect::<Vec<_>>()});
+    answer(args.json, as_json, || as_text(&made))?;
+    let all_made = made.iter().all(|(_, made)| made.is_ok());
+    Ok(Code::Unreachable.unless(all_made))
 }
 
 async fn closed_ranges(admin: &AdminClient) -> HashMap<NodeId, Vec<RangeId>> {

@@ -8,8 +8,8 @@ use serde_json::json;
 use super::{args::GcArgs, store::Store};
 use crate::{
     connect,
-    exit::Failure,
-    output::{Stdout, bytes_text, say},
+    exit::{Code, Failure},
+    output::{answer, bytes_text, say},
 };
 
 pub(super) fn run(args: &GcArgs) -> Result<ExitCode, Failure> {
@@ -24,9 +24,8 @@ pub(super) fn run(args: &GcArgs) -> Result<ExitCode, Failure> {
                 other => Failure::failed(other.to_string()),
             })
     })?;
-    let mut out = Stdout::open()?;
-    if args.json {
-        out.json(&json!({
+    let as_json = || {
+        json!({
             "dry_run": args.dry_run,
             "objects_seen": collected.seen,
             "removed": collected.removed,
@@ -35,33 +34,29 @@ pub(super) fn run(args: &GcArgs) -> Result<ExitCode, Failure> {
                 "key": key,
                 "error": error.to_string(),
             })).collect::<Vec<_>>(),
-        }))?;
-        return Ok(exit_code(&collected));
-    }
-    let verb = if args.dry_run {
-        "would remove"
-    } else {
-        "removed"
+        })
     };
-    for key in &collected.removed {
-        out.write(format!("{verb} {key}\n").as_bytes())?;
+    answer(args.json, as_json, || as_text(&collected, args.dry_run))?;
+    if !args.json {
+        for (key, error) in &collected.failed {
+            say(&format!("cannot remove {key}: {error}"));
+        }
     }
-    let summary = format!(
+    Ok(Code::Failed.unless(collected.failed.is_empty()))
+}
+
+fn as_text(collected: &Collected, dry_run: bool) -> String {
+    let verb = match dry_run {
+        true => "would remove",
+        false => "removed",
+    };
+    let removed = collected.removed.iter();
+    let mut text: String = removed.map(|key| format!("{verb} {key}\n")).collect();
+    text.push_str(&format!(
         "{verb} {} of {} objects, {}\n",
         collected.removed.len(),
         collected.seen,
         bytes_text(collected.removed_bytes)
-    );
-    out.write(summary.as_bytes())?;
-    for (key, error) in &collected.failed {
-        say(&format!("cannot remove {key}: {error}"));
-    }
-    Ok(exit_code(&collected))
-}
-
-fn exit_code(collected: &Collected) -> ExitCode {
-    match collected.failed.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
-    }
+    ));
+    text
 }

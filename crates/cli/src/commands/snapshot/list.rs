@@ -12,7 +12,7 @@ use super::{
 use crate::{
     connect,
     exit::{Code, Failure},
-    output::{Align, Stdout, bytes_text, table, thousands},
+    output::{Align, answer, bytes_text, table, thousands},
 };
 
 type Manifests = Vec<(String, Result<Manifest, ObjectError>)>;
@@ -21,17 +21,13 @@ pub(super) fn run(args: &ListArgs) -> Result<ExitCode, Failure> {
     let store = Store::open(&connect::settings()?)?;
     let (map, manifests) = connect::runtime()?
         .block_on(async { Ok::<_, Failure>((store.map().await?, store.manifests(None).await?)) })?;
-    let mut out = Stdout::open()?;
-    if args.json {
-        out.json(&as_json(&map, &manifests, &store.text))?;
-    } else {
-        out.write(as_text(&map, &manifests, &store.text).as_bytes())?;
-    }
-    if manifests.iter().all(|(_, manifest)| manifest.is_ok()) {
-        Ok(ExitCode::SUCCESS)
-    } else {
-        Ok(ExitCode::from(Code::Failed as u8))
-    }
+    answer(
+        args.json,
+        || as_json(&map, &manifests, &store.text),
+        || as_text(&map, &manifests, &store.text),
+    )?;
+    let all_read = manifests.iter().all(|(_, manifest)| manifest.is_ok());
+    Ok(Code::Failed.unless(all_read))
 }
 
 fn count(manifest: &Manifest, kind: SnapshotKind) -> usize {

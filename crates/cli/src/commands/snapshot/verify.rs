@@ -13,7 +13,7 @@ use super::{
 use crate::{
     connect,
     exit::{Code, Failure},
-    output::{Stdout, bytes_text, say, thousands},
+    output::{answer, bytes_text, say, thousands},
 };
 
 /// What was found of one node.
@@ -34,21 +34,15 @@ pub(super) fn run(args: &VerifyArgs) -> Result<ExitCode, Failure> {
     let only = args.node.map(NodeId);
     let found = connect::runtime()?.block_on(verify(&store, only))?;
     let whole = found.iter().all(|node| node.problems.is_empty());
-    let mut out = Stdout::open()?;
-    if args.json {
-        let nodes: Vec<Value> = found.iter().map(as_json).collect();
-        out.json(&json!({"whole": whole, "nodes": nodes}))?;
-    } else {
-        for node in &found {
-            out.write(as_text(node).as_bytes())?;
-        }
-    }
-    if whole {
-        Ok(ExitCode::SUCCESS)
-    } else {
+    answer(
+        args.json,
+        || json!({"whole": whole, "nodes": found.iter().map(as_json).collect::<Vec<_>>()}),
+        || found.iter().map(as_text).collect(),
+    )?;
+    if !whole {
         say("keydb: object storage is not whole; docs/operations.md says what to do");
-        Ok(ExitCode::from(Code::Failed as u8))
     }
+    Ok(Code::Failed.unless(whole))
 }
 
 async fn verify(store: &Store, only: Option<NodeId>) -> Result<Vec<Found>, Failure> {
