@@ -112,17 +112,23 @@ fn numbers(count: u32) -> String {
         .collect()
 }
 
+/// A file with this in it, in a directory that goes away with the test.
+fn file_of(text: &str) -> (tempfile::TempDir, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lines");
+    fs::write(&path, text).unwrap();
+    (directory, path.to_str().unwrap().to_owned())
+}
+
 #[test]
 fn two_dedups_of_one_stream_share_its_lines() {
     let dev = Dev::start();
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("lines");
     let lines = numbers(150_000);
-    fs::write(&file, &lines).unwrap();
+    let (_directory, file) = &file_of(&lines);
     let start = || {
         let mut command = dev.client(["dedup"]);
         command
-            .arg(&file)
+            .arg(file)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -350,11 +356,8 @@ fn an_id_that_was_used_is_refused_unless_it_is_said_to_be_a_repeat() {
 #[test]
 fn a_run_without_an_id_that_fails_names_the_command_that_goes_on_and_loses_nothing() {
     let dev = Dev::start();
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("lines");
     let lines = numbers(200_000);
-    fs::write(&path, &lines).unwrap();
-    let path = path.to_str().unwrap();
+    let (_directory, path) = &file_of(&lines);
     let said = break_off(&dev, &["dedup", path]);
     let command = command_to_go_on(&said);
     assert!(command.contains("--run "), "{command}");
@@ -412,17 +415,14 @@ fn kills() -> u32 {
 #[test]
 fn a_dedup_that_is_killed_at_any_time_and_continued_loses_no_line() {
     let dev = Dev::start();
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("lines");
     let lines = numbers(150_000);
-    fs::write(&path, lines.repeat(2)).unwrap();
-    let path = path.to_str().unwrap();
+    let (_directory, path) = &file_of(&lines.repeat(2));
     let mut random = 0x9E37_79B9_7F4A_7C15_u64;
     for round in 0..kills() {
         let namespace = format!("round-{round}");
         let dedup = |again: &[&str]| {
             let args = ["dedup", "--json", "--run", "r", "--namespace", &namespace];
-            let mut command = dev.client(args.iter().chain(again).chain(&[path]));
+            let mut command = dev.client(args.iter().chain(again).chain(&[path.as_str()]));
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
             command.spawn().unwrap()
         };
@@ -485,12 +485,9 @@ fn break_off(dev: &Dev, args: &[&str]) -> String {
 #[test]
 fn a_run_whose_pipe_was_closed_can_be_repeated_from_the_start() {
     let dev = Dev::start();
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("lines");
     // Every line twice: once near its first and once far from it.
     let lines = numbers(200_000);
-    fs::write(&path, lines.repeat(2)).unwrap();
-    let path = path.to_str().unwrap();
+    let (_directory, path) = &file_of(&lines.repeat(2));
     let said = break_off(&dev, &["dedup", "--run", "import-7", "--", path]);
     assert!(said.contains("closed the pipe"), "{said}");
     // The command that it names breaks off as well, and names another.
@@ -517,11 +514,8 @@ fn a_run_whose_pipe_was_closed_can_be_repeated_from_the_start() {
 #[test]
 fn a_bare_again_loses_nothing() {
     let dev = Dev::start();
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("lines");
     let lines = numbers(200_000);
-    fs::write(&path, &lines).unwrap();
-    let path = path.to_str().unwrap();
+    let (_directory, path) = &file_of(&lines);
     break_off(&dev, &["dedup", "--run", "import-8", path]);
     let again = dev
         .client(["dedup", "--again", "--run", "import-8", path])
