@@ -9,14 +9,17 @@ use keydb_proto::{
     shard::{CreateSnapshotsReply, CreateSnapshotsRequest, ErrorCode, OpenRangeRequest},
 };
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::{
-    Client, ClientConfig, ConnectError, GetError, NodeStatus, WriteError, backoff,
+    backoff,
     call::run_entries,
-    client::Shared,
-    node::{Node, describe},
-    routing::Routing,
+    client::Client,
+    cluster::{Node, Routing, describe},
+    config::ClientConfig,
+    error::{ConnectError, GetError, WriteError},
+    shared::{Deadline, Shared},
+    status::NodeStatus,
 };
 
 /// A connection to a KeyDB cluster for those who look after it.
@@ -203,7 +206,7 @@ impl AdminClient {
     ) -> Vec<(NodeEntry, Result<SnapshotsCreated, AdminError>)> {
         let shared = self.client.shared();
         let routing = shared.router.current();
-        let deadline = shared.deadline().at;
+        let deadline = shared.deadline();
         let asked = routing.map.nodes.iter().map(async |entry| {
             let made = create_on(shared, &routing, entry, full, deadline);
             let made = shared.unless_closed(made).await;
@@ -240,42 +243,19 @@ impl AdminClient {
         };
         let node = routing.node(owner);
         let request = OpenRangeRequest {
-            cluster_id: routing.map.cluster_id.to_bytes().to_vec().into(),
+            cluster_id: shared.router.cluster_id_bytes(),
             range_id: range.0,
         };
         let deadline = shared.deadline();
-        let mut timed = Request::new(request);
-        timed.set_timeout(deadline.timeout);
-        let unanswered = |last_error: String| AdminError::Unavailable {
-            attempts: 1,
-            last_error: last_error.into(),
-        };
         let mut connection = node.connection();
-        let asked = timeout_at(deadline.at, connection.open_range(timed));
-        match shared.unless_closed(asked).await {
-            Some(Ok(Ok(reply))) => {
-                let reply = reply.into_inner();
-                Ok(RangeOpened {
-                    node: owner,
-                    reason: reply.reason,
-                    keys: reply.keys,
-                })
-            }
-            Some(Ok(Err(status))) => {
-                let message = format!("{node}: {}", describe(&status));
-                Err(match is_refusal(&status) {
-                    true => AdminError::Refused {
-                        message: message.into(),
-                    },
-                    false => unanswered(message),
-                })
-            }
-            Some(Err(_)) => {
-                let timeout = deadline.timeout;
-                Err(unanswered(format!("{node} took longer than {timeout:?}")))
-            }
-            None => Err(AdminError::Closed),
-        }
+        let asked = connection.open_range(timed(request, deadline));
+        let reply = shared.unless_closed(reply_of(node, asked, deadline, 1));
+        let reply = reply.await.unwrap_or(Err(AdminError::Closed))?;
+        Ok(RangeOpened {
+            node: owner,
+            reason: reply.reason,
+            keys: reply.keys,
+        })
     }
 
     /// Puts keys by their fingerprints, each until its own expiry; a key that lives longer already is left as it is. This is for
@@ -324,47 +304,59 @@ async fn create_on(
     routing: &Routing,
     entry: &NodeEntry,
     full: bool,
-    deadline: Instant,
+    deadline: Deadline,
 ) -> Result<SnapshotsCreated, AdminError> {
     let node = routing.node(entry.id);
     let request = CreateSnapshotsRequest {
-        cluster_id: routing.map.cluster_id.to_bytes().to_vec().into(),
+        cluster_id: shared.router.cluster_id_bytes(),
         full,
     };
     let config = &shared.config;
     let retry_count = config.retry_count.unwrap_or(RETRIES_DEFAULT);
-    let mut last_error: Arc<str> = format!("{node} was not asked in time").into();
-    for attempt in 0..=retry_count {
-        // A node that knows how long it is waited for says in time how far it got.
-        let mut timed = Request::new(request.clone());
-        timed.set_timeout(deadline.saturating_duration_since(Instant::now()));
-        let asked = timeout_at(deadline, node.connection().create_snapshots(timed)).await;
-        match asked {
-            Ok(Ok(reply)) => return read(node, reply.into_inner(), routing),
-            Ok(Err(status)) => {
-                let message: Arc<str> = format!("{node}: {}", describe(&status)).into();
-                if is_refusal(&status) {
-                    return Err(AdminError::Refused { message });
-                }
-                last_error = message;
-            }
-            Err(_) => {
-                let timeout = config.call_timeout;
-                return Err(AdminError::Unavailable {
-                    attempts: attempt + 1,
-                    last_error: format!("{node} took longer than {timeout:?}").into(),
-                });
-            }
+    let mut retry = 0;
+    loop {
+        let mut connection = node.connection();
+        let asked = connection.create_snapshots(timed(request.clone(), deadline));
+        match reply_of(node, asked, deadline, retry + 1).await {
+            Ok(reply) => return read(node, reply, routing),
+            Err(AdminError::Unavailable { .. })
+                if retry < retry_count && Instant::now() < deadline.at => {}
+            Err(error) => return Err(error),
         }
-        if attempt < retry_count {
-            let random = keydb_core::random::u64();
-            let pause = sleep(backoff::delay(config.retry_delay, attempt, random));
-            // Where the time is up, the next attempt says so.
-            let _ = timeout_at(deadline, pause).await;
-        }
+        // Where the time is up, the next attempt says so.
+        let pause = sleep(backoff::pause(config.retry_delay, retry));
+        let _ = timeout_at(deadline.at, pause).await;
+        retry += 1;
     }
+}
+
+/// A node that knows how long it is waited for says in time how far it got.
+fn timed<T>(request: T, deadline: Deadline) -> Request<T> {
+    let mut timed = Request::new(request);
+    timed.set_timeout(deadline.at.saturating_duration_since(Instant::now()));
+    timed
+}
+
+/// What a node replies that is `asked` so many times by now.
+async fn reply_of<T>(
+    node: &Node,
+    asked: impl Future<Output = Result<Response<T>, Status>>,
+    deadline: Deadline,
+    attempts: u32,
+) -> Result<T, AdminError> {
+    let last_error = match timeout_at(deadline.at, asked).await {
+        Ok(Ok(reply)) => return Ok(reply.into_inner()),
+        Ok(Err(status)) => {
+            let message = format!("{node}: {}", describe(&status)).into();
+            if is_refusal(&status) {
+                return Err(AdminError::Refused { message });
+            }
+            message
+        }
+        Err(_) => format!("{node} took longer than {:?}", deadline.timeout).into(),
+    };
     Err(AdminError::Unavailable {
-        attempts: retry_count + 1,
+        attempts,
         last_error,
     })
 }

@@ -5,9 +5,13 @@ use std::time::Duration;
 /// The longest pause.
 const DELAY_MAX: Duration = Duration::from_secs(2);
 
-/// The pause before retry `retry` (counted from 0): `first`, doubled each time, capped, and shortened by up to half according to
-/// `random`, so that callers that failed together do not come back together.
-pub(crate) fn delay(first: Duration, retry: u32, random: u64) -> Duration {
+/// The pause before retry `retry` (counted from 0): `first`, doubled each time, capped, and shortened at random by up to half, so
+/// that callers that failed together do not come back together.
+pub(crate) fn pause(first: Duration, retry: u32) -> Duration {
+    delay(first, retry, keydb_core::random::u64())
+}
+
+fn delay(first: Duration, retry: u32, random: u64) -> Duration {
     let full = first
         .saturating_mul(1_u32.checked_shl(retry).unwrap_or(u32::MAX))
         .min(DELAY_MAX.max(first));

@@ -7,19 +7,20 @@ use keydb_core::{Claim, ClusterMap, Fingerprint, HashSeed, Namespace, NodeEntry,
 use keydb_proto::shard::NodeStatusRequest;
 use tokio::{
     runtime::Handle,
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    CallKind, ClientConfig, ConnectError, ErrorKind, GetError, NodeStatus, NotApplied, Observer,
-    Operation, WriteError,
-    call::{Answer, Deadline, Failure, Kind, run},
-    coalesce::{Answers, Coalesced, Coalescer, Pick, Repeats, Unanswered, repeat, run_together},
-    config::CALL_TIMEOUT_MAX,
-    connect::connect,
-    node::describe,
-    routing::{Router, Routing},
+    call::{Failure, Kind, run},
+    cluster::{Router, Routing, connect, describe},
+    coalesce::{Answers, Coalesced, Coalescer, run_together},
+    config::{CALL_TIMEOUT_MAX, ClientConfig},
+    error::{ConnectError, ErrorKind, GetError, NotApplied, WriteError},
+    observer::CallKind,
+    operation::Operation,
+    shared::{Deadline, Shared},
+    status::NodeStatus,
 };
 
 /// A connection to a KeyDB cluster.
@@ -58,73 +59,16 @@ pub struct Client {
 #[derive(Debug)]
 struct Owner {
     shared: Arc<Shared>,
+    coalescer: Arc<Coalescer>,
+    /// Cancelled when no more calls are taken.
+    closing: CancellationToken,
+    /// The calls that are under way.
+    calls: TaskTracker,
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
         self.shared.closed.cancel();
-    }
-}
-
-/// What calls and background tasks work with.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) config: ClientConfig,
-    pub(crate) router: Router,
-    gets: Coalescer<bool>,
-    puts: Coalescer<()>,
-    claims: Coalescer<Claim>,
-    pub(crate) repeats: Repeats,
-    /// Cancelled when no more calls are taken.
-    closing: CancellationToken,
-    /// The calls that are under way.
-    calls: TaskTracker,
-    /// Cancelled when the client is closed or its last clone dropped.
-    pub(crate) closed: CancellationToken,
-    /// The runtime that the client was connected in. Its connections live there, and so must every task that serves several
-    /// callers.
-    pub(crate) runtime: Handle,
-    /// Every task that outlives the call that started it.
-    pub(crate) tasks: TaskTracker,
-}
-
-impl Shared {
-    /// Waits for `work` unless the client is closed first.
-    pub(crate) async fn unless_closed<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        // The end comes first: it frees room at nodes, and what waited for it must not be sent any more.
-        tokio::select! {
-            biased;
-            () = self.closed.cancelled() => None,
-            done = work => Some(done),
-        }
-    }
-
-    pub(crate) fn deadline(&self) -> Deadline {
-        Deadline::new(Instant::now(), self.config.call_timeout)
-    }
-
-    /// Tells the observer, if there is one.
-    pub(crate) fn observe(&self, tell: impl FnOnce(&dyn Observer)) {
-        if let Some(observer) = &self.config.observer {
-            tell(&*observer.0);
-        }
-    }
-}
-
-/// The error of a call.
-trait CallError: From<NotApplied> {
-    fn kind(&self) -> ErrorKind;
-}
-
-impl CallError for GetError {
-    fn kind(&self) -> ErrorKind {
-        self.kind()
-    }
-}
-
-impl CallError for WriteError {
-    fn kind(&self) -> ErrorKind {
-        self.kind()
     }
 }
 
@@ -155,12 +99,6 @@ impl Client {
                 config.addresses.clone(),
                 config.requests_in_flight_max,
             ),
-            gets: Coalescer::default(),
-            puts: Coalescer::default(),
-            claims: Coalescer::default(),
-            repeats: Repeats::default(),
-            closing: CancellationToken::new(),
-            calls: TaskTracker::new(),
             config,
             closed: CancellationToken::new(),
             runtime: Handle::current(),
@@ -171,7 +109,12 @@ impl Client {
             background.unless_closed(background.router.run()).await;
         });
         Ok(Self {
-            owner: Arc::new(Owner { shared }),
+            owner: Arc::new(Owner {
+                coalescer: Arc::new(Coalescer::new(Arc::clone(&shared))),
+                shared,
+                closing: CancellationToken::new(),
+                calls: TaskTracker::new(),
+            }),
             seed,
             timeout: None,
         })
@@ -235,14 +178,7 @@ impl Client {
         keys: impl IntoIterator<Item = K>,
     ) -> Result<Vec<bool>, GetError> {
         let keys = self.fingerprints(keys)?;
-        self.call(CallKind::Get, keys.len(), async {
-            let together = self.together(|it| &it.gets, None, &keys).await;
-            match together {
-                Some(told) => told.map_err(|it| it.failure.into()),
-                None => Ok(self.run(Kind::Get, keys).await?),
-            }
-        })
-        .await
+        Ok(self.ask(CallKind::Get, None, keys).await?.into_vec())
     }
 
     /// Makes the keys exist until at least now + `ttl`. A key that lives longer already is left as it is. Calls of few keys travel
@@ -263,14 +199,8 @@ impl Client {
         ttl: Ttl,
     ) -> Result<(), WriteError> {
         let keys = self.fingerprints(keys)?;
-        self.call(CallKind::Put, keys.len(), async {
-            let together = self.together(|it| &it.puts, Some(ttl), &keys).await;
-            match together {
-                Some(told) => told.map(drop).map_err(|it| it.failure.into()),
-                None => Ok(self.run::<()>(Kind::Put { ttl }, keys).await.map(drop)?),
-            }
-        })
-        .await
+        let _: Answers<()> = self.ask(CallKind::Put, Some(ttl), keys).await?;
+        Ok(())
     }
 
     /// Atomically stores the keys that are absent, and says which those were, in the order of the keys. Of equal keys in one call
@@ -299,14 +229,8 @@ impl Client {
         ttl: Ttl,
     ) -> Result<Vec<Claim>, WriteError> {
         let keys = self.fingerprints(keys)?;
-        self.call(CallKind::Claim, keys.len(), async {
-            let together = self.together(|it| &it.claims, Some(ttl), &keys).await;
-            match together {
-                Some(told) => told.map_err(Unanswered::of_claim),
-                None => self.claim_alone(Operation::new(), keys, ttl).await,
-            }
-        })
-        .await
+        let claims = self.ask(CallKind::Claim, Some(ttl), keys).await?;
+        Ok(claims.into_vec())
     }
 
     /// [`claim`](Self::claim) under an identity that the caller holds, so that it can be repeated: see [`Operation`].
@@ -331,16 +255,23 @@ impl Client {
         ttl: Ttl,
     ) -> Result<Vec<Claim>, WriteError> {
         let keys = self.fingerprints(keys)?;
-        self.call(CallKind::Claim, keys.len(), async {
-            let id = operation.id();
-            if operation.attempts_before() > 0
-                && let Some(told) = repeat(self.shared(), id, &keys, self.deadline()).await
-            {
-                return told.map_err(|failure| failure.of_claim(id));
+        let (id, attempts_before) = (operation.id(), operation.attempts_before());
+        let claims = self.call(CallKind::Claim, keys.len(), async {
+            let (shared, deadline) = (self.shared(), self.deadline());
+            if attempts_before > 0 {
+                let repeatable = &self.owner.coalescer.repeatable;
+                if let Some(told) = repeatable.repeat(shared, id, &keys, deadline).await {
+                    return told;
+                }
             }
-            self.claim_alone(operation, keys, ttl).await
-        })
-        .await
+            let kind = Kind::Claim {
+                ttl,
+                id,
+                attempts_before,
+            };
+            run(shared, kind, keys, deadline).await
+        });
+        Ok(claims.await?)
     }
 
     /// [`get`](Self::get) of a single key.
@@ -356,14 +287,7 @@ impl Client {
     /// ```
     pub async fn get_one(&self, key: impl AsRef<[u8]>) -> Result<bool, GetError> {
         let key = self.fingerprint(key.as_ref())?;
-        self.call(CallKind::Get, 1, async {
-            let together = self.one(|it| &it.gets, None, key).await;
-            match together {
-                Some(told) => told.map_err(|it| it.failure.into()),
-                None => Ok(self.run(Kind::Get, vec![key]).await?[0]),
-            }
-        })
-        .await
+        Ok(self.ask(CallKind::Get, None, [key]).await?.first())
     }
 
     /// [`put`](Self::put) of a single key.
@@ -380,17 +304,8 @@ impl Client {
     /// ```
     pub async fn put_one(&self, key: impl AsRef<[u8]>, ttl: Ttl) -> Result<(), WriteError> {
         let key = self.fingerprint(key.as_ref())?;
-        self.call(CallKind::Put, 1, async {
-            let together = self.one(|it| &it.puts, Some(ttl), key).await;
-            match together {
-                Some(told) => told.map_err(|it| it.failure.into()),
-                None => Ok(self
-                    .run::<()>(Kind::Put { ttl }, vec![key])
-                    .await
-                    .map(drop)?),
-            }
-        })
-        .await
+        let _: Answers<()> = self.ask(CallKind::Put, Some(ttl), [key]).await?;
+        Ok(())
     }
 
     /// [`claim`](Self::claim) of a single key.
@@ -410,14 +325,8 @@ impl Client {
     /// ```
     pub async fn claim_one(&self, key: impl AsRef<[u8]>, ttl: Ttl) -> Result<Claim, WriteError> {
         let key = self.fingerprint(key.as_ref())?;
-        self.call(CallKind::Claim, 1, async {
-            let together = self.one(|it| &it.claims, Some(ttl), key).await;
-            match together {
-                Some(told) => told.map_err(Unanswered::of_claim),
-                None => Ok(self.claim_alone(Operation::new(), vec![key], ttl).await?[0]),
-            }
-        })
-        .await
+        let claims = self.ask(CallKind::Claim, Some(ttl), [key]).await?;
+        Ok(claims.first())
     }
 
     /// The cluster map that the client goes by: the newest that it has heard of.
@@ -466,7 +375,7 @@ impl Client {
     ) -> Result<NodeStatus, GetError> {
         let node = routing.node(entry.id);
         let request = NodeStatusRequest {
-            cluster_id: routing.map.cluster_id.to_bytes().to_vec().into(),
+            cluster_id: self.shared().router.cluster_id_bytes(),
         };
         match timeout_at(deadline.at, node.connection().node_status(request)).await {
             Ok(Ok(reply)) => {
@@ -508,11 +417,11 @@ impl Client {
     /// # });
     /// ```
     pub async fn close(self, limit: Duration) {
-        let shared = self.shared();
-        shared.closing.cancel();
-        shared.calls.close();
+        self.owner.closing.cancel();
+        self.owner.calls.close();
         // Those that are left are told so.
-        let _ = tokio::time::timeout(limit, shared.calls.wait()).await;
+        let _ = timeout(limit, self.owner.calls.wait()).await;
+        let shared = self.shared();
         shared.closed.cancel();
         shared.tasks.close();
         shared.tasks.wait().await;
@@ -529,77 +438,46 @@ impl Client {
     }
 
     /// A call from its begin to its end.
-    async fn call<T, E: CallError>(
+    async fn call<T, A: Copy>(
         &self,
         kind: CallKind,
         keys: usize,
-        work: impl Future<Output = Result<T, E>>,
-    ) -> Result<T, E> {
-        let shared = self.shared();
-        let _under_way = shared.calls.token();
-        if shared.closing.is_cancelled() {
-            return Err(NotApplied::Closed.into());
+        work: impl Future<Output = Result<T, Failure<A>>>,
+    ) -> Result<T, Failure<A>> {
+        let _under_way = self.owner.calls.token();
+        if self.owner.closing.is_cancelled() {
+            return Err(Failure::not_applied(NotApplied::Closed, keys));
         }
+        let shared = self.shared();
         if shared.config.observer.is_none() {
             return work.await;
         }
         let since = Instant::now();
         let result = work.await;
-        let failed = result.as_ref().err().map(CallError::kind);
+        let failed = result.as_ref().err().map(|failure| failure.reason.kind());
         shared.observe(|it| it.call(kind, keys, since.elapsed(), failed));
         result
     }
 
-    /// Runs a call of few keys together with others; `None` when it has to go by itself.
-    async fn together<A: Coalesced>(
+    /// A call that travels with others if it has few keys, and by itself otherwise.
+    async fn ask<A: Coalesced>(
         &self,
-        pick: Pick<A>,
+        kind: CallKind,
         ttl: Option<Ttl>,
-        keys: &[Fingerprint],
-    ) -> Option<Result<Vec<A>, Unanswered<A>>> {
-        if self.timeout.is_some() {
-            return None;
-        }
-        let told = run_together(self.shared(), pick, ttl, keys).await?;
-        Some(told.map(Answers::into_vec))
-    }
-
-    /// [`together`](Self::together) for a single key.
-    async fn one<A: Coalesced>(
-        &self,
-        pick: Pick<A>,
-        ttl: Option<Ttl>,
-        key: Fingerprint,
-    ) -> Option<Result<A, Unanswered<A>>> {
-        if self.timeout.is_some() {
-            return None;
-        }
-        let told = run_together(self.shared(), pick, ttl, &[key]).await?;
-        Some(told.map(|answers| answers.first()))
-    }
-
-    async fn run<A: Answer>(
-        &self,
-        kind: Kind,
-        keys: Vec<Fingerprint>,
-    ) -> Result<Vec<A>, Failure<A>> {
-        run(self.shared(), kind, keys, self.deadline()).await
-    }
-
-    async fn claim_alone(
-        &self,
-        operation: Operation,
-        keys: Vec<Fingerprint>,
-        ttl: Ttl,
-    ) -> Result<Vec<Claim>, WriteError> {
-        let kind = Kind::Claim {
-            ttl,
-            id: operation.id(),
-            attempts_before: operation.attempts_before(),
-        };
-        self.run(kind, keys)
-            .await
-            .map_err(|failure| failure.of_claim(operation.id()))
+        keys: impl AsRef<[Fingerprint]> + Into<Vec<Fingerprint>>,
+    ) -> Result<Answers<A>, Failure<A>> {
+        let count = keys.as_ref().len();
+        self.call(kind, count, async {
+            // Others have another deadline than one of the call's own.
+            if self.timeout.is_none()
+                && let Some(told) = run_together(&self.owner.coalescer, ttl, keys.as_ref()).await
+            {
+                return told;
+            }
+            let answers = run(self.shared(), A::kind(ttl), keys.into(), self.deadline()).await;
+            answers.map(Answers::Many)
+        })
+        .await
     }
 
     /// Hashes all keys, or refuses the first that cannot be one, before anything is sent.

@@ -2,7 +2,7 @@
 
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
-use crate::ErrorKind;
+use crate::error::ErrorKind;
 
 /// What a call asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

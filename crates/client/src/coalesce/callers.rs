@@ -1,6 +1,6 @@
 //! The callers of a batch.
 
-use std::{collections::HashMap, hash::BuildHasherDefault, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use keydb_core::{Fingerprint, OperationId, Ttl};
 use tokio::{
@@ -8,17 +8,16 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{Answers, Batch, Coalesced, Told, Unanswered, Waiting, repeat::Coalition};
-use crate::{
-    call::{Failure, FingerprintHasher, Kind, Outcome},
-    client::Shared,
-    error::NotApplied,
-    part::{AnswerReceiver, Progress},
+use super::{
+    coalescer::{Coalesced, Coalescer},
+    queue::{Batch, Waiting},
+    repeat::Coalition,
+    told::{Answers, HEARD_WITHIN},
 };
-
-/// How long callers of equal keys wait until a `First` has been heard; its caller has gone away, or gets no turn. Shorter than
-/// [`GRACE`](super::GRACE), or they would hear nothing themselves.
-const HEARD_WITHIN: Duration = Duration::from_secs(1);
+use crate::{
+    call::{AnswerReceiver, Failure, FingerprintMap, Kind, Outcome, Progress, result_of},
+    error::NotApplied,
+};
 
 /// Each caller until it is told.
 #[derive(Debug)]
@@ -31,7 +30,7 @@ pub(super) struct Callers<A> {
     calls: Vec<Call<A>>,
     /// What the batch is claimed as.
     claim: Option<(OperationId, Ttl)>,
-    shared: Arc<Shared>,
+    coalescer: Arc<Coalescer>,
 }
 
 #[derive(Debug)]
@@ -57,7 +56,7 @@ struct Follows {
 }
 
 impl<A> Callers<A> {
-    pub(super) fn new(batch: Batch<A>, kind: Kind, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(batch: Batch<A>, kind: Kind, coalescer: Arc<Coalescer>) -> Self {
         let mut call_of = Vec::with_capacity(batch.keys.len());
         let mut calls = Vec::with_capacity(batch.calls.len());
         for (index, waiting) in (0..).zip(batch.calls) {
@@ -83,7 +82,7 @@ impl<A> Callers<A> {
                 Kind::Claim { id, ttl, .. } => Some((id, ttl)),
                 _ => None,
             },
-            shared,
+            coalescer,
         }
     }
 
@@ -115,10 +114,7 @@ impl<A: Coalesced> Callers<A> {
             && follows.is_empty()
             && let Some(Outcome::Answered(answer)) = self.outcomes[start]
         {
-            let result = Ok(Answers::One(answer));
-            // Who has gone away needs no answer.
-            let _ = waiting.reply.send(Told { result, heard });
-            return;
+            return waiting.tell(Ok(Answers::One(answer)), heard);
         }
         let outcomes: Vec<Outcome<A>> = self.outcomes[start..end]
             .iter()
@@ -127,17 +123,20 @@ impl<A: Coalesced> Callers<A> {
         let operation = failed
             .as_ref()
             .and_then(|_| self.repeatable(index, &outcomes));
-        if follows.is_empty() {
-            let result = result_of(outcomes, failed, operation);
-            let _ = waiting.reply.send(Told { result, heard });
-            return;
-        }
-        let tell = async move {
-            let outcomes = when_heard(outcomes, start, follows).await;
-            let result = result_of(outcomes, failed, operation);
-            let _ = waiting.reply.send(Told { result, heard });
+        let tell = move |outcomes| {
+            let result = result_of(failed, outcomes).map(Answers::Many);
+            let result = result.map_err(|failure| Failure {
+                operation,
+                ..failure
+            });
+            waiting.tell(result.map_err(Box::new), heard);
         };
-        self.shared.tasks.spawn_on(tell, &self.shared.runtime);
+        if follows.is_empty() {
+            return tell(outcomes);
+        }
+        let tell_later = async move { tell(when_heard(outcomes, start, follows).await) };
+        let shared = &self.coalescer.shared;
+        shared.tasks.spawn_on(tell_later, &shared.runtime);
     }
 
     /// Remembers a claim that may have been applied. Returns what it can be repeated as.
@@ -154,25 +153,8 @@ impl<A: Coalesced> Callers<A> {
             keys: Arc::clone(&self.keys),
             own: start..start + outcomes.len(),
         };
-        Some(self.shared.repeats.add(coalition))
+        Some(self.coalescer.repeatable.add(coalition))
     }
-}
-
-/// What a call is told, whose keys became this.
-fn result_of<A: Coalesced>(
-    outcomes: Vec<Outcome<A>>,
-    failed: Option<NotApplied>,
-    operation: Option<OperationId>,
-) -> Result<Answers<A>, Box<Unanswered<A>>> {
-    if let Some(reason) = failed {
-        let failure = Failure { reason, outcomes };
-        return Err(Box::new(Unanswered { failure, operation }));
-    }
-    let answers = outcomes.into_iter().filter_map(|outcome| match outcome {
-        Outcome::Answered(answer) => Some(answer),
-        Outcome::NotApplied | Outcome::MaybeApplied => None,
-    });
-    Ok(Answers::Many(answers.collect()))
 }
 
 /// Waits until the calls that were first with equal keys have heard it. Where they have not, nobody may know of the first.
@@ -204,8 +186,7 @@ impl<A: Coalesced> AnswerReceiver for Callers<A> {
         // Equal keys come together, so without a `Duplicate` no `First` has one behind it.
         let equal_keys = answers.clone().any(Coalesced::follows_first)
             && answers.clone().any(Coalesced::is_first);
-        let mut firsts: HashMap<Fingerprint, usize, BuildHasherDefault<FingerprintHasher>> =
-            HashMap::default();
+        let mut firsts = FingerprintMap::<usize>::default();
         let mut complete = Vec::new();
         for (position, answer) in positions.iter().zip(answers) {
             let position = *position as usize;

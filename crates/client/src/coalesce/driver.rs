@@ -9,8 +9,17 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{Batch, Coalesced, Pick, Queue, callers::Callers, not_applied, runtime_stopped};
-use crate::{Coalescing, call::Deadline, client::Shared, error::NotApplied, part};
+use super::{
+    callers::Callers,
+    coalescer::{Coalesced, Coalescer},
+    queue::{Batch, Queue, Queues},
+};
+use crate::{
+    call::{Failure, run_part_for},
+    config::Coalescing,
+    error::{ErrorKind, NotApplied},
+    shared::Deadline,
+};
 
 /// How many batches of one queue can be on their way at a time; those that are slow do not count.
 const BATCHES_IN_FLIGHT_MAX: usize = 4;
@@ -25,18 +34,12 @@ const DEADLINE_SPREAD_DIVISOR: u32 = 8;
 
 /// Cuts batches from one queue until nothing is left.
 pub(super) struct Driver<A: Copy> {
-    pub(super) shared: Arc<Shared>,
-    pub(super) pick: Pick<A>,
+    pub(super) coalescer: Arc<Coalescer>,
+    /// One of them is the driver's.
+    pub(super) queues: Arc<Queues<A>>,
     pub(super) ttl: Option<Ttl>,
     pub(super) news: Arc<Notify>,
     pub(super) coalescing: Coalescing,
-}
-
-/// What a queue holds.
-struct Gathered {
-    keys: usize,
-    /// When the first of them came.
-    since: Option<Instant>,
 }
 
 impl<A: Coalesced> Driver<A> {
@@ -44,7 +47,7 @@ impl<A: Coalesced> Driver<A> {
         let mut in_flight = JoinSet::new();
         // A permit for each batch on its way that counts.
         let room = Arc::new(Semaphore::new(BATCHES_IN_FLIGHT_MAX));
-        let closed = self.shared.closed.clone();
+        let closed = self.coalescer.shared.closed.clone();
         loop {
             // Those that are ready to run may have keys for this batch.
             yield_now().await;
@@ -53,17 +56,17 @@ impl<A: Coalesced> Driver<A> {
                 while in_flight.join_next().await.is_some() {}
                 return;
             }
-            let gathered = self.gathered();
-            let full = gathered.keys >= self.coalescing.keys_max;
-            let due = gathered.since.map(|since| since + self.coalescing.wait_max);
+            let (keys, since) = self.gathered();
+            let full = keys >= self.coalescing.keys_max;
+            let due = since.map(|since| since + self.coalescing.wait_max);
             let now_due = due.is_some_and(|due| due <= Instant::now());
             let alone = room.available_permits() == BATCHES_IN_FLIGHT_MAX;
             let may_go = in_flight.len() < BATCHES_MAX && (alone || full || now_due);
-            if gathered.keys > 0
+            if keys > 0
                 && may_go
                 && let Ok(permit) = Arc::clone(&room).try_acquire_owned()
             {
-                let batch = run_batch(Arc::clone(&self.shared), self.ttl, self.cut());
+                let batch = run_batch(Arc::clone(&self.coalescer), self.ttl, self.cut());
                 let news = Arc::clone(&self.news);
                 in_flight.spawn(async move {
                     let mut batch = pin!(batch);
@@ -75,7 +78,7 @@ impl<A: Coalesced> Driver<A> {
                 });
                 continue;
             }
-            if gathered.keys == 0 && in_flight.is_empty() {
+            if keys == 0 && in_flight.is_empty() {
                 if self.close_if_idle() {
                     return;
                 }
@@ -92,29 +95,26 @@ impl<A: Coalesced> Driver<A> {
     }
 
     fn with_queue<T>(&self, with: impl FnOnce(&mut Vec<Queue<A>>, usize) -> T) -> T {
-        let mut queues = (self.pick)(&self.shared).lock();
+        let mut queues = self.queues.lock();
         let index = self.index(&queues);
         with(&mut queues, index.expect("a running driver has a queue"))
     }
 
-    fn gathered(&self) -> Gathered {
+    /// How many keys the queue holds, and since when.
+    fn gathered(&self) -> (usize, Option<Instant>) {
         self.with_queue(|queues, index| {
             let queue = &queues[index];
-            Gathered {
-                keys: queue.keys.len(),
-                since: queue.waiting.front().map(|first| first.since),
-            }
+            let first = queue.waiting.front();
+            (queue.keys.len(), first.map(|first| first.since))
         })
     }
 
     /// Takes the next batch out of the queue.
     fn cut(&self) -> Batch<A> {
-        let spread = self.shared.config.call_timeout / DEADLINE_SPREAD_DIVISOR;
+        let config = &self.coalescer.shared.config;
+        let spread = config.call_timeout / DEADLINE_SPREAD_DIVISOR;
         // A batch is one part.
-        let keys_max = self
-            .coalescing
-            .keys_max
-            .min(self.shared.config.keys_per_request_max);
+        let keys_max = self.coalescing.keys_max.min(config.keys_per_request_max);
         self.with_queue(|queues, index| queues[index].cut(keys_max, spread))
     }
 
@@ -138,13 +138,13 @@ impl<A: Copy> Driver<A> {
     /// Takes the queue away, if it is still there, and tells its callers that nothing of theirs has been sent.
     fn close(&self, reason: &NotApplied) {
         let queue = {
-            let mut queues = (self.pick)(&self.shared).lock();
+            let mut queues = self.queues.lock();
             let index = self.index(&queues);
             index.map(|index| queues.swap_remove(index))
         };
         for waiting in queue.into_iter().flat_map(|queue| queue.waiting) {
-            let keys = waiting.keys;
-            waiting.tell(Err(Box::new(not_applied(reason.clone(), keys))));
+            let failure = Failure::not_applied(reason.clone(), waiting.keys);
+            waiting.tell(Err(Box::new(failure)), None);
         }
     }
 }
@@ -156,16 +156,25 @@ impl<A: Copy> Drop for Driver<A> {
     }
 }
 
+pub(super) fn runtime_stopped(attempts: u32) -> NotApplied {
+    NotApplied::Unavailable {
+        kind: ErrorKind::Closed,
+        attempts,
+        last_error: "the runtime that the client was connected in has stopped".into(),
+    }
+}
+
 /// Sends a batch and tells its callers.
-async fn run_batch<A: Coalesced>(shared: Arc<Shared>, ttl: Option<Ttl>, batch: Batch<A>) {
+async fn run_batch<A: Coalesced>(coalescer: Arc<Coalescer>, ttl: Option<Ttl>, batch: Batch<A>) {
     let batch = batch.without_gone();
     let Some(first) = batch.calls.first() else {
         return;
     };
+    let shared = Arc::clone(&coalescer.shared);
     let deadline = Deadline::new(first.since, shared.config.call_timeout);
     shared.observe(|it| it.batch(batch.calls.len(), batch.keys.len()));
     let kind = A::kind(ttl);
-    let mut callers = Callers::new(batch, kind, Arc::clone(&shared));
+    let mut callers = Callers::new(batch, kind, coalescer);
     let keys = callers.keys();
-    part::run(&shared, kind, &keys, &[], deadline, &mut callers).await;
+    run_part_for(&mut callers, &shared, kind, &keys, &[], deadline).await;
 }

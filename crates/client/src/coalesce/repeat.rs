@@ -15,9 +15,8 @@ use keydb_core::{Claim, Fingerprint, OperationId, Ttl};
 use tokio::time::Instant;
 
 use crate::{
-    call::{Deadline, Failure, Kind, Outcome},
-    client::Shared,
-    part::run_part,
+    call::{Failure, Kind, Outcome, outcomes_of, result_of, run_part},
+    shared::{Deadline, Shared},
 };
 
 /// How many claims are remembered at most, and for how long: longer than nodes remember theirs by default.
@@ -38,7 +37,7 @@ pub(super) struct Coalition {
 
 /// The claims that may have been applied, by the ids that their callers were given.
 #[derive(Debug, Default)]
-pub(crate) struct Repeats(Mutex<State>);
+pub(crate) struct RepeatableClaims(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -46,7 +45,7 @@ struct State {
     oldest_first: VecDeque<(Instant, OperationId)>,
 }
 
-impl Repeats {
+impl RepeatableClaims {
     /// Remembers a claim, and draws an id for it.
     pub(super) fn add(&self, coalition: Coalition) -> OperationId {
         let (id, now) = (OperationId::random(), Instant::now());
@@ -68,21 +67,26 @@ impl Repeats {
         (claim.keys[claim.own.clone()] == *keys).then(|| claim.clone())
     }
 
+    /// Repeats a claim that travelled with others under the id that its caller was given; `None` when the id is of none, or of
+    /// other keys.
+    pub(crate) async fn repeat(
+        &self,
+        shared: &Shared,
+        id: OperationId,
+        keys: &[Fingerprint],
+        deadline: Deadline,
+    ) -> Option<Result<Vec<Claim>, Failure<Claim>>> {
+        let claim = self.of(id, keys)?;
+        let told = claim.repeat(shared, id, deadline).await;
+        Some(told.map_err(|failure| Failure {
+            operation: Some(id),
+            ..failure
+        }))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Repeats a claim that travelled with others under the id that its caller was given; `None` when the id is of none, or of other
-/// keys.
-pub(crate) async fn repeat(
-    shared: &Shared,
-    id: OperationId,
-    keys: &[Fingerprint],
-    deadline: Deadline,
-) -> Option<Result<Vec<Claim>, Failure<Claim>>> {
-    let claim = shared.repeats.of(id, keys)?;
-    Some(claim.repeat(shared, id, deadline).await)
 }
 
 impl Coalition {
@@ -92,7 +96,7 @@ impl Coalition {
         id: OperationId,
         deadline: Deadline,
     ) -> Result<Vec<Claim>, Failure<Claim>> {
-        let mut answers = self.recall(shared, deadline).await?;
+        let answers = self.recall(shared, deadline).await?;
         let unknown: Vec<usize> = (0..answers.len())
             .filter(|at| answers[*at] == Claim::Unknown)
             .collect();
@@ -106,24 +110,13 @@ impl Coalition {
             id: id.part(0),
             attempts_before: 1,
         };
-        match run_part::<Claim>(shared, kind, &keys, &[], deadline).await {
-            Ok(claimed) => {
-                for (at, answer) in unknown.into_iter().zip(claimed) {
-                    answers[at] = answer;
-                }
-                Ok(answers)
-            }
-            Err(failure) => {
-                let mut outcomes: Vec<_> = answers.into_iter().map(Outcome::Answered).collect();
-                for (at, outcome) in unknown.into_iter().zip(failure.outcomes) {
-                    outcomes[at] = outcome;
-                }
-                Err(Failure {
-                    reason: failure.reason,
-                    outcomes,
-                })
-            }
+        let claimed = run_part(shared, kind, &keys, &[], deadline).await;
+        let (failed, claimed) = outcomes_of(claimed);
+        let mut outcomes: Vec<_> = answers.into_iter().map(Outcome::Answered).collect();
+        for (at, outcome) in unknown.into_iter().zip(claimed) {
+            outcomes[at] = outcome;
         }
+        result_of(failed, outcomes)
     }
 
     /// What nodes remember that the claim's keys were told; `Unknown` where they do not.
@@ -143,13 +136,10 @@ impl Coalition {
             ttl: self.ttl,
             id: self.operation,
         };
-        let told: Vec<Claim> =
-            run_part(shared, kind, &keys, &[], deadline)
-                .await
-                .map_err(|failure| Failure {
-                    reason: failure.reason,
-                    outcomes: vec![Outcome::MaybeApplied; self.own.len()],
-                })?;
+        let told = run_part::<Claim>(shared, kind, &keys, &[], deadline).await;
+        let told = told.map_err(|failure| {
+            Failure::new(failure.reason, vec![Outcome::MaybeApplied; self.own.len()])
+        })?;
         // Whether another caller of the batch ever heard that it was first with an equal key, nobody knows here.
         let firsts_of_others: HashSet<Fingerprint> = positions
             .iter()

@@ -1,7 +1,7 @@
 //! Where a part's answers go: to one caller, or to many whose keys travel together.
 
-use super::Progress;
-use crate::{call::Answer, error::NotApplied};
+use super::progress::Progress;
+use crate::{call::outcome::Answer, error::NotApplied};
 
 /// Takes what becomes of a part's keys, by their positions.
 pub(crate) trait AnswerReceiver: Send {

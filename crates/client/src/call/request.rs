@@ -7,39 +7,46 @@ use keydb_core::{Expiry, UnixMillis};
 use keydb_proto::{
     error_code,
     shard::{
-        ClaimRequest, ErrorCode, GetRequest, PutReply, PutRequest, RangeRefusal, RefusalCode,
-        ReplyHeader, RequestHeader,
+        ClaimRequest, ErrorCode, GetRequest, PutRequest, RangeRefusal, RefusalCode, ReplyHeader,
+        RequestHeader,
     },
 };
 use tonic::Status;
 
+use super::kind::Kind;
 use crate::{
-    ErrorKind,
-    call::Kind,
-    client::Shared,
-    node::{Node, describe, was_never_sent},
-    routing::MapVersion,
-    split::Share,
+    cluster::{MapVersion, Node, Share, describe, was_never_sent},
+    error::{ErrorKind, NotApplied},
+    shared::Shared,
 };
+
+/// A request to one node.
+pub(super) struct Sending {
+    pub(super) share: Share,
+    pub(super) node: Arc<Node>,
+    pub(super) routed_by: MapVersion,
+    /// How many retries its keys have had.
+    pub(super) retries: u32,
+}
 
 /// A node's answer, whatever was asked.
 #[derive(Debug)]
-pub(crate) struct Reply {
+pub(super) struct Reply {
     /// The version of the map that the node goes by.
-    pub(crate) map_version: MapVersion,
+    pub(super) map_version: MapVersion,
     /// Present, or first.
-    pub(crate) first: Bits,
-    pub(crate) unknown: Bits,
-    pub(crate) refused: Vec<RangeRefusal>,
+    pub(super) first: Bits,
+    pub(super) unknown: Bits,
+    pub(super) refused: Vec<RangeRefusal>,
 }
 
 /// A bitmap as it came; empty when all its bits are 0.
 #[derive(Debug)]
-pub(crate) struct Bits(Bytes);
+pub(super) struct Bits(Bytes);
 
 impl Bits {
     #[inline]
-    pub(crate) fn get(&self, index: usize) -> bool {
+    pub(super) fn get(&self, index: usize) -> bool {
         match self.0.get(index / 8) {
             Some(byte) => byte >> (index % 8) & 1 == 1,
             None => false,
@@ -49,20 +56,28 @@ impl Bits {
 
 /// Why keys have no answer.
 #[derive(Debug, Clone)]
-pub(crate) struct RequestFailure {
-    pub(crate) message: Arc<str>,
-    pub(crate) maybe_applied: bool,
+pub(super) struct RequestFailure {
+    pub(super) message: Arc<str>,
+    pub(super) maybe_applied: bool,
     /// A repeat would meet the same.
-    pub(crate) permanent: bool,
+    pub(super) permanent: bool,
     /// What a caller gets to know it as.
-    pub(crate) kind: ErrorKind,
+    pub(super) kind: ErrorKind,
     /// The range belongs to another node, or to this one under another generation.
-    pub(crate) moved: bool,
+    pub(super) moved: bool,
 }
 
 impl RequestFailure {
+    /// What keys are told that a permanent one leaves without an answer.
+    pub(super) fn refused(&self) -> NotApplied {
+        NotApplied::Refused {
+            kind: self.kind,
+            message: Arc::clone(&self.message),
+        }
+    }
+
     /// A range that was refused while others may have been answered.
-    pub(crate) fn of_range(refusal: &RangeRefusal, node: &Node) -> Self {
+    pub(super) fn of_range(refusal: &RangeRefusal, node: &Node) -> Self {
         let code = refusal.code();
         Self {
             message: format!(
@@ -134,101 +149,103 @@ fn kind_of(code: ErrorCode) -> ErrorKind {
 }
 
 /// Sends a node its share and reads the reply.
-pub(crate) async fn exchange(
+pub(super) async fn exchange(
     shared: &Shared,
     kind: Kind,
-    node: &Node,
-    share: &Share,
+    sending: &Sending,
     expiries: &[Expiry],
-    routed_by: MapVersion,
     not_after: UnixMillis,
 ) -> Result<Reply, RequestFailure> {
-    let header = Some(RequestHeader {
+    let Sending { share, node, .. } = sending;
+    let (lineage, epoch) = sending.routed_by;
+    let header = RequestHeader {
         cluster_id: shared.router.cluster_id_bytes(),
-        lineage: routed_by.0,
-        epoch: routed_by.1,
+        lineage,
+        epoch,
         target_node: node.id().0,
         not_after_unix_ms: not_after.0,
-    });
-    let ranges = share.ranges.clone();
-    let fingerprints = share.fingerprints.clone();
-    let mut connection = node.connection();
-    let none = Bytes::new;
-    let reply = match kind {
-        Kind::Get => connection
-            .get(GetRequest {
-                header,
-                ranges,
-                fingerprints,
-            })
-            .await
-            .map(|reply| {
-                let reply = reply.into_inner();
-                (reply.header, Some(reply.present), none(), reply.refused)
-            }),
-        Kind::Put { ttl } => connection
-            .put(PutRequest {
-                header,
-                ranges,
-                fingerprints,
-                ttl_seconds: ttl.as_seconds(),
-                expiries: none(),
-            })
-            .await
-            .map(|reply| put_reply(reply.into_inner())),
-        Kind::PutEach => connection
-            .put(PutRequest {
-                header,
-                ranges,
-                fingerprints,
-                ttl_seconds: 0,
-                expiries: packed(expiries, &share.positions),
-            })
-            .await
-            .map(|reply| put_reply(reply.into_inner())),
-        Kind::Claim { ttl, id, .. } | Kind::Recall { ttl, id } => connection
-            .claim(ClaimRequest {
-                header,
-                ranges,
-                fingerprints,
-                ttl_seconds: ttl.as_seconds(),
-                operation_id: Bytes::copy_from_slice(&id.to_bytes()),
-                only_remembered: matches!(kind, Kind::Recall { .. }),
-            })
-            .await
-            .map(|reply| {
-                let reply = reply.into_inner();
-                (
-                    reply.header,
-                    Some(reply.first),
-                    reply.unknown,
-                    reply.refused,
-                )
-            }),
     };
+    let sent = send(kind, header, node, share, expiries).await;
     let (header, first, unknown, refused) =
-        reply.map_err(|status| RequestFailure::of_request(&status, node))?;
+        sent.map_err(|status| RequestFailure::of_request(&status, node))?;
     let header = header.ok_or_else(|| RequestFailure::of_reply(node, "it has no header"))?;
     node.heard(&header, shared.router.durability());
-    let map_version = version_of(&header);
     let bytes = share.positions.len().div_ceil(8);
     let short = |bits: &Bytes| bits.len() != bytes;
     if first.as_ref().is_some_and(short) || (!unknown.is_empty() && short(&unknown)) {
-        return Err(RequestFailure::of_reply(
-            node,
-            "a bitmap has the wrong length",
-        ));
+        let what = "a bitmap has the wrong length";
+        return Err(RequestFailure::of_reply(node, what));
     }
     Ok(Reply {
-        map_version,
+        map_version: (header.lineage, header.epoch),
         first: Bits(first.unwrap_or_default()),
         unknown: Bits(unknown),
         refused,
     })
 }
 
-fn put_reply(reply: PutReply) -> (Option<ReplyHeader>, Option<Bytes>, Bytes, Vec<RangeRefusal>) {
-    (reply.header, None, Bytes::new(), reply.refused)
+/// A reply's header, its bitmap of keys that are present or first, if it has one, that of unknown ones, and its refusals.
+type Fields = (Option<ReplyHeader>, Option<Bytes>, Bytes, Vec<RangeRefusal>);
+
+async fn send(
+    kind: Kind,
+    header: RequestHeader,
+    node: &Node,
+    share: &Share,
+    expiries: &[Expiry],
+) -> Result<Fields, Status> {
+    let header = Some(header);
+    let ranges = share.ranges.clone();
+    let fingerprints = share.fingerprints.clone();
+    let mut connection = node.connection();
+    Ok(match kind {
+        Kind::Get => {
+            let request = GetRequest {
+                header,
+                ranges,
+                fingerprints,
+            };
+            let reply = connection.get(request).await?.into_inner();
+            (
+                reply.header,
+                Some(reply.present),
+                Bytes::new(),
+                reply.refused,
+            )
+        }
+        Kind::Put { .. } | Kind::PutEach => {
+            let (ttl_seconds, expiries) = match kind {
+                Kind::Put { ttl } => (ttl.as_seconds(), Bytes::new()),
+                _ => (0, packed(expiries, &share.positions)),
+            };
+            let request = PutRequest {
+                header,
+                ranges,
+                fingerprints,
+                ttl_seconds,
+                expiries,
+            };
+            let reply = connection.put(request).await?.into_inner();
+            (reply.header, None, Bytes::new(), reply.refused)
+        }
+        Kind::Claim { ttl, id, .. } | Kind::Recall { ttl, id } => {
+            let request = ClaimRequest {
+                header,
+                ranges,
+                fingerprints,
+                ttl_seconds: ttl.as_seconds(),
+                operation_id: Bytes::copy_from_slice(&id.to_bytes()),
+                only_remembered: matches!(kind, Kind::Recall { .. }),
+            };
+            let reply = connection.claim(request).await?.into_inner();
+            (
+                reply.header,
+                Some(reply.first),
+                reply.unknown,
+                reply.refused,
+            )
+        }
+    })
 }
 
 /// The expiries of the keys at `positions`, as the wire has them.
@@ -239,8 +256,4 @@ fn packed(expiries: &[Expiry], positions: &[u32]) -> Bytes {
     of_each
         .flat_map(|expiry| expiry.as_unix_seconds().to_le_bytes())
         .collect()
-}
-
-fn version_of(header: &ReplyHeader) -> MapVersion {
-    (header.lineage, header.epoch)
 }

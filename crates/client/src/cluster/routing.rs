@@ -19,11 +19,11 @@ use tokio::{
 };
 use tonic::transport::Channel;
 
-use crate::{
-    error::MapRejected,
+use super::{
     node::{ClockSample, Node, connection, describe},
     split::SlotTable,
 };
+use crate::error::MapRejected;
 
 /// How long one node may take to answer with its map.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -142,11 +142,7 @@ impl Router {
     }
 
     pub(crate) fn version(&self) -> MapVersion {
-        self.current
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .map
-            .version()
+        self.current().map.version()
     }
 
     /// Asks for a round, and for its number: `node` is known to have a map of this version.

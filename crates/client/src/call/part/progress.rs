@@ -10,7 +10,7 @@ use std::{
 
 use keydb_core::NodeId;
 
-use crate::{ErrorKind, call::Outcome, node::Node};
+use crate::{call::outcome::Outcome, cluster::Node, error::ErrorKind};
 
 /// How far a part is. It outlives the work on the part, which may be dropped at any time.
 #[derive(Debug)]

@@ -2,14 +2,17 @@
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use keydb_proto::shard::{GetMapRequest, shard_service_client::ShardServiceClient};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tonic::transport::Channel;
 
-use crate::{
-    ClientConfig, ConnectError, backoff,
-    error::MapRejected,
+use super::{
     node::{connection, describe},
     routing::{Routing, read_map},
+};
+use crate::{
+    backoff,
+    config::ClientConfig,
+    error::{ConnectError, MapRejected},
 };
 
 /// Checks the settings and gets the cluster map.
@@ -100,8 +103,7 @@ impl Asked<'_> {
                     Err(error) => error.to_string(),
                 },
             };
-            let pause = backoff::delay(config.retry_delay, retry, keydb_core::random::u64());
-            sleep_until(Instant::now() + pause).await;
+            sleep(backoff::pause(config.retry_delay, retry)).await;
         }
         unreachable!("the loop above counts further than anyone waits")
     }

@@ -1,0 +1,13 @@
+//! The cluster as the client knows it: the newest map, which node each key belongs to, and the nodes.
+
+mod connect;
+mod node;
+mod routing;
+mod split;
+
+pub(crate) use self::{
+    connect::connect,
+    node::{Node, describe, was_never_sent},
+    routing::{MapVersion, Router, Routing},
+    split::{Share, split},
+};

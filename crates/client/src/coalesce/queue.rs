@@ -1,0 +1,225 @@
+//! Where small calls wait for a batch.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use keydb_core::{Fingerprint, Ttl};
+use tokio::{
+    sync::{Notify, oneshot, watch},
+    time::Instant,
+};
+
+use super::told::{Answers, Told};
+use crate::{
+    call::Failure,
+    error::{ErrorKind, NotApplied},
+};
+
+/// How many keys can wait in a queue: more than those of all tasks that a program would run.
+const QUEUE_KEYS_MAX: usize = 1 << 20;
+
+/// The queues of one operation, each for another TTL.
+#[derive(Debug)]
+pub(crate) struct Queues<A>(Mutex<Vec<Queue<A>>>);
+
+impl<A> Default for Queues<A> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<A> Queues<A> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Vec<Queue<A>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Calls in the order in which they came. There can be many, so what stays when a batch is cut must not be moved.
+#[derive(Debug)]
+pub(super) struct Queue<A> {
+    pub(super) ttl: Option<Ttl>,
+    /// The keys of all calls.
+    pub(super) keys: VecDeque<Fingerprint>,
+    pub(super) waiting: VecDeque<Waiting<A>>,
+    /// Told when the first call comes, when a batch is full, and when one has become slow.
+    pub(super) news: Arc<Notify>,
+}
+
+impl<A> Queue<A> {
+    pub(super) fn new(ttl: Option<Ttl>) -> Self {
+        Self {
+            ttl,
+            keys: VecDeque::new(),
+            waiting: VecDeque::new(),
+            news: Arc::default(),
+        }
+    }
+
+    /// Puts a call in, if there is room.
+    pub(super) fn add(
+        &mut self,
+        keys: &[Fingerprint],
+        waiting: Waiting<A>,
+    ) -> Result<(), NotApplied> {
+        let before = self.keys.len();
+        if before + keys.len() > QUEUE_KEYS_MAX {
+            return Err(NotApplied::Unavailable {
+                kind: ErrorKind::Overloaded,
+                attempts: 0,
+                last_error: format!(
+                    "{before} keys of small calls are waiting already, and {QUEUE_KEYS_MAX} are the most that can"
+                )
+                .into(),
+            });
+        }
+        self.keys.extend(keys);
+        self.waiting.push_back(waiting);
+        Ok(())
+    }
+
+    /// Takes out the first calls, at most so many keys unless the very first has more, that came not much later than that one.
+    pub(super) fn cut(&mut self, keys_max: usize, spread: Duration) -> Batch<A> {
+        let latest = self.waiting.front().map(|first| first.since + spread);
+        let (mut calls, mut keys) = (0, 0);
+        for next in &self.waiting {
+            let fits = calls == 0 || keys + next.keys <= keys_max;
+            if !fits || latest.is_some_and(|latest| next.since > latest) {
+                break;
+            }
+            calls += 1;
+            keys += next.keys;
+        }
+        if calls == self.waiting.len() {
+            return Batch {
+                keys: std::mem::take(&mut self.keys).into(),
+                calls: std::mem::take(&mut self.waiting).into(),
+            };
+        }
+        Batch {
+            keys: self.keys.drain(..keys).collect(),
+            calls: self.waiting.drain(..calls).collect(),
+        }
+    }
+}
+
+/// Calls that travel together.
+#[derive(Debug)]
+pub(super) struct Batch<A> {
+    /// The keys of all calls, in their order.
+    pub(super) keys: Vec<Fingerprint>,
+    pub(super) calls: Vec<Waiting<A>>,
+}
+
+impl<A> Batch<A> {
+    /// Leaves out the calls that nobody waits for any more. Nothing of them has been sent.
+    pub(super) fn without_gone(self) -> Self {
+        if !self.calls.iter().any(|call| call.reply.is_closed()) {
+            return self;
+        }
+        let mut left = Self {
+            keys: Vec::new(),
+            calls: Vec::new(),
+        };
+        let mut keys = self.keys.into_iter();
+        for call in self.calls {
+            let own = keys.by_ref().take(call.keys);
+            if call.reply.is_closed() {
+                own.for_each(drop);
+            } else {
+                left.keys.extend(own);
+                left.calls.push(call);
+            }
+        }
+        left
+    }
+}
+
+/// A call, and who waits for it.
+#[derive(Debug)]
+pub(super) struct Waiting<A> {
+    /// How many keys it has.
+    pub(super) keys: usize,
+    pub(super) since: Instant,
+    pub(super) reply: oneshot::Sender<Told<A>>,
+}
+
+impl<A> Waiting<A> {
+    /// Tells the caller; `heard` is for those who have to know that it was. One that has gone away needs nothing.
+    pub(super) fn tell(
+        self,
+        result: Result<Answers<A>, Box<Failure<A>>>,
+        heard: Option<watch::Sender<bool>>,
+    ) {
+        let _ = self.reply.send(Told { result, heard });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keydb_core::Claim;
+
+    use super::*;
+
+    /// A queue with a call each so many milliseconds after the first, and of so many keys.
+    fn queue(calls: impl IntoIterator<Item = (u64, usize)>) -> Queue<Claim> {
+        let start = Instant::now();
+        let mut queue = Queue::new(None);
+        for (ms, keys) in calls {
+            let of_call = (0..keys).map(|key| Fingerprint::from_parts(ms, key as u32));
+            let waiting = Waiting {
+                keys,
+                since: start + Duration::from_millis(ms),
+                reply: oneshot::channel().0,
+            };
+            queue.add(&of_call.collect::<Vec<_>>(), waiting).unwrap();
+        }
+        queue
+    }
+
+    fn cut(queue: &mut Queue<Claim>, keys_max: usize) -> (usize, usize) {
+        let batch = queue.cut(keys_max, Duration::from_millis(20));
+        let keys: usize = batch.calls.iter().map(|call| call.keys).sum();
+        assert_eq!(batch.keys.len(), keys);
+        (batch.calls.len(), keys)
+    }
+
+    #[test]
+    fn a_batch_is_cut_without_moving_the_calls_that_stay() {
+        let mut queue = queue((0..100).map(|ms| (ms, 1)));
+        let stays = std::ptr::from_ref(&queue.waiting[10]);
+        assert_eq!(cut(&mut queue, 10), (10, 10));
+        assert!(std::ptr::eq(&queue.waiting[0], stays));
+    }
+
+    #[test]
+    fn a_batch_has_no_call_that_came_much_later_than_its_first() {
+        let mut queue = queue([(0, 1), (10, 1), (20, 1), (21, 1), (50, 1)]);
+        assert_eq!(cut(&mut queue, 10), (3, 3));
+        assert_eq!(cut(&mut queue, 1), (1, 1));
+        assert_eq!(cut(&mut queue, 10), (1, 1));
+        assert_eq!(cut(&mut queue, 10), (0, 0));
+    }
+
+    #[test]
+    fn a_batch_has_whole_calls() {
+        let mut queue = queue([(0, 3), (0, 4), (0, 9), (0, 1)]);
+        assert_eq!(cut(&mut queue, 8), (2, 7));
+        assert_eq!(queue.keys[0], Fingerprint::from_parts(0, 0));
+        assert_eq!(cut(&mut queue, 8), (1, 9));
+        assert_eq!(cut(&mut queue, 8), (1, 1));
+    }
+
+    #[test]
+    fn calls_that_nobody_waits_for_are_left_out_with_their_keys() {
+        let mut queue = queue([(0, 2), (1, 3), (2, 1)]);
+        let (reply, _waits) = oneshot::channel();
+        queue.waiting[1].reply = reply;
+        let batch = queue.cut(100, Duration::from_secs(1)).without_gone();
+        let keys = (0..3).map(|key| Fingerprint::from_parts(1, key));
+        assert_eq!(batch.keys, keys.collect::<Vec<_>>());
+        assert_eq!(batch.calls.len(), 1);
+    }
+}
