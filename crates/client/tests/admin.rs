@@ -5,18 +5,16 @@
     reason = "a test ends where something unexpected happens"
 )]
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/fake.rs"]
-mod fake;
+mod support;
 
 use std::time::Duration;
 
-use fake::{Fake, NOW_MS, Notes, Script, header, one_node};
 use keydb_client::{AdminClient, AdminError, SnapshotsCreated};
 use keydb_proto::{
     refusal_status,
     shard::{CreateSnapshotsReply, ErrorCode},
 };
+use support::fake::{Fake, NOW_MS, Notes, Script, header, one_node};
 use tonic::Status;
 
 /// What a client gets from a node that answers so, and how often it asked, each time with what.

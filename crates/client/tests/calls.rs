@@ -5,29 +5,18 @@
     reason = "a test ends where something unexpected happens"
 )]
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/cluster.rs"]
-mod cluster;
+mod support;
 
 use std::{
     collections::{HashMap, HashSet},
     time::Duration,
 };
 
-use cluster::Cluster;
 use keydb_client::{
     Claim::{self, Duplicate, First, Unknown},
-    Client, ClientConfig, ConnectError, GetError, KEY_BYTES_MAX, NotApplied, Operation, Ttl,
-    WriteError,
+    Client, ClientConfig, ConnectError, GetError, KEY_BYTES_MAX, NotApplied, Operation, WriteError,
 };
-
-fn hour() -> Ttl {
-    "1h".parse().unwrap()
-}
-
-fn keys(range: std::ops::Range<u32>) -> Vec<String> {
-    range.map(|number| format!("key-{number}")).collect()
-}
+use support::{cluster::Cluster, hour, keys};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_are_in_the_order_of_the_keys() {

@@ -5,12 +5,7 @@
     reason = "a test ends where something unexpected happens"
 )]
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/cluster.rs"]
-mod cluster;
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/fake.rs"]
-mod fake;
+mod support;
 
 use std::{
     pin::Pin,
@@ -18,25 +13,25 @@ use std::{
     time::Duration,
 };
 
-use cluster::Cluster;
-use fake::{Fake, NOW_MS, Notes, Script, header, one_node};
 use futures_util::FutureExt;
 use keydb_client::{
     CallKind,
-    Claim::{Duplicate, First, Unknown},
+    Claim::{self, Duplicate, First, Unknown},
     Client, ErrorKind, NotApplied, Observer, Ttl, WriteError,
 };
 use keydb_proto::shard::ClaimReply;
+use support::{
+    LONG,
+    cluster::Cluster,
+    fake::{Fake, NOW_MS, Notes, Script, header, one_node},
+    hour,
+};
 use tokio::{
     runtime::{self, Runtime},
     sync::Semaphore,
     task::JoinHandle,
     time::timeout,
 };
-
-fn hour() -> Ttl {
-    "1h".parse().unwrap()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_tasks_that_claim_equal_keys_exactly_one_is_first() {
@@ -54,24 +49,37 @@ async fn of_many_tasks_that_claim_equal_keys_exactly_one_is_first() {
                     let mut firsts = Vec::new();
                     for number in 0..100 {
                         let key = format!("{coalescing}/{}", (number + task) % 100);
-                        match client.claim_one(&key, hour()).await.unwrap() {
-                            First => firsts.push(key),
-                            Duplicate => {}
-                            Unknown => panic!("{key}: nothing went wrong here"),
-                        }
+                        let claim = client.claim_one(&key, hour()).await.unwrap();
+                        note_first(&mut firsts, key, claim);
                     }
                     firsts
                 })
             })
             .collect();
-        let mut firsts = Vec::new();
-        for task in tasks {
-            firsts.extend(task.await.unwrap());
-        }
-        firsts.sort();
-        firsts.dedup();
-        assert_eq!(firsts.len(), 100);
+        assert_eq!(firsts_of(tasks).await.len(), 100);
     }
+}
+
+/// Notes a key that was claimed as the first.
+fn note_first(firsts: &mut Vec<String>, key: String, claim: Claim) {
+    match claim {
+        First => firsts.push(key),
+        Duplicate => {}
+        Unknown => panic!("{key}: nothing went wrong here"),
+    }
+}
+
+/// The keys that these tasks were first with, sorted. No two were with the same.
+async fn firsts_of(tasks: Vec<JoinHandle<Vec<String>>>) -> Vec<String> {
+    let mut firsts = Vec::new();
+    for task in tasks {
+        firsts.extend(task.await.unwrap());
+    }
+    let told = firsts.len();
+    firsts.sort();
+    firsts.dedup();
+    assert_eq!(told, firsts.len());
+    firsts
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,25 +124,14 @@ async fn of_many_tasks_with_small_batches_of_equal_keys_exactly_one_is_first_wit
                         .collect();
                     let claims = client.claim(&keys, hour()).await.unwrap();
                     for (key, claim) in keys.into_iter().zip(claims) {
-                        match claim {
-                            First => firsts.push(key),
-                            Duplicate => {}
-                            Unknown => panic!("{key}: nothing went wrong here"),
-                        }
+                        note_first(&mut firsts, key, claim);
                     }
                 }
                 firsts
             })
         })
         .collect();
-    let mut firsts = Vec::new();
-    for task in tasks {
-        firsts.extend(task.await.unwrap());
-    }
-    let told = firsts.len();
-    firsts.sort();
-    firsts.dedup();
-    assert_eq!(told, firsts.len());
+    let firsts = firsts_of(tasks).await;
     for key in 0..400 {
         let key = key.to_string();
         let present = client.get([&key]).await.unwrap()[0];
@@ -240,7 +237,7 @@ async fn gated() -> (Fake, Arc<Semaphore>, Notes<usize>) {
 }
 
 /// Starts a claim and waits until it is in its queue.
-async fn claim(client: &Client, key: &'static str) -> JoinHandle<keydb_client::Claim> {
+async fn claim(client: &Client, key: &'static str) -> JoinHandle<Claim> {
     let client = client.clone();
     let claim = tokio::spawn(async move { client.claim_one(key, hour()).await.unwrap() });
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -286,8 +283,8 @@ async fn same_key_twice(
     client: &Client,
     gate: &Semaphore,
 ) -> (
-    Pin<Box<impl Future<Output = Result<keydb_client::Claim, WriteError>>>>,
-    JoinHandle<keydb_client::Claim>,
+    Pin<Box<impl Future<Output = Result<Claim, WriteError>>>>,
+    JoinHandle<Claim>,
 ) {
     let alone = claim(client, "alone").await;
     // These gather while the first batch is on its way.
@@ -384,9 +381,6 @@ async fn batches_on_their_way_are_bounded_and_the_rest_gathers() {
     }
     assert_eq!(sizes.all(), [1; 6]);
 }
-
-/// Far more than any of these calls may take.
-const LONG: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_are_sent_although_the_runtime_of_the_first_caller_has_stopped() {

@@ -5,37 +5,25 @@
     reason = "a test ends where something unexpected happens"
 )]
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/cluster.rs"]
-mod cluster;
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/proxy.rs"]
-mod proxy;
+mod support;
 
 use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use cluster::Cluster;
 use keydb_client::{
     Claim::{Duplicate, First, Unknown},
-    Client, ClientConfig, ErrorKind, GetError, KeyOutcome, NotApplied, Observer, Operation, Ttl,
+    Client, ClientConfig, ErrorKind, GetError, KeyOutcome, NotApplied, Observer, Operation,
     WriteError,
 };
-use proxy::{Mode, Proxy};
+use support::{
+    LONG,
+    cluster::Cluster,
+    hour, keys, maybe_applied,
+    proxy::{Mode, Proxy},
+};
 use tokio::{net::TcpListener, time::timeout};
-
-fn hour() -> Ttl {
-    "1h".parse().unwrap()
-}
-
-fn keys(range: std::ops::Range<u32>) -> Vec<String> {
-    range.map(|number| format!("key-{number}")).collect()
-}
-
-/// Far more than any of these calls may take.
-const LONG: Duration = Duration::from_secs(60);
 
 /// One node that is reached through a proxy.
 async fn behind_proxy() -> (Cluster, Proxy) {
@@ -91,9 +79,7 @@ async fn a_claim_whose_replies_all_get_lost_may_be_applied_and_can_be_repeated()
     settled(&client, &cluster).await;
     proxy.set(Mode::LoseReplies);
     let error = client.claim(keys(0..100), hour()).await.unwrap_err();
-    let WriteError::MaybeApplied(maybe) = error else {
-        panic!("{error}");
-    };
+    let maybe = maybe_applied(&error);
     assert_eq!((maybe.keys, maybe.keys_answered), (100, 0));
     proxy.set(Mode::Pass);
     let operation = Operation::with_id(maybe.operation.unwrap());
@@ -102,9 +88,7 @@ async fn a_claim_whose_replies_all_get_lost_may_be_applied_and_can_be_repeated()
 
     proxy.set(Mode::LoseReplies);
     let error = client.put(keys(0..100), hour()).await.unwrap_err();
-    let WriteError::MaybeApplied(maybe) = error else {
-        panic!("{error}");
-    };
+    let maybe = maybe_applied(&error);
     assert_eq!(maybe.operation, None);
 }
 
@@ -163,9 +147,7 @@ async fn when_one_node_of_three_is_gone_a_write_to_all_may_be_applied_in_part() 
     let client = Client::connect(config).await.unwrap();
     cluster.stop(1).await;
     let error = client.put(keys(0..300), hour()).await.unwrap_err();
-    let WriteError::MaybeApplied(maybe) = &error else {
-        panic!("{error}");
-    };
+    let maybe = maybe_applied(&error);
     assert!(
         maybe.keys_answered > 100 && maybe.keys_answered < 300,
         "{error}"
@@ -229,9 +211,7 @@ async fn calls_to_a_hanging_node_end_by_their_deadline() {
         .await
         .unwrap()
         .unwrap_err();
-    let WriteError::MaybeApplied(maybe) = &error else {
-        panic!("{error}");
-    };
+    let maybe = maybe_applied(&error);
     assert!(maybe.operation.is_some());
     assert_eq!(*maybe.outcomes, [KeyOutcome::MaybeApplied]);
     assert_eq!(maybe.kind, ErrorKind::Deadline);
@@ -262,10 +242,8 @@ async fn small_claims_that_travelled_together_are_repeated_each_by_itself() {
             other => panic!("{other:?}"),
         }
     }
-    let one = client.claim_one("one", hour()).await.unwrap_err();
-    let WriteError::MaybeApplied(one) = one else {
-        panic!("{one}");
-    };
+    let error = client.claim_one("one", hour()).await.unwrap_err();
+    let one = maybe_applied(&error);
     proxy.set(Mode::Pass);
     // In any order, and as often as one likes.
     for _ in 0..2 {
@@ -296,9 +274,7 @@ async fn a_small_claim_that_never_arrived_is_first_when_it_is_repeated() {
     settled(&client, &cluster).await;
     proxy.set(Mode::LoseReplies);
     let error = client.claim(["a", "there"], hour()).await.unwrap_err();
-    let WriteError::MaybeApplied(maybe) = error else {
-        panic!("{error}");
-    };
+    let maybe = maybe_applied(&error);
     // The node forgets it, and all keys: without durability nothing is known of them.
     cluster.stop(0).await;
     cluster.restart(0).await;

@@ -5,18 +5,12 @@
     reason = "a test ends where something unexpected happens"
 )]
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/cluster.rs"]
-mod cluster;
+mod support;
 
 use std::time::Duration;
 
-use cluster::Cluster;
-use keydb_client::{Claim::First, Client, ClusterMap, NodeId, Ttl};
-
-fn hour() -> Ttl {
-    "1h".parse().unwrap()
-}
+use keydb_client::{Claim::First, Client, ClusterMap, NodeId};
+use support::{cluster::Cluster, hour};
 
 /// The map with all ranges of node `from` given to node `to`.
 fn moved(map: &ClusterMap, from: NodeId, to: NodeId) -> ClusterMap {

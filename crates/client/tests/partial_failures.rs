@@ -5,36 +5,28 @@
     reason = "a test ends where something unexpected happens"
 )]
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/cluster.rs"]
-mod cluster;
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/fake.rs"]
-mod fake;
+mod support;
 
 use std::{sync::Arc, time::Duration};
 
-use cluster::Cluster;
-use fake::{Fake, NOW_MS, Notes, Script, all, header};
 use futures_util::future::{BoxFuture, join_all};
 use keydb_client::{
     Claim::{self, First},
-    Client, ClientConfig, ErrorKind, GetError, KeyOutcome, NotApplied, Operation, Ttl, WriteError,
+    Client, ClientConfig, ErrorKind, GetError, KeyOutcome, NotApplied, Operation, WriteError,
 };
 use keydb_core::{ClusterMap, Durability, Fingerprint, NewCluster};
 use keydb_proto::{
     refusal_status,
     shard::{ClaimReply, ClaimRequest, ErrorCode},
 };
+use support::{
+    LONG,
+    cluster::Cluster,
+    fake::{Fake, Notes, Script, all_first},
+    hour, maybe_applied,
+};
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::timeout};
 use tonic::Status;
-
-/// Far more than any of these calls may take.
-const LONG: Duration = Duration::from_secs(60);
-
-fn hour() -> Ttl {
-    "1h".parse().unwrap()
-}
 
 fn keys(prefix: &str) -> Vec<String> {
     (0..32).map(|number| format!("{prefix}{number}")).collect()
@@ -102,9 +94,7 @@ async fn a_claim_of_many_keys_that_one_node_failed_is_repeated_under_its_operati
     let (mut cluster, client) = with_a_dead_node().await;
     let keys = keys("bulk-");
     let error = client.claim(&keys, hour()).await.unwrap_err();
-    let WriteError::MaybeApplied(maybe) = &error else {
-        panic!("{error}");
-    };
+    let maybe = maybe_applied(&error);
     assert_eq!(maybe.keys, keys.len());
     assert!((1..keys.len()).contains(&maybe.keys_answered), "{error}");
     cluster.restart(1).await;
@@ -125,9 +115,7 @@ async fn a_node_that_fails_does_not_take_the_others_answers_away() {
         let keys = keys(&format!("{coalescing}-"));
         let error = client.claim(&keys, hour()).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unreachable);
-        let WriteError::MaybeApplied(maybe) = &error else {
-            panic!("{error}");
-        };
+        let maybe = maybe_applied(&error);
         let claimed: Vec<bool> = maybe
             .outcomes
             .iter()
@@ -157,9 +145,7 @@ async fn a_node_that_fails_does_not_take_the_others_answers_away() {
         );
 
         let error = client.put(&keys, hour()).await.unwrap_err();
-        let WriteError::MaybeApplied(maybe) = &error else {
-            panic!("{error}");
-        };
+        let maybe = maybe_applied(&error);
         let stored = maybe.outcomes.iter().map(|it| *it == KeyOutcome::Stored);
         assert_eq!(stored.collect::<Vec<_>>(), claimed);
     }
@@ -182,9 +168,7 @@ async fn of_a_call_of_several_parts_each_key_has_its_outcome() {
         .claim(&keys, hour())
         .await
         .unwrap_err();
-    let WriteError::MaybeApplied(maybe) = &error else {
-        panic!("{error}");
-    };
+    let maybe = maybe_applied(&error);
     // The first part failed, so the others were not sent.
     assert!(maybe.outcomes[..10].contains(&KeyOutcome::Claimed(First)));
     assert_eq!(maybe.outcomes[10..], [KeyOutcome::NotApplied; 22]);
@@ -214,14 +198,6 @@ async fn two_nodes(
         nodes.push(Fake::start(listener, script).await);
     }
     (nodes.try_into().ok().unwrap(), map)
-}
-
-fn all_first(request: &ClaimRequest) -> ClaimReply {
-    ClaimReply {
-        header: header(1, NOW_MS),
-        first: all(&request.ranges),
-        ..ClaimReply::default()
-    }
 }
 
 /// A claim of each key, started; and which of two nodes owns it.
@@ -254,7 +230,7 @@ async fn answers_of_one_node_reach_their_callers_while_another_is_silent() {
     let sent = Notes::new();
     let noted = sent.clone();
     let (nodes, map) = two_nodes([
-        Box::new(|request| Box::pin(async move { Ok(all_first(&request)) })),
+        Box::new(|request| Box::pin(async move { Ok(all_first(&request.ranges)) })),
         Box::new(move |_| {
             noted.add(());
             Box::pin(std::future::pending())
@@ -290,7 +266,7 @@ async fn answers_of_one_node_reach_their_callers_while_another_is_silent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_do_not_queue_behind_batches_that_a_silent_node_has() {
     let (nodes, map) = two_nodes([
-        Box::new(|request| Box::pin(async move { Ok(all_first(&request)) })),
+        Box::new(|request| Box::pin(async move { Ok(all_first(&request.ranges)) })),
         Box::new(move |_| Box::pin(std::future::pending())),
     ])
     .await;
@@ -315,7 +291,7 @@ async fn a_node_that_refuses_for_good_takes_no_answers_of_another_away() {
             let opened = Arc::clone(&opened);
             Box::pin(async move {
                 let _open = opened.acquire().await.unwrap();
-                Ok(all_first(&request))
+                Ok(all_first(&request.ranges))
             })
         }),
         Box::new(move |_| Box::pin(async move { Err(refused()) })),

@@ -5,9 +5,7 @@
     reason = "a test ends where something unexpected happens"
 )]
 
-#[allow(dead_code, unreachable_pub)]
-#[path = "support/fake.rs"]
-mod fake;
+mod support;
 
 use std::{
     sync::{
@@ -17,19 +15,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fake::{Fake, NOW_MS, Notes, Script, all, header, map_reply, one_node, refuse_all};
 use keydb_client::{
-    Claim::First, Client, ErrorKind, GetError, KeyOutcome, NotApplied, Operation, Ttl, WriteError,
+    Claim::{self, First},
+    Client, ErrorKind, GetError, KeyOutcome, NotApplied, Operation, WriteError,
 };
 use keydb_proto::{
     refusal_status,
     shard::{ClaimReply, ErrorCode, GetReply, RefusalCode},
 };
+use support::{
+    fake::{Fake, NOW_MS, Notes, Script, all, all_first, header, map_reply, one_node, refuse_all},
+    hour, maybe_applied,
+};
 use tonic::Status;
-
-fn hour() -> Ttl {
-    "1h".parse().unwrap()
-}
 
 async fn quick(fake: &Fake) -> Client {
     let mut config = fake.config();
@@ -139,7 +137,7 @@ async fn attempts_after(
     + Sync
     + 'static,
     operation: Operation,
-) -> (Result<Vec<keydb_client::Claim>, WriteError>, Vec<u32>) {
+) -> (Result<Vec<Claim>, WriteError>, Vec<u32>) {
     let (listener, map) = one_node(1).await;
     let mut script = Script::of(&map);
     let notes = Notes::new();
@@ -148,10 +146,8 @@ async fn attempts_after(
         let attempt = request.ranges[0].attempt;
         assert_eq!(request.operation_id, operation.id().part(0).to_bytes()[..]);
         let reply = refusals(noted.add(attempt), &request.ranges).map(|refused| ClaimReply {
-            header: header(1, NOW_MS),
-            first: all(&request.ranges),
             refused,
-            ..ClaimReply::default()
+            ..all_first(&request.ranges)
         });
         Box::pin(async { reply })
     });
@@ -204,6 +200,14 @@ async fn what_is_certainly_refused_is_not_applied_and_what_is_full_may_be() {
     assert_eq!(attempts, [0, 1, 1, 1]);
 }
 
+/// What the node says that refused a claim for good.
+fn refused(result: Result<Vec<Claim>, WriteError>) -> Arc<str> {
+    match result {
+        Err(WriteError::NotApplied(NotApplied::Refused { message, .. })) => message,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_breaks_a_rule_is_refused_without_a_retry() {
     let invalid = |_, _: &[_]| {
@@ -213,11 +217,8 @@ async fn a_request_that_breaks_a_rule_is_refused_without_a_retry() {
         ))
     };
     let (result, attempts) = attempts_after(invalid, Operation::new()).await;
-    let error = result.unwrap_err();
-    let WriteError::NotApplied(NotApplied::Refused { message, .. }) = &error else {
-        panic!("{error}");
-    };
-    assert!(message.contains("2 keys; the limit is 1"), "{error}");
+    let message = refused(result);
+    assert!(message.contains("2 keys; the limit is 1"), "{message}");
     assert_eq!(attempts, [0]);
 }
 
@@ -225,11 +226,8 @@ async fn a_request_that_breaks_a_rule_is_refused_without_a_retry() {
 async fn a_closed_range_is_refused_without_a_retry() {
     let closed = |_, ranges: &[_]| Ok(refuse_all(ranges, RefusalCode::Closed));
     let (result, attempts) = attempts_after(closed, Operation::new()).await;
-    let error = result.unwrap_err();
-    let WriteError::NotApplied(NotApplied::Refused { message, .. }) = &error else {
-        panic!("{error}");
-    };
-    assert!(message.contains("as the test wants"), "{error}");
+    let message = refused(result);
+    assert!(message.contains("as the test wants"), "{message}");
     assert_eq!(attempts, [0]);
 }
 
@@ -254,10 +252,8 @@ async fn beside_a_closed_range_all_others_are_answered_also_those_that_take_a_re
             _ => Vec::new(),
         };
         let reply = ClaimReply {
-            header: header(1, NOW_MS),
-            first: all(&request.ranges),
             refused,
-            ..ClaimReply::default()
+            ..all_first(&request.ranges)
         };
         Box::pin(async { Ok(reply) })
     });
@@ -265,9 +261,7 @@ async fn beside_a_closed_range_all_others_are_answered_also_those_that_take_a_re
     let client = quick(&fake).await;
     let keys: Vec<String> = (0..1000).map(|number| number.to_string()).collect();
     let error = client.claim(&keys, hour()).await.unwrap_err();
-    let WriteError::MaybeApplied(maybe) = &error else {
-        panic!("{error}");
-    };
+    let maybe = maybe_applied(&error);
     assert!(maybe.cause.contains("as the test wants"), "{error}");
     assert_eq!(maybe.kind, ErrorKind::RangeClosed);
     let [first, second] = &notes.all()[..] else {
@@ -297,11 +291,7 @@ async fn a_claim_is_repeated_when_the_sending_before_it_is_not_valid_any_more() 
         let not_after = request.header.unwrap().not_after_unix_ms;
         let reply = match noted.add((Instant::now(), not_after - NOW_MS)) {
             0 => Err(Status::unavailable("connection reset")),
-            _ => Ok(ClaimReply {
-                header: header(1, NOW_MS),
-                first: all(&request.ranges),
-                ..ClaimReply::default()
-            }),
+            _ => Ok(all_first(&request.ranges)),
         };
         Box::pin(async { reply })
     });
@@ -362,8 +352,7 @@ async fn no_sending_of_a_claim_can_be_applied_after_its_repeat() {
             1 => Err(Status::unknown("nobody knows")),
             _ => Ok(ClaimReply {
                 header: header(1, clock_ms()),
-                first: all(&request.ranges),
-                ..ClaimReply::default()
+                ..all_first(&request.ranges)
             }),
         };
         Box::pin(async { reply })
@@ -475,7 +464,7 @@ async fn equal_keys_of_a_claim_go_to_a_node_in_one_part_only() {
     let keys = ["a", "b", "c", "a", "d", "d", "c", "b", "a"];
     let claims = client.claim(keys, hour()).await.unwrap();
     // A repeat of what is unknown is unknown as well.
-    assert_eq!(claims, [keydb_client::Claim::Unknown; 9]);
+    assert_eq!(claims, [Claim::Unknown; 9]);
     let mut sent = notes.all();
     sent.sort_unstable();
     assert_eq!(sent, [2, 3]);

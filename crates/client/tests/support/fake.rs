@@ -118,6 +118,14 @@ pub fn all(ranges: &[RangeKeys]) -> bytes::Bytes {
     bits.into()
 }
 
+pub fn all_first(ranges: &[RangeKeys]) -> ClaimReply {
+    ClaimReply {
+        header: header(1, NOW_MS),
+        first: all(ranges),
+        ..ClaimReply::default()
+    }
+}
+
 pub fn refuse_all(ranges: &[RangeKeys], code: RefusalCode) -> Vec<RangeRefusal> {
     let refusal = |range: &RangeKeys| RangeRefusal {
         range_id: range.range_id,
