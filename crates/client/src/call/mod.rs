@@ -1,6 +1,6 @@
 //! One call: cut into parts, each part split by node, sent, and what got no answer sent again.
 //!
-//! Each part keeps count of what may have been applied ([`Progress`]), so that whatever ends it (a refusal, the deadline, the
+//! Each part keeps count of what may have been applied ([`PartProgress`]), so that whatever ends it (a refusal, the deadline, the
 //! client's end) is told apart into "nothing applied" and "maybe".
 
 mod kind;
@@ -18,7 +18,7 @@ use self::repeated_keys::RepeatedKeys;
 pub(crate) use self::{
     kind::Kind,
     outcome::{Answer, Failure, Outcome, outcomes_of, result_of},
-    part::{AnswerReceiver, Progress, run_part, run_part_for},
+    part::{AnswerReceiver, PartProgress, run_part, run_part_for},
     repeated_keys::FingerprintMap,
 };
 use crate::{
@@ -41,10 +41,7 @@ pub(crate) async fn run<A: Answer>(
     } else {
         run_parts(shared, kind, &keys, deadline).await
     };
-    result.map_err(|failure| Failure {
-        operation: kind.operation(),
-        ..failure
-    })
+    result.map_err(|failure| failure.repeatable_as(kind.operation()))
 }
 
 /// Puts entries, part by part.

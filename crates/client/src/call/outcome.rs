@@ -72,6 +72,10 @@ impl<A: Copy> Failure<A> {
         }
     }
 
+    pub(crate) fn repeatable_as(self, operation: Option<OperationId>) -> Self {
+        Self { operation, ..self }
+    }
+
     /// Of a call of `keys` keys of which nothing was sent.
     pub(crate) fn not_applied(reason: NotApplied, keys: usize) -> Self {
         Self::new(reason, vec![Outcome::NotApplied; keys])

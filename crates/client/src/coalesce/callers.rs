@@ -15,7 +15,7 @@ use super::{
     told::{Answers, HEARD_WITHIN},
 };
 use crate::{
-    call::{AnswerReceiver, Failure, FingerprintMap, Kind, Outcome, Progress, result_of},
+    call::{AnswerReceiver, FingerprintMap, Kind, Outcome, PartProgress, result_of},
     error::NotApplied,
 };
 
@@ -125,11 +125,8 @@ impl<A: Coalesced> Callers<A> {
             .and_then(|_| self.repeatable(index, &outcomes));
         let tell = move |outcomes| {
             let result = result_of(failed, outcomes).map(Answers::Many);
-            let result = result.map_err(|failure| Failure {
-                operation,
-                ..failure
-            });
-            waiting.tell(result.map_err(Box::new), heard);
+            let result = result.map_err(|it| Box::new(it.repeatable_as(operation)));
+            waiting.tell(result, heard);
         };
         if follows.is_empty() {
             return tell(outcomes);
@@ -214,7 +211,7 @@ impl<A: Coalesced> AnswerReceiver for Callers<A> {
         }
     }
 
-    fn failed(&mut self, positions: &[u32], reason: NotApplied, progress: &Progress) {
+    fn failed(&mut self, positions: &[u32], reason: NotApplied, progress: &PartProgress) {
         for position in positions {
             let position = *position as usize;
             if self.outcomes[position].is_some() {

@@ -78,10 +78,7 @@ impl RepeatableClaims {
     ) -> Option<Result<Vec<Claim>, Failure<Claim>>> {
         let claim = self.of(id, keys)?;
         let told = claim.repeat(shared, id, deadline).await;
-        Some(told.map_err(|failure| Failure {
-            operation: Some(id),
-            ..failure
-        }))
+        Some(told.map_err(|failure| failure.repeatable_as(Some(id))))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

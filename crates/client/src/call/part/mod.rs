@@ -22,7 +22,7 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use keydb_core::{Expiry, Fingerprint};
 use tokio::time::{Instant, timeout_at};
 
-pub(crate) use self::{progress::Progress, receiver::AnswerReceiver};
+pub(crate) use self::{progress::PartProgress, receiver::AnswerReceiver};
 use self::{
     receiver::All,
     step::{Part, Step, Stepped, UncertainSendings},
@@ -69,14 +69,14 @@ pub(crate) async fn run_part_for(
     batch: &[Fingerprint],
     expiries: &[Expiry],
     deadline: Deadline,
-) -> Progress {
+) -> PartProgress {
     let part = Part {
         shared,
         kind,
         batch,
         expiries,
         deadline,
-        progress: Progress::new(batch.len()),
+        progress: PartProgress::new(batch.len()),
     };
     if let Err(reason) = part.run(receiver).await {
         let all: Vec<u32> = (0..batch.len() as u32).collect();

@@ -14,7 +14,7 @@ use crate::{call::outcome::Outcome, cluster::Node, error::ErrorKind};
 
 /// How far a part is. It outlives the work on the part, which may be dropped at any time.
 #[derive(Debug)]
-pub(crate) struct Progress {
+pub(crate) struct PartProgress {
     /// Of each key, by position.
     states: Vec<AtomicU8>,
     talk: Mutex<Talk>,
@@ -33,7 +33,7 @@ struct Talk {
     last_error: Option<(ErrorKind, Arc<str>)>,
 }
 
-impl Progress {
+impl PartProgress {
     /// Of a part with so many keys.
     pub(super) fn new(count: usize) -> Self {
         let mut states = Vec::new();
@@ -105,13 +105,10 @@ impl Progress {
     /// What a call whose time is up was waiting for, and what the last error was about.
     pub(super) fn waiting_for(&self) -> (ErrorKind, String) {
         self.talk(|talk| {
-            let mut text = match talk.sent.values().next() {
-                Some(_) => {
-                    let nodes: Vec<&str> =
-                        talk.sent.values().map(|(_, node)| node.as_str()).collect();
-                    format!("no answer from {}", nodes.join(", "))
-                }
-                None => "it was waiting to send a request".to_owned(),
+            let nodes: Vec<&str> = talk.sent.values().map(|(_, node)| node.as_str()).collect();
+            let mut text = match nodes.is_empty() {
+                true => "it was waiting to send a request".to_owned(),
+                false => format!("no answer from {}", nodes.join(", ")),
             };
             let mut kind = ErrorKind::Deadline;
             if let Some((last, error)) = &talk.last_error {

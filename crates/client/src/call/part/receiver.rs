@@ -1,6 +1,6 @@
 //! Where a part's answers go: to one caller, or to many whose keys travel together.
 
-use super::progress::Progress;
+use super::progress::PartProgress;
 use crate::{call::outcome::Answer, error::NotApplied};
 
 /// Takes what becomes of a part's keys, by their positions.
@@ -11,7 +11,7 @@ pub(crate) trait AnswerReceiver: Send {
     fn answered(&mut self, positions: &[u32], answers: impl Iterator<Item = Self::Answer> + Clone);
 
     /// These keys will not get an answer.
-    fn failed(&mut self, positions: &[u32], reason: NotApplied, progress: &Progress);
+    fn failed(&mut self, positions: &[u32], reason: NotApplied, progress: &PartProgress);
 }
 
 /// All answers for one caller.
@@ -32,7 +32,7 @@ impl<A: Answer> AnswerReceiver for All<A> {
         }
     }
 
-    fn failed(&mut self, _: &[u32], reason: NotApplied, _: &Progress) {
+    fn failed(&mut self, _: &[u32], reason: NotApplied, _: &PartProgress) {
         self.failed.get_or_insert(reason);
     }
 }

@@ -55,7 +55,7 @@ impl Part<'_> {
                 true => &mut moved,
                 false => &mut later,
             };
-            // The node has answered: it does not come by this sending again.
+            // The node has answered, so it does not come by this sending again: nothing to wait for before the next.
             retry
                 .get_or_insert_with(|| retry_after(request_failure, sending.retries))
                 .positions

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use keydb_core::{Expiry, Fingerprint};
 use tokio::time::{Instant, sleep_until};
 
-use super::progress::Progress;
+use super::progress::PartProgress;
 use crate::{
     backoff,
     call::{
@@ -25,7 +25,7 @@ pub(super) struct Part<'a> {
     /// By position, or empty.
     pub(super) expiries: &'a [Expiry],
     pub(super) deadline: Deadline,
-    pub(super) progress: Progress,
+    pub(super) progress: PartProgress,
 }
 
 /// After how many sendings of each key, by position, nobody knows whether they were applied: what later sendings have to say.
