@@ -10,7 +10,9 @@ use std::{
     time::Duration,
 };
 
-use keydb_core::{ClusterMap, Durability, Fingerprint, Incarnation, NodeId, OperationId};
+use keydb_core::{
+    ClusterMap, Durability, Fingerprint, Incarnation, NodeId, OperationId, SnapshotKind,
+};
 use keydb_node::NodeError;
 use keydb_proto::shard::{OpenRangeRequest, RangeState, RefusalCode};
 use keydb_storage::{MAP_KEY, Put, manifest_key, object_key};
@@ -586,5 +588,45 @@ async fn a_closed_range_that_is_given_up_answers_with_what_is_left_and_stays_ope
     assert_eq!(closed(&client).await, []);
     assert_eq!(cluster.world.get(&mut client, &map, &keys).await, expected);
     assert_eq!(cluster.world.map().await.nodes[0].loss_count, 1);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_range_is_not_given_up_before_all_that_is_left_of_it_is_loaded() {
+    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
+    cluster.put(&mut client, &map, 0..200).await;
+    cluster.snapshot(&mut client, true).await;
+    cluster.put(&mut client, &map, 200..400).await;
+    cluster.snapshot(&mut client, false).await;
+    node.kill().await;
+    // A delta is nowhere, and the base of one of the ranges that need it takes its time.
+    let files = cluster.manifest().await.files;
+    let delta = files
+        .into_iter()
+        .find(|file| file.kind == SnapshotKind::Delta);
+    let delta = delta.unwrap().name;
+    fs::remove_file(cluster.data_dir().join("snapshots").join(&delta)).unwrap();
+    let object = object_key(NodeId(0), &delta);
+    cluster.world.storage.delete(&object).await.unwrap();
+    let (range, base) = lose_local_file(&cluster, 2).await;
+    cluster
+        .storage
+        .goes_wrong(move |name, key| (name == "get_range" && key == base).then_some(Fault::Hangs));
+    let node = cluster.start().await;
+    let mut client = node.serving().await;
+    eventually(async || closed(&client).await.len() + 1 == map.ranges.len()).await;
+
+    let request = || OpenRangeRequest {
+        cluster_id: map.cluster_id.to_bytes().to_vec().into(),
+        range_id: range,
+    };
+    let refused = client.open_range(request()).await.unwrap_err();
+    assert!(refused.message().contains("still loading"), "{refused}");
+    cluster.storage.works();
+    eventually(async || closed(&client).await.len() == map.ranges.len()).await;
+    let opened = client.open_range(request()).await.unwrap().into_inner();
+    let keys = keys(&map, 0..200);
+    let of_range = |key: &&Fingerprint| map.range_index_of(key.top()) == range as usize;
+    assert_eq!(opened.keys, keys.iter().filter(of_range).count() as u64);
     node.stop().await;
 }

@@ -38,7 +38,7 @@ use crate::{
     disk::recovery::{Recovered, Recovery},
     disk::snapshot,
     cluster::membership_state::MembershipState, node::Node,
-    ranges::owned::{CurrentMap, OwnedRanges, Readiness},
+    ranges::owned::{CurrentMap, OwnedRanges},
 };
 
 /// How long an earlier process of the same node has to answer, connecting included.
@@ -628,10 +628,10 @@ impl Membership {
         for range in before.iter().flat_map(|before| table.started_since(before)) {
             started += 1;
             if has_disk {
-                range.loaded(Readiness::Closed(
+                range.close(
                     "it came to this node from another one, and this build does not move keys"
                         .to_owned(),
-                ));
+                );
             }
         }
         if started > 0 {

@@ -39,7 +39,7 @@ use crate::{
     disk::journal::{self, Identity, Journal, JournalConfig, JournalSizes, Recent},
     disk::snapshot::{self, Inputs, Replayed, Snapshotter},
     node::Node,
-    ranges::owned::{OwnedRange, OwnedRanges, Readiness},
+    ranges::owned::{OwnedRange, OwnedRanges},
 };
 
 /// What a node needs to find its keys again.
@@ -154,7 +154,7 @@ impl Recovery {
             journal: Arc::clone(&opened.journal),
             data_dir: Arc::clone(&self.data_dir),
         };
-        let snapshots = Snapshotter::start(inputs, opened.manifest.clone(), opened.replayed)?;
+        let snapshots = Snapshotter::start(inputs, opened.manifest.clone(), opened.replayed.clone())?;
         self.node.open_disk().await.start_snapshots(snapshots);
         Ok(())
     }
@@ -224,7 +224,7 @@ impl Recovery {
             }
         }
         let mut recent = Recent::new(manifest.lsn, self.sizes.recent_bytes_max);
-        let mut all_merged = true;
+        let mut unmerged = Vec::new();
         if config.synced {
             let mut merger = Merger::new(table, self.node.clock.times());
             let after = answers_to.min(manifest.lsn);
@@ -235,12 +235,12 @@ impl Recovery {
             let replayed =
                 journal::replay(&config.dir, &config.identity, manifest.lsn, after, each)?;
             merger.flush().map_err(|reason| self.unreadable(reason))?;
-            all_merged = !merger.has_failed();
+            unmerged = merger.unmerged();
             self.check_clock(map, replayed.last_written)?;
             info!(node = %self.node.config.id, records = replayed.records, last = %replayed.last, "the journal is read");
         }
         let to = recent.to();
-        Ok((Journal::open(config, recent)?, Replayed { to, all_merged }))
+        Ok((Journal::open(config, recent)?, Replayed { to, unmerged }))
     }
 
     /// The file of remembered answers, if it is there and sound. Without it repeats of claims are answered `Unknown`, which is
@@ -346,11 +346,11 @@ impl<'a> Merger<'a> {
             .try_for_each(|(range, waiting)| merge(range, waiting, self.times))
     }
 
-    /// Whether a range could not take all of its keys.
-    fn has_failed(&self) -> bool {
-        self.ranges
-            .values()
-            .any(|(range, _)| range.readiness().is_some())
+    /// The ranges that could not take all of their keys.
+    fn unmerged(&self) -> Vec<RangeId> {
+        let ranges = self.ranges.values().map(|(range, _)| range);
+        let unmerged = ranges.filter(|range| range.is_incomplete());
+        unmerged.map(|range| range.id).collect()
     }
 }
 
@@ -373,9 +373,9 @@ fn merge(range: &OwnedRange, waiting: &mut Vec<Entry>, times: Times) -> Result<(
     let merged = range.write().merge(waiting, times);
     waiting.clear();
     if let Err(error) = merged {
-        range.loaded(Readiness::Closed(format!(
+        range.lacks(format!(
             "it cannot take what the journal has of it: {error}"
-        )));
+        ));
     }
     Ok(())
 }

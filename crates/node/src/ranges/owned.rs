@@ -40,6 +40,8 @@ pub(crate) struct OwnedRange {
     /// The keys whose write is not committed yet. To be looked at and changed under the lock of the keys.
     pub(crate) uncommitted: Uncommitted,
     keys: RwLock<KeySet>,
+    /// What is missing of it, if something is.
+    missing: OnceLock<String>,
     readiness: OnceLock<Readiness>,
     /// It was closed, and somebody has given up what is missing of it.
     is_given_up: AtomicBool,
@@ -164,6 +166,7 @@ impl OwnedRange {
             bounds,
             uncommitted: Uncommitted::default(),
             keys: RwLock::new(KeySet::new(bounds, arena)),
+            missing: OnceLock::new(),
             readiness,
             is_given_up: AtomicBool::new(false),
         }
@@ -199,9 +202,29 @@ impl OwnedRange {
         self.readiness() == Some(&Readiness::Ready)
     }
 
-    /// Says what has become of its loading. The first word counts.
-    pub(crate) fn loaded(&self, readiness: Readiness) {
+    /// Something of it is missing, for this reason, so that it will be closed. The first reason counts.
+    pub(crate) fn lacks(&self, reason: String) {
+        let _ = self.missing.set(reason);
+    }
+
+    /// Whether something of it is missing, as far as is known.
+    pub(crate) fn is_incomplete(&self) -> bool {
+        self.missing.get().is_some()
+    }
+
+    /// All that there is of it has been loaded: from here on it is ready, or closed where something is missing.
+    pub(crate) fn end_loading(&self) {
+        let readiness = match self.missing.get() {
+            None => Readiness::Ready,
+            Some(reason) => Readiness::Closed(reason.clone()),
+        };
         let _ = self.readiness.set(readiness);
+    }
+
+    /// Closes it, for this reason: nothing of it is loaded any more.
+    pub(crate) fn close(&self, reason: String) {
+        self.lacks(reason);
+        self.end_loading();
     }
 
     /// The keys, to look at. Hold it for a bounded number of keys, and never across an await.

@@ -5,7 +5,7 @@
 
 use std::{collections::HashSet, ops::ControlFlow, time::Duration};
 
-use keydb_core::{Bitmap, Fingerprint, KeySet, OperationId, PackedFingerprints, Times, Ttl};
+use keydb_core::{Bitmap, Expiry, Fingerprint, KeySet, OperationId, PackedFingerprints, Times, Ttl};
 use keydb_proto::{
     refusal_status,
     shard::{ClaimReply, ClaimRequest, ErrorCode, RangeRefusal},
@@ -156,8 +156,8 @@ struct GroupState {
     /// An earlier sending may have stored some of it.
     in_doubt: bool,
     is_refused: bool,
-    /// When the remembered answers are over.
-    known_until: Option<keydb_core::Expiry>,
+    /// When the first of the keys that were told `First` are over, and with them the answers.
+    until: Option<Expiry>,
 }
 
 impl Work for Claiming<'_> {
@@ -170,7 +170,7 @@ impl Work for Claiming<'_> {
             applied: group.end,
             in_doubt: group.attempt > 0,
             is_refused: false,
-            known_until: None,
+            until: Some(self.moment.expiry),
         };
         match self.operation.recall(claimed) {
             Recall::Same(answers) | Recall::Prefix(answers) => {
@@ -178,7 +178,7 @@ impl Work for Claiming<'_> {
                 self.commit.wait_for(self.operation.remembered_lsn());
                 self.group.new += answers.count();
                 self.group.in_doubt = true;
-                self.group.known_until = Some(answers.expiry());
+                self.group.until = Some(answers.expiry());
             }
             Recall::Doubt => self.group.in_doubt = true,
             Recall::Nothing => {}
@@ -236,7 +236,7 @@ impl Work for Claiming<'_> {
         if state.in_doubt {
             self.doubt(group.start, state.new, state.applied);
         }
-        if let Some(expiry) = state.known_until {
+        if let Some(expiry) = state.until {
             self.operation.expire_by(expiry);
         }
         let answered = claimed.prefix(state.applied - group.start);

@@ -337,12 +337,13 @@ impl Journal {
     /// # Errors
     /// When the journal has failed.
     pub(crate) fn close(&self) -> Result<(), JournalError> {
-        self.shared.room.stop();
         self.shared.queue.close();
+        // The writer first: it may need another segment for what is to be written.
         let threads = std::mem::take(&mut *queue::lock(&self.threads));
         for thread in threads {
             // A panic in it was printed; the queue says that it failed.
             let _ = thread.join();
+            self.shared.room.stop();
         }
         self.shared.queue.error().map_or(Ok(()), Err)
     }

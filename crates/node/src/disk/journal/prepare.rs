@@ -51,6 +51,8 @@ pub(super) struct Prepared {
     pub(super) file: File,
 }
 
+/// What may still be promised and what is promised are together the [`budget`]s of the segment that is written to, as far as it is
+/// not used, and of the prepared ones.
 #[derive(Debug, Default)]
 struct State {
     /// What may still be promised.
@@ -230,6 +232,11 @@ impl Room {
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// A segment is left of which `bytes` were used. What of that was more than its budget was taken from the next one's.
+    pub(super) fn segment_left(&self, bytes: u64, segment_bytes: u64) {
+        self.give_back(bytes.saturating_sub(budget(segment_bytes)));
     }
 
     /// A prepared file in exchange for the unused end of a segment, `bytes` of what may be promised. `None` when some of them are

@@ -222,14 +222,15 @@ impl Queue {
         loop {
             let late_for = order.ready_since.map(|since| since.elapsed());
             let is_due = late_for.is_some_and(|late| order.is_urgent || late >= LATE_MAX);
-            if is_due || order.cut.is_some() || order.closing {
+            // Records may still be parked behind one that is on its way.
+            let is_end = order.closing && (order.parked.is_empty() || !order.ready.is_empty());
+            if is_due || order.cut.is_some() || is_end {
                 order.ready_since = None;
                 order.is_urgent = false;
                 self.may_be_late.store(false, Ordering::SeqCst);
                 return Work {
                     records: std::mem::take(&mut order.ready),
                     cut: order.cut.take(),
-                    // Records may still be parked behind one that is on its way.
                     closing: order.closing && order.parked.is_empty(),
                     idle: false,
                 };

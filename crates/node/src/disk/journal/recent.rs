@@ -21,6 +21,8 @@ pub(crate) struct Recent {
     bytes_max: usize,
     /// Records up to here are lost.
     lost: Option<Lsn>,
+    /// There were too many. None is kept until somebody has looked: the next round makes full files anyway.
+    has_overflowed: bool,
 }
 
 /// Some of them, and what is to be known of the others.
@@ -46,6 +48,7 @@ impl Recent {
             bytes: 0,
             bytes_max,
             lost: None,
+            has_overflowed: false,
         }
     }
 
@@ -69,7 +72,8 @@ impl Recent {
         self.to = self.to.next();
         self.bytes += record.len();
         self.records.push_back(record.into());
-        if self.bytes > self.bytes_max {
+        self.has_overflowed |= self.bytes > self.bytes_max;
+        if self.has_overflowed {
             self.lose(self.to);
         }
     }
@@ -85,7 +89,8 @@ impl Recent {
     }
 
     /// The records up to `to`; none where more than those are lost.
-    pub(super) fn up_to(&self, to: Lsn) -> RecentRecords {
+    pub(super) fn up_to(&mut self, to: Lsn) -> RecentRecords {
+        self.has_overflowed = false;
         let to = to.clamp(self.from, self.to);
         let count = (to.0 - self.from.0) as usize;
         RecentRecords {
@@ -149,16 +154,18 @@ mod tests {
     }
 
     #[test]
-    fn more_bytes_than_may_be_kept_are_lost_and_those_behind_are_kept() {
+    fn more_bytes_than_may_be_kept_are_lost_until_somebody_looks_and_those_behind_are_kept() {
         let mut recent = recent(0, &[60, 40]);
         assert_eq!(lengths(recent.up_to(Lsn(2))), (0, 2, vec![60, 40], None));
-        recent.push(vec![0; 1]);
-        assert_eq!(lengths(recent.up_to(Lsn(2))), (3, 3, vec![], Some(3)));
+        for _ in 0..2 {
+            recent.push(vec![0; 1]);
+        }
+        assert_eq!(lengths(recent.up_to(Lsn(2))), (4, 4, vec![], Some(4)));
         recent.push(vec![0; 5]);
-        assert_eq!(lengths(recent.up_to(Lsn(4))), (3, 4, vec![5], Some(3)));
+        assert_eq!(lengths(recent.up_to(Lsn(5))), (4, 5, vec![5], Some(4)));
         // A file of some that were lost meanwhile.
         recent.written(Lsn(2));
-        assert_eq!(lengths(recent.up_to(Lsn(4))), (3, 4, vec![5], Some(3)));
+        assert_eq!(lengths(recent.up_to(Lsn(5))), (4, 5, vec![5], Some(4)));
     }
 
     #[test]

@@ -233,6 +233,12 @@ impl Writer<'_> {
             used_bytes: SEGMENT_HEADER_BYTES as u64,
         };
         let previous = self.current.replace(begun);
+        if let Some(previous) = &previous {
+            let used_bytes = previous.used_bytes - SEGMENT_HEADER_BYTES as u64;
+            self.shared
+                .room
+                .segment_left(used_bytes, config.segment_bytes);
+        }
         self.closed.extend(previous.map(Current::into_segment));
         self.closed.end_last()
     }

@@ -19,7 +19,7 @@ use crate::{
     cluster::membership_state::MembershipState,
     disk::load::{LoadError, load_file},
     disk::snapshot,
-    ranges::owned::{OwnedRange, OwnedRanges, Readiness},
+    ranges::owned::{OwnedRange, OwnedRanges},
 };
 
 /// So many files are read at the same time: more would take memory and not be faster.
@@ -259,8 +259,8 @@ impl Progress {
 /// Which files which ranges wait for.
 struct Plan {
     files: HashMap<String, (ManifestFile, Vec<Arc<OwnedRange>>)>,
-    /// How many files a range still waits for.
-    waits_for: HashMap<RangeId, usize>,
+    /// How many files a range still waits for, and why one of the others cannot be had.
+    waits_for: HashMap<RangeId, (usize, Option<String>)>,
 }
 
 impl Plan {
@@ -272,28 +272,27 @@ impl Plan {
         };
         for range in table.ranges() {
             let Some(entry) = manifest.range(range.id) else {
-                range.loaded(if manifest.ranges.is_empty() {
-                    Readiness::Ready
-                } else {
-                    Readiness::Closed(
+                if !manifest.ranges.is_empty() {
+                    range.lacks(
                         "the node's snapshots do not have it: it came from another node".to_owned(),
-                    )
-                });
+                    );
+                }
+                range.end_loading();
                 continue;
             };
             if entry.generation != range.generation || entry.bounds() != Some(range.bounds) {
-                range.loaded(Readiness::Closed(format!(
+                range.close(format!(
                     "the node's snapshots have it under generation {}, the cluster map under {}",
                     entry.generation, range.generation
-                )));
+                ));
                 continue;
             }
             let (base, deltas) = manifest.parts(entry);
             let files: Vec<&ManifestFile> = base.into_iter().chain(deltas).collect();
             if files.is_empty() {
-                range.loaded(Readiness::Ready);
+                range.end_loading();
             }
-            plan.waits_for.insert(range.id, files.len());
+            plan.waits_for.insert(range.id, (files.len(), None));
             for file in files {
                 let (_, ranges) = plan
                     .files
@@ -319,16 +318,18 @@ impl Plan {
         let Some((_, ranges)) = self.files.remove(name) else {
             return;
         };
+        // A range is closed only when its last file has been tried: until then it has not all that is left of it.
         for range in ranges {
-            match &result {
-                Err(reason) => range.loaded(Readiness::Closed(reason.clone())),
-                Ok(()) => {
-                    let waits_for = self.waits_for.entry(range.id).or_insert(1);
-                    *waits_for -= 1;
-                    if *waits_for == 0 {
-                        range.loaded(Readiness::Ready);
-                    }
+            let (files, problem) = self.waits_for.entry(range.id).or_insert((1, None));
+            *files -= 1;
+            if let Err(reason) = &result {
+                problem.get_or_insert_with(|| reason.clone());
+            }
+            if *files == 0 {
+                if let Some(reason) = problem.take() {
+                    range.lacks(reason);
                 }
+                range.end_loading();
             }
         }
     }

@@ -43,13 +43,14 @@ impl Published {
         }
     }
 
-    /// A manifest with this nonce is about to be published. Returns whether that was not known yet, so that it must be saved first.
-    pub(super) fn announce(&mut self, nonce: OperationId) -> bool {
+    /// This, with a manifest of this nonce about to be published; to be saved before that. `None` where it knows of it already.
+    pub(super) fn announcing(&self, nonce: OperationId) -> Option<Self> {
         let is_new = !self.nonces.contains(&nonce);
-        if is_new {
-            self.nonces.push(nonce);
-        }
-        is_new
+        is_new.then(|| {
+            let mut announcing = self.clone();
+            announcing.nonces.push(nonce);
+            announcing
+        })
     }
 
     /// The manifest with this nonce is there: none that was tried before can get there any more.

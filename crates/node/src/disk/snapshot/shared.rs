@@ -1,6 +1,7 @@
 //! What the making and the uploading of snapshots share.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -76,6 +77,8 @@ pub(super) struct State {
     pub(super) manifest: Arc<Manifest>,
     /// What is being uploaded: its files stay.
     pub(super) uploading: Option<Arc<Manifest>>,
+    /// The files of the manifest that neither the disk nor object storage has.
+    pub(super) nowhere: HashSet<String>,
     /// The last request, and whether one of those that wait wants full files.
     pub(super) requested: u64,
     pub(super) full: bool,
@@ -98,9 +101,15 @@ pub(super) struct Progress {
     pub(super) uploaded_reach: Reach,
     pub(super) objects: u64,
     pub(super) object_bytes: u64,
-    /// How often making or uploading has failed, and how the last time.
-    pub(super) failures: u64,
-    pub(super) failure: String,
+    pub(super) rounds_failed: Failures,
+    pub(super) uploads_failed: Failures,
+}
+
+/// How often something has failed, and how the last time.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Failures {
+    pub(super) count: u64,
+    pub(super) last: String,
 }
 
 impl Shared {
@@ -152,11 +161,18 @@ impl Shared {
         state.requested
     }
 
-    pub(super) fn failed(&self, failure: String) {
+    /// Counts a failure of one kind.
+    pub(super) fn failed(&self, kind: fn(&mut Progress) -> &mut Failures, last: String) {
         self.progress.send_modify(|progress| {
-            progress.failures += 1;
-            progress.failure = failure;
+            let failures = kind(progress);
+            failures.count += 1;
+            failures.last = last;
         });
+    }
+
+    /// Nothing more is made.
+    pub(super) fn ended(&self, reason: &str) {
+        self.failed(|progress| &mut progress.rounds_failed, reason.to_owned());
     }
 }
 

@@ -1,6 +1,7 @@
 //! The handle on the making and uploading of snapshots.
 
 use std::{
+    collections::HashSet,
     sync::{Arc, Condvar, Mutex},
     thread::JoinHandle,
 };
@@ -18,7 +19,7 @@ use super::{
     garbage,
     published::Published,
     rounds::{self, Replayed},
-    shared::{NodeParts, Progress, Reach, Shared, State, lock},
+    shared::{Failures, NodeParts, Progress, Reach, Shared, State, lock},
     upload,
 };
 use crate::{NodeError, disk::data_dir::DataDir, disk::journal::Journal};
@@ -60,6 +61,37 @@ pub(crate) struct Inputs {
     pub(crate) data_dir: Arc<DataDir>,
 }
 
+/// What a request waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goal {
+    /// Local files.
+    Made,
+    /// Object storage.
+    Uploaded,
+}
+
+impl Goal {
+    /// The last request that has come to it.
+    fn reached(self, now: &Progress) -> u64 {
+        match self {
+            Self::Made => now.made,
+            Self::Uploaded => now.uploaded,
+        }
+    }
+
+    /// What has stood in the way since `before`.
+    fn failure_since<'a>(self, before: &Progress, now: &'a Progress) -> Option<&'a str> {
+        let since = |before: &Failures, now: &'a Failures| {
+            (now.count > before.count).then_some(&*now.last)
+        };
+        let round = since(&before.rounds_failed, &now.rounds_failed);
+        match self {
+            Self::Made => round,
+            Self::Uploaded => round.or(since(&before.uploads_failed, &now.uploads_failed)),
+        }
+    }
+}
+
 impl Snapshotter {
     /// Starts to make snapshots, where the local files are those of `manifest`; the journal knows what they lack, also of what was
     /// `replayed` at the start.
@@ -81,6 +113,7 @@ impl Snapshotter {
             state: Mutex::new(State {
                 manifest: Arc::new(manifest),
                 uploading: None,
+                nowhere: HashSet::new(),
                 requested: 0,
                 full: false,
                 closing: false,
@@ -145,7 +178,7 @@ impl Snapshotter {
     /// # Errors
     /// What stands in the way, or how far it got by `deadline`. It may be there later all the same: what failed is tried again.
     pub(crate) async fn request(&self, full: bool, deadline: Instant) -> Result<Made, String> {
-        let answered = self.answered(full, deadline, |now| now.uploaded);
+        let answered = self.answered(full, deadline, Goal::Uploaded);
         let (before, now) = answered.await?;
         Ok(Made {
             reach: now.uploaded_reach,
@@ -159,16 +192,16 @@ impl Snapshotter {
     /// # Errors
     /// What stands in the way, or that the time is up. What failed is tried again.
     pub(crate) async fn request_local(&self, deadline: Instant) -> Result<(), String> {
-        let answered = self.answered(false, deadline, |now| now.made);
+        let answered = self.answered(false, deadline, Goal::Made);
         answered.await.map(drop)
     }
 
-    /// Has a round made, and waits until `answered` has come as far as that request. Returns the progress before and then.
+    /// Has a round made, and waits until the request has come to its goal. Returns the progress before and then.
     async fn answered(
         &self,
         full: bool,
         deadline: Instant,
-        answered: fn(&Progress) -> u64,
+        goal: Goal,
     ) -> Result<(Progress, Progress), String> {
         let mut progress = self.shared.progress.subscribe();
         let before = progress.borrow_and_update().clone();
@@ -176,8 +209,9 @@ impl Snapshotter {
             .shared
             .request(full)
             .ok_or_else(|| STOPPING.to_owned())?;
-        let ended =
-            progress.wait_for(|now| answered(now) >= ticket || now.failures > before.failures);
+        let ended = progress.wait_for(|now| {
+            goal.reached(now) >= ticket || goal.failure_since(&before, now).is_some()
+        });
         let now = match timeout_at(deadline, ended).await {
             Ok(Ok(now)) => now.clone(),
             Ok(Err(_)) => return Err(STOPPING.to_owned()),
@@ -186,9 +220,9 @@ impl Snapshotter {
                 return Err(self.how_far(ticket, &before, &now));
             }
         };
-        match answered(&now) >= ticket {
-            true => Ok((before, now)),
-            false => Err(now.failure),
+        match goal.failure_since(&before, &now) {
+            Some(failure) if goal.reached(&now) < ticket => Err(failure.to_owned()),
+            _ => Ok((before, now)),
         }
     }
 
@@ -219,7 +253,7 @@ impl Snapshotter {
     /// Why not even the local files are complete.
     pub(crate) async fn close(&self, deadline: Instant) -> Result<(), String> {
         let mut progress = self.shared.progress.subscribe();
-        let failures = progress.borrow_and_update().failures;
+        let before = progress.borrow_and_update().clone();
         let ticket = self.shared.close();
         let maker = lock(&self.maker).take();
         let ended = match maker {
@@ -231,26 +265,26 @@ impl Snapshotter {
         }
         let made = progress.borrow_and_update().clone();
         if made.made >= ticket {
-            let uploaded =
-                progress.wait_for(|now| now.uploaded >= ticket || now.failures > failures);
-            let in_time = timeout_at(deadline, uploaded).await.is_ok();
+            let goal = Goal::Uploaded;
+            let ended = progress.wait_for(|now| {
+                goal.reached(now) >= ticket || goal.failure_since(&before, now).is_some()
+            });
+            // The time may be up, which the progress shows as well.
+            let _ = timeout_at(deadline, ended).await;
             let now = self.shared.progress.borrow().clone();
-            if now.uploaded < ticket {
-                let why = if in_time {
-                    &*now.failure
-                } else {
-                    "it took too long"
-                };
+            if goal.reached(&now) < ticket {
+                let why = goal.failure_since(&before, &now);
+                let why = why.unwrap_or("it took too long");
                 warn!("the last snapshot is on the disk, but not in object storage: {why}");
             }
         }
         self.uploader.lock().await.shutdown().await;
         *lock(&self.shared.saving_ended) = true;
-        self.shared.failed(STOPPING.to_owned());
+        self.shared.ended(STOPPING);
         if made.closed {
             Ok(())
         } else {
-            Err(made.failure)
+            Err(made.rounds_failed.last)
         }
     }
 
@@ -278,7 +312,7 @@ impl Snapshotter {
             // A panic in it was printed.
             let _ = maker.join();
         }
-        self.shared.failed(STOPPING.to_owned());
+        self.shared.ended(STOPPING);
     }
 }
 
@@ -291,7 +325,7 @@ impl Drop for ReportPanic<'_> {
             let reason = format!("{} has failed, a defect: restart the node", self.1);
             self.0.state().abandoned = true;
             self.0.node.warnings.set("snapshots", Some(reason.clone()));
-            self.0.failed(reason);
+            self.0.ended(&reason);
         }
     }
 }

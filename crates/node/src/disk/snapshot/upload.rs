@@ -47,6 +47,9 @@ const SMALL_BYTES_MAX: u64 = 8 << 20;
 const DOUBT_AFTER: Duration = Duration::from_secs(600);
 const _: () = assert!(DOUBT_AFTER.as_secs() < GARBAGE_AGE.as_secs() / 2);
 
+/// How often the files of a manifest are looked at before it is published.
+const LOOKS_MAX: u32 = 2;
+
 /// What was looked for so lately is there.
 const SEEN_LATELY: Duration = Duration::from_secs(30);
 
@@ -323,8 +326,9 @@ impl Uploader {
         there: &HashSet<String>,
     ) -> Result<(), UploadError> {
         let mut nowhere: HashSet<String> = HashSet::new();
-        loop {
-            // The upload of the others may have taken so long that the first ones are in doubt by now.
+        // Once more: the upload of the others may have taken so long that the first ones are in doubt by now. Where to look for them
+        // takes as long again, it would never end; what was named in doubt is looked for later as well.
+        for _ in 0..LOOKS_MAX {
             let missing: Vec<ManifestFile> = manifest
                 .files
                 .iter()
@@ -340,7 +344,7 @@ impl Uploader {
             }
             self.ensure_all_uploaded(missing, &mut nowhere).await?;
         }
-        // The ranges that need them are closed, and say so; the others' snapshots go on.
+        // Ranges that have all of their keys get new files. Those that need these are closed, and say so; the others' snapshots go on.
         let text = || {
             let mut names: Vec<&str> = nowhere.iter().map(|name| &**name).collect();
             names.sort_unstable();
@@ -351,6 +355,7 @@ impl Uploader {
         };
         let warnings = &self.shared.node.warnings;
         warnings.set("missing files", (!nowhere.is_empty()).then(text));
+        self.shared.state().nowhere = nowhere;
         Ok(())
     }
 
@@ -391,8 +396,10 @@ impl Uploader {
     }
 
     async fn publish(&mut self, manifest: &Manifest, remote: Remote) -> Result<Put, UploadError> {
-        if self.published.announce(manifest.write_nonce) {
-            self.save_published().await?;
+        // What is not on the disk is not known to a later process, whatever this one knows.
+        if let Some(announcing) = self.published.announcing(manifest.write_nonce) {
+            self.save(announcing.clone()).await?;
+            self.published = announcing;
         }
         let replaced = remote.map(|(_, version)| version);
         let put = self.shared.store.put_manifest(manifest, replaced.as_ref());
@@ -407,11 +414,10 @@ impl Uploader {
     }
 
     /// Writes down what is published.
-    async fn save_published(&self) -> Result<(), UploadError> {
+    async fn save(&self, published: Published) -> Result<(), UploadError> {
         // Not the directory itself, which must be free when this task has ended. It may be another process's then, so that nothing is
         // written after that.
         let root = self.shared.data_dir.root().to_owned();
-        let published = self.published.clone();
         let ended = Arc::clone(&self.shared.saving_ended);
         let saved = spawn_blocking(move || match *lock(&ended) {
             true => Ok(()),
@@ -425,7 +431,7 @@ impl Uploader {
         let reach = Reach::from(manifest);
         self.published.confirm(manifest.write_nonce, reach);
         // What is on the disk says too much until the next time, which does no harm.
-        if let Err(error) = self.save_published().await {
+        if let Err(error) = self.save(self.published.clone()).await {
             debug!(%error, "what object storage has is not remembered");
         }
         self.shared.progress.send_modify(|progress| {
@@ -437,7 +443,7 @@ impl Uploader {
     fn fails(&self, error: &UploadError) {
         let text = format!("object storage does not take snapshots, trying again: {error}");
         self.shared.node.warnings.set("upload", Some(text));
-        self.shared.failed(error.to_string());
+        self.shared.failed(|progress| &mut progress.uploads_failed, error.to_string());
     }
 }
 

@@ -266,3 +266,48 @@ async fn room_that_is_reserved_for_snapshots_is_left_to_them() {
     journal.close().unwrap();
     assert!(rig.replay().unwrap() == model);
 }
+
+/// Each segment takes a little more than is promised of it. What that is must not be missing from then on.
+#[tokio::test]
+async fn however_much_is_written_no_more_segments_are_prepared_than_are_needed() {
+    let rig = Rig::new(64 << 10);
+    let journal = rig.open();
+    let mut model = Vec::new();
+    for number in 0..1500 {
+        model.push(commit(&journal, &keys(number, 100)).await);
+    }
+    assert!(rig.segments().len() > 25);
+    let prepared = || {
+        let entries = fs::read_dir(rig.path()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("prepared-")).count()
+    };
+    // Whatever is under way comes to its end.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(prepared() <= 2, "{}", prepared());
+    assert!(journal.ahead_bytes() <= 3 * (64 << 10));
+    journal.close().unwrap();
+    assert!(rig.replay().unwrap() == model);
+}
+
+/// After a segment that was filled to its end, as after one that was left early.
+#[tokio::test]
+async fn a_full_disk_whose_segments_were_filled_is_cut_as_well() {
+    let rig = Rig::new(8 << 20);
+    let journal = rig.open();
+    for number in 0..15 {
+        commit(&journal, &keys(number, 87_000)).await;
+    }
+    assert!(rig.segments().len() > 1);
+    let last = rig.segments().last().unwrap().path.clone();
+    let armed = failpoint::arm("journal.prepare", &rig.path(), Action::Fail(ENOSPC), 0);
+    let (spaces, _) = take_all_room(&journal, 100_000).await;
+    drop(spaces);
+    drop(armed);
+    eventually(async || {
+        journal.cut(journal.committed());
+        !last.exists()
+    })
+    .await;
+    journal.close().unwrap();
+}

@@ -43,16 +43,19 @@ const EARLY_CUT_ANSWERS_MIN: u64 = 4;
 /// On a full disk a journal of this size is cut before its time.
 const FULL_CUT_BYTES_MIN: u64 = 8 << 20;
 
+/// On a full disk that a cut has not helped, it is not tried again for so long.
+const CUT_FOR_ROOM_INTERVAL: Duration = Duration::from_secs(2);
+
 /// So few entries always go to a delta, whatever there is besides.
 const DELTA_ENTRIES_MIN: u64 = 200_000;
 
 /// What was read from the journal at the start.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Replayed {
     /// The last record. Only up to here there are records of ranges that are not ready.
     pub(crate) to: Lsn,
-    /// The key sets have all of it, be it lost to deltas or not.
-    pub(crate) all_merged: bool,
+    /// The ranges whose key sets could not take all of it.
+    pub(crate) unmerged: Vec<RangeId>,
 }
 
 /// Makes rounds until the node closes.
@@ -83,7 +86,7 @@ pub(crate) fn run(shared: &Shared, runtime: &Handle, replayed: Replayed) {
                     shared.data_dir.root().display()
                 );
                 shared.node.warnings.set("snapshots", Some(text));
-                shared.failed(error.to_string());
+                shared.failed(|progress| &mut progress.rounds_failed, error.to_string());
                 wait_max = maker.retry_after.min(interval);
                 maker.retry_after = (maker.retry_after * 2).min(RETRY_MAX);
             }
@@ -101,7 +104,7 @@ struct Due {
     ticket: u64,
     full: bool,
     closing: bool,
-    /// Nobody asks for it, and the interval is not over: records that are kept in memory, or the journal, have become many.
+    /// Nobody asks for it, and no interval is over: records that are kept in memory, or the journal, have become many.
     early: bool,
 }
 
@@ -122,6 +125,10 @@ struct Maker<'a> {
     replayed: Replayed,
     /// The last request that a round was made for, be it in vain.
     tried: u64,
+    /// When the last round was made that is uploaded. Early rounds may come as often as they like: they put off none.
+    last_regular: Instant,
+    /// When the journal was cut last to make room on a full disk, be it in vain.
+    last_cut_for_room: Option<Instant>,
     retry_after: Duration,
 }
 
@@ -149,6 +156,8 @@ impl<'a> Maker<'a> {
             renewed: BTreeSet::new(),
             delta_entries: estimate_delta_entries(&manifest),
             tried: 0,
+            last_regular: Instant::now(),
+            last_cut_for_room: None,
             retry_after: RETRY_MIN,
             manifest,
         }
@@ -169,9 +178,14 @@ impl<'a> Maker<'a> {
             let elapsed = last_round.elapsed();
             // Somebody who asks gets to know at once whether it still fails.
             let is_asked = state.requested > self.tried;
-            if is_asked || is_early || state.closing || elapsed >= wait_max {
+            let is_regular = is_asked
+                || state.closing
+                || elapsed >= wait_max
+                || (!failed_lately
+                    && self.last_regular.elapsed() >= self.shared.node.snapshot_interval);
+            if is_regular || is_early {
                 return Some(Due {
-                    early: !(is_asked || state.closing || elapsed >= wait_max),
+                    early: !is_regular,
                     ticket: state.requested,
                     full: std::mem::take(&mut state.full),
                     closing: state.closing,
@@ -204,7 +218,10 @@ impl<'a> Maker<'a> {
     /// Whether the disk is full, and a cut of the journal would change that.
     fn may_make_room(&self) -> bool {
         let journal = &self.shared.journal;
-        journal.is_full().is_some() && journal.bytes() >= FULL_CUT_BYTES_MIN
+        let is_tried = |last: Instant| last.elapsed() < CUT_FOR_ROOM_INTERVAL;
+        journal.is_full().is_some()
+            && journal.bytes() >= FULL_CUT_BYTES_MIN
+            && !self.last_cut_for_room.is_some_and(is_tried)
     }
 
     /// After a round that has failed: what it has made is named all the same, so that what that replaces can go.
@@ -245,12 +262,19 @@ impl<'a> Maker<'a> {
         let answers_bytes = self.shared.node.answers.bytes() as u64;
         let early_cut_bytes = EARLY_CUT_BYTES_MIN.max(answers_bytes * EARLY_CUT_ANSWERS_MIN);
         let is_worth_it = self.shared.journal.bytes() >= early_cut_bytes;
-        if !due.early || is_worth_it || self.may_make_room() {
+        let makes_room = self.may_make_room();
+        if makes_room {
+            self.last_cut_for_room = Some(Instant::now());
+        }
+        if !due.early || is_worth_it || makes_room {
             self.keep_answers(self.manifest.lsn, &mut pace)?;
             self.shared.journal.cut(self.manifest.lsn);
         }
         if due.closing {
             local::set_clean_flag(&self.shared.data_dir, self.manifest.lsn)?;
+        }
+        if !due.early {
+            self.last_regular = Instant::now();
         }
         self.shared.progress.send_modify(|progress| {
             progress.uploads_due += u64::from(!due.early);
@@ -339,6 +363,10 @@ impl<'a> Maker<'a> {
                 .map(|range| range.id)
                 .filter(|id| !self.renewed.contains(id)),
         );
+        // Files of theirs are lost, and they have all of their keys.
+        let nowhere = self.shared.state().nowhere.clone();
+        let lost = nowhere.iter().filter_map(|name| self.manifest.file(name));
+        chosen.extend(lost.flat_map(|file| file.ranges.iter().copied()));
         let unnamed_bytes_max = unnamed_bytes_max(self.shared.key_count() * ENTRY_BYTES_MAX);
         let (mut unnamed_bytes, mut bytes, started) = (0, 0, Instant::now());
         for range in ready.iter().filter(|range| chosen.contains(&range.id)) {
@@ -400,7 +428,8 @@ impl<'a> Maker<'a> {
         to: Lsn,
         pace: &mut Pace<'_>,
     ) -> Result<(), RoundError> {
-        if !self.replayed.all_merged {
+        let unmerged = &self.replayed.unmerged;
+        if unready.iter().any(|range| unmerged.contains(&range.id)) {
             return Err(RoundError::NotMerged);
         }
         let with_keys: Vec<&OwnedRange> = unready

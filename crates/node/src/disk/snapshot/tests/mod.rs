@@ -39,7 +39,7 @@ use crate::{
     disk::load::read_file,
     disk::recovery::Recovery,
     node::Node,
-    ranges::owned::{CurrentMap, OwnedRanges, Readiness},
+    ranges::owned::{CurrentMap, OwnedRanges},
 };
 use keydb_storage::SnapshotStore;
 
@@ -162,7 +162,7 @@ impl Rig {
             recovery.load(&membership_state, opened.manifest).await?;
         }
         for range in table.ranges().iter().take(self.ready_ranges) {
-            range.loaded(Readiness::Ready);
+            range.end_loading();
         }
         let unready = table.ranges().iter().skip(self.ready_ranges);
         assert_eq!(table.are_loading(), unready.count() > 0);

@@ -297,7 +297,7 @@ async fn a_range_that_is_not_ready_keeps_its_files() {
     let mut map = rig.map.clone();
     map.ranges[2].generation += 2;
     let table = OwnedRanges::new(CurrentMap::new(map), NODE, &Arena::new(), Some(&table));
-    table.ranges()[2].loaded(Readiness::Closed("its file is damaged".to_owned()));
+    table.ranges()[2].close("its file is damaged".to_owned());
     run.node.membership.set(MembershipState::Serving(table));
     run.put(&rig.keys(5000..5001, EXPIRY)).await;
     run.full_snapshot().await;

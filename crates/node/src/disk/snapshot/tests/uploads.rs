@@ -3,7 +3,10 @@
 use futures_util::FutureExt;
 use keydb_core::Incarnation;
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use super::{faulty::Fault, *};
+use crate::disk::failpoint::{self, Action};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn during_an_outage_rounds_go_on_the_disk_stays_bounded_and_then_everything_is_uploaded() {
@@ -305,6 +308,7 @@ async fn a_disk_that_was_given_up_leaves_the_manifest_to_the_one_that_took_its_p
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manifest_that_is_not_this_nodes_or_is_damaged_is_not_replaced() {
     let rig = Rig::new().await;
+    rig.make_disk();
     let key = manifest_key(NODE);
     let other = Manifest::new(
         keydb_core::ClusterId::from_bytes([1; 16]),
@@ -368,7 +372,7 @@ async fn an_object_that_was_removed_before_it_was_named_is_uploaded_again() {
     run.snapshots.shared.request(true).unwrap();
     let storage = &rig.storage.inner;
     let objects = async || storage.list("snapshots/", None).await.unwrap().objects;
-    eventually(async || run.snapshots.shared.progress.borrow().failures > 0).await;
+    eventually(async || run.snapshots.shared.progress.borrow().uploads_failed.count > 0).await;
     let object = objects().await[0].key.clone();
     storage.delete(&object).await.unwrap();
     pass(Duration::from_secs(700)).await;
@@ -476,5 +480,75 @@ async fn a_round_that_nobody_asked_for_and_that_comes_early_is_not_uploaded() {
     assert_eq!(rig.remote().await.unwrap(), before);
     run.snapshot().await;
     assert_eq!(rig.remote_keys().await, run.keys());
+    run.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rounds_that_come_early_again_and_again_do_not_put_off_the_uploads() {
+    let mut rig = Rig::new().await;
+    rig.recent_bytes_max = 64 << 10;
+    rig.interval = Duration::from_millis(400);
+    let run = rig.start().await;
+    run.put(&rig.keys(0..40_000, EXPIRY)).await;
+    run.full_snapshot().await;
+    let before = rig.remote().await.unwrap().lsn;
+    let next = AtomicU32::new(40_000);
+    eventually(async || {
+        // So much that a round comes early each time that it is looked for.
+        let start = next.fetch_add(4000, Ordering::Relaxed);
+        run.put(&rig.keys(start..start + 4000, EXPIRY)).await;
+        rig.remote().await.unwrap().lsn > before
+    })
+    .await;
+    run.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_published_that_the_disk_could_not_write_down_before() {
+    let rig = Rig::new().await;
+    let run = rig.start().await;
+    run.put(&rig.keys(0..100, EXPIRY)).await;
+    run.snapshot().await;
+    // A manifest is on the disk, and the disk full before it is published.
+    rig.storage
+        .goes_wrong(|name, _| (name == "put_file").then_some(Fault::Fails));
+    run.put(&rig.keys(100..200, EXPIRY)).await;
+    run.snapshots.request(false, far()).await.unwrap_err();
+    let full = failpoint::arm("data_dir.write", &rig.root(), Action::Fail(28), 0);
+    rig.storage.works();
+    let failures = || run.snapshots.shared.progress.borrow().uploads_failed.count;
+    let before = failures();
+    eventually(async || failures() >= before + 2).await;
+    drop(full);
+    // What object storage has is what the disk knows of, so it is not taken for a copy of itself.
+    run.kill().await;
+    let run = rig.start().await;
+    assert_eq!(run.keys(), rig.keys(0..200, EXPIRY));
+    run.snapshot().await;
+    assert_eq!(rig.remote_keys().await, run.keys());
+    run.stop().await;
+}
+
+#[tokio::test]
+async fn of_a_range_that_has_all_its_keys_files_that_are_nowhere_are_made_again() {
+    let rig = Rig::new().await;
+    let run = rig.start().await;
+    run.put(&rig.keys(0..100, EXPIRY)).await;
+    run.full_snapshot().await;
+    let lost = run.local().files[1].name.clone();
+    std::fs::remove_file(rig.root().join("snapshots").join(&lost)).unwrap();
+    let object = object_key(NODE, &lost);
+    rig.storage.inner.delete(&object).await.unwrap();
+    // It is missed at the hourly look.
+    pass(Duration::from_secs(4000)).await;
+    let warned = || !run.node.warnings.all().is_empty();
+    eventually(async || warned()).await;
+    run.snapshot().await;
+    run.snapshot().await;
+    assert!(run.local().file(&lost).is_none());
+    eventually(async || !warned()).await;
+    run.kill().await;
+    let run = rig.start().await;
+    assert_eq!(run.keys(), rig.keys(0..100, EXPIRY));
     run.stop().await;
 }
