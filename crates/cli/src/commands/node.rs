@@ -29,8 +29,7 @@ Examples:
     KEYDB_STORAGE_ACCESSKEYID=minioadmin KEYDB_STORAGE_ACCESSKEY=minioadmin KEYDB_SNAPSHOT_INTERVAL=60s keydb node";
 
 /// The end of the help, after the single settings.
-const CREATING: &str = "\
-  KEYDB_INIT                    true: node 0 creates the cluster at its start, by the three below
+const CREATING: &str = "  KEYDB_INIT                    true: node 0 creates the cluster at its start, by the three below
   KEYDB_NODE_ADDRESSES, KEYDB_TOTAL_HASH_RANGES (128), KEYDB_DURABILITY (journal); KEYDB_CLUSTER_SIZE is checked against the
   list. What the cluster map says wins over these.
 
