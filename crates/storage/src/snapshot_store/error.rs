@@ -48,6 +48,16 @@ pub enum SnapshotReadError {
     Storage(#[from] StorageError),
 }
 
+impl From<ManifestReadError> for SnapshotReadError {
+    fn from(error: ManifestReadError) -> Self {
+        match error {
+            ManifestReadError::Storage(error) => Self::Storage(error),
+            ManifestReadError::Unusable { reason, .. } => Self::Damaged(reason),
+            ManifestReadError::Removed { .. } => Self::Missing,
+        }
+    }
+}
+
 impl From<SnapshotError> for SnapshotReadError {
     fn from(error: SnapshotError) -> Self {
         Self::Damaged(error.to_string())

@@ -86,16 +86,26 @@ impl SnapshotStore {
     ) -> Result<Vec<(String, Result<Manifest, SnapshotReadError>)>, StorageError> {
         let mut manifests = Vec::new();
         for info in self.list(MANIFESTS).await? {
-            let manifest = match self.storage.get(&info.key).await? {
-                None => Err(SnapshotReadError::Missing),
-                Some(object) => Manifest::from_json(&object.bytes)
-                    .map_err(|error| SnapshotReadError::Damaged(error.to_string())),
+            let manifest = match self.manifest_at(&info.key).await {
+                Err(SnapshotReadError::Storage(error)) => return Err(error),
+                manifest => manifest,
             };
             manifests.push((info.key, manifest));
         }
         let node = |manifest: &Manifest| manifest.node.0;
         manifests.sort_by_key(|(_, manifest)| manifest.as_ref().map_or(u32::MAX, node));
         Ok(manifests)
+    }
+
+    /// The manifest that is the object `key`, whichever node and cluster it belongs to.
+    ///
+    /// # Errors
+    /// When there is none that can be read.
+    pub async fn manifest_at(&self, key: &str) -> Result<Manifest, SnapshotReadError> {
+        let object = self.storage.get(key).await?;
+        let object = object.ok_or(SnapshotReadError::Missing)?;
+        Manifest::from_json(&object.bytes)
+            .map_err(|error| SnapshotReadError::Damaged(error.to_string()))
     }
 
     /// Writes a node's manifest in the place of the one of version `replaced`, or where there is none.

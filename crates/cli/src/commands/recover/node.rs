@@ -3,8 +3,7 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use keydb_core::{ClusterMap, Incarnation, Manifest, NodeEntry, NodeId, UnixMillis};
-use keydb_node::{first_object, manifest_key};
-use keydb_storage::{MapStore, ObjectStorage, Put};
+use keydb_storage::{MapStore, ObjectStorage, Put, SnapshotStore, manifest_key};
 use serde_json::json;
 
 use super::{args::RecoverArgs, probe};
@@ -127,7 +126,8 @@ async fn look(maps: &MapStore, node: NodeId, key: &str, text: &str) -> Result<Fo
     let object = object.map_err(|error| unreadable(key, &error))?;
     let unnamed = match object {
         Some(_) => None,
-        None => first_object(&**storage, node)
+        None => SnapshotStore::new(Arc::clone(storage))
+            .first_object(node)
             .await
             .map_err(|error| unreadable("the node's snapshot objects", &error))?,
     };

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Subcommand};
 
-use keydb_node::GARBAGE_AGE_MIN;
+use keydb_storage::GARBAGE_AGE_MIN;
 
 use crate::{args::ConnectArgs, settings};
 

@@ -9,21 +9,19 @@ use std::{
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
 };
 
-use futures_util::StreamExt;
 use keydb_core::{
-    Arena, ClusterMap, Entry, Event, FileKind, Fingerprint, Footer, FooterError, Incarnation,
-    KeySet, Lsn, Manifest, ManifestFile, NodeId, RangeEntry, RangeId, SectionHeader,
-    SnapshotDecoder, SnapshotHeader, SnapshotKind, SnapshotWriter, Times, UnixMillis,
+    Arena, ClusterMap, Entry, Event, FileKind, Fingerprint, Footer, Incarnation, KeySet, Lsn,
+    Manifest, ManifestFile, NodeId, Origin, RangeEntry, SectionHeader, SnapshotHeader,
+    SnapshotKind, SnapshotWriter, Times, UnixMillis,
 };
-use keydb_node::object_key;
+use keydb_storage::{SnapshotReadError, SnapshotStore, manifest_key, object_key};
 use serde_json::json;
 
 use super::{
     args::ExportArgs,
-    store::{ObjectError, Store, check_header, check_totals},
+    store::Store,
 };
 use crate::{
     connect,
@@ -33,8 +31,6 @@ use crate::{
 
 /// How many entries are written at once.
 const PORTION_ENTRIES: usize = 8192;
-/// How much of an object's end is read for its footer, unless that is longer.
-const FOOTER_BYTES: u64 = 64 << 10;
 /// How often the manifests are read again when a node has replaced what they named.
 const TRIES_MAX: u32 = 5;
 
@@ -89,7 +85,8 @@ async fn export(store: &Store, only: &[u32], target: Target) -> Result<Done, Fai
     }
     // This machine's clock may be wrong, and must not decide which keys are over.
     let now = store
-        .storage
+        .snapshots
+        .storage()
         .now()
         .await
         .map_err(|error| store.failure(&error))?;
@@ -172,7 +169,7 @@ struct Nodes<'a> {
 struct NodePart {
     manifest: Manifest,
     /// Of the deltas that were looked into.
-    footers: HashMap<String, Arc<Footer>>,
+    footers: HashMap<String, Footer>,
 }
 
 impl Nodes<'_> {
@@ -189,10 +186,10 @@ impl Nodes<'_> {
             match self.try_load(range, keys, times).await? {
                 Ok(()) => return Ok(()),
                 // The node has replaced it in the meantime. What was merged already is not wrong for that.
-                Err((_, ObjectError::Missing)) if tries < TRIES_MAX => {
+                Err((_, SnapshotReadError::Missing)) if tries < TRIES_MAX => {
                     self.loaded.remove(&range.owner);
                 }
-                Err((_, ObjectError::Storage(error))) => return Err(self.store.failure(&error)),
+                Err((_, SnapshotReadError::Storage(error))) => return Err(self.store.failure(&error)),
                 Err((key, error)) => {
                     return Err(Failure::failed(format!(
                         "hash range {} is not whole: {key}: {error}; `keydb snapshot verify` shows everything that is wrong",
@@ -208,35 +205,28 @@ impl Nodes<'_> {
         range: &RangeEntry,
         keys: &mut KeySet,
         times: Times,
-    ) -> Result<Result<(), (String, ObjectError)>, Failure> {
+    ) -> Result<Result<(), (String, SnapshotReadError)>, Failure> {
         let owner = range.owner;
         if !self.loaded.contains_key(&owner) {
-            let key = keydb_node::manifest_key(owner);
-            let manifest = match self.store.manifest(&key).await {
-                Err(ObjectError::Missing) => None,
-                Ok(manifest) => Some(manifest).filter(|manifest| manifest.complete_to().is_some()),
-                Err(error) => return Ok(Err((key, error))),
+            let manifest = self.store.snapshots.manifest(self.map.cluster_id, owner);
+            let manifest = match manifest.await {
+                Ok(manifest) => manifest.map(|(manifest, _)| manifest),
+                Err(error) => return Ok(Err((manifest_key(owner), error.into()))),
             };
-            let Some(manifest) = manifest else {
+            let Some(manifest) = manifest.filter(|manifest| manifest.complete_to().is_some())
+            else {
                 return Err(Failure::failed(format!(
                     "object storage has no snapshot of node {owner}, which owns hash range {}; `keydb snapshot create` puts one there",
                     range.id
                 )));
             };
-            if manifest.cluster_id != self.map.cluster_id || manifest.node != owner {
-                let foreign = format!(
-                    "it belongs to node {} of cluster {}",
-                    manifest.node, manifest.cluster_id
-                );
-                return Ok(Err((key, ObjectError::Damaged(foreign))));
-            }
             let part = NodePart {
                 manifest,
                 footers: HashMap::new(),
             };
             self.loaded.insert(owner, part);
         }
-        let (store, map) = (self.store, self.map);
+        let (snapshots, origin) = (&self.store.snapshots, Origin::from(self.map));
         let Some(part) = self.loaded.get_mut(&owner) else {
             return Ok(Ok(()));
         };
@@ -253,130 +243,52 @@ impl Nodes<'_> {
                 "it has hash range {} under generation {}, the cluster map under {}",
                 range.id, entry.generation, range.generation
             );
-            return Ok(Err((
-                keydb_node::manifest_key(owner),
-                ObjectError::Damaged(moved),
-            )));
+            let error = SnapshotReadError::Damaged(moved);
+            return Ok(Err((manifest_key(owner), error)));
         }
         let (base, deltas) = part.manifest.parts(entry);
         let files: Vec<ManifestFile> = base.into_iter().chain(deltas).cloned().collect();
         for file in files {
-            let key = object_key(owner, &file.name);
+            let each = |event: Event<'_>| match event {
+                Event::Entries(entries) => keys.merge(entries, times).map_err(|error| {
+                    let text = format!("its keys do not fit the range: {error}");
+                    SnapshotReadError::Damaged(text)
+                }),
+                _ => Ok(()),
+            };
             let merged = match file.kind {
-                SnapshotKind::Full => merge_full(store, map, &key, &file, keys, times).await,
-                SnapshotKind::Delta => {
-                    merge_section(
-                        store,
-                        map,
-                        &key,
-                        &file,
-                        range.id,
-                        &mut part.footers,
-                        keys,
-                        times,
-                    )
-                    .await
-                }
+                SnapshotKind::Full => snapshots.read(owner, &file, origin, each).await,
+                SnapshotKind::Delta => match part.footer(snapshots, owner, &file, origin).await {
+                    Ok(footer) => {
+                        let section =
+                            snapshots.read_section(owner, &file.name, footer, range.id, each);
+                        section.await
+                    }
+                    Err(error) => Err(error),
+                },
             };
             if let Err(error) = merged {
-                return Ok(Err((key, error)));
+                return Ok(Err((object_key(owner, &file.name), error)));
             }
         }
         Ok(Ok(()))
     }
 }
 
-fn merge(keys: &mut KeySet, entries: &[Entry], times: Times) -> Result<(), ObjectError> {
-    keys.merge(entries, times)
-        .map_err(|error| ObjectError::Damaged(format!("its keys do not fit the range: {error}")))
-}
-
-async fn merge_full(
-    store: &Store,
-    map: &ClusterMap,
-    key: &str,
-    file: &ManifestFile,
-    keys: &mut KeySet,
-    times: Times,
-) -> Result<(), ObjectError> {
-    let totals = store
-        .read(key, |event| match event {
-            Event::Header(header) => check_header(header, file, map),
-            Event::Entries(entries) => merge(keys, entries, times),
-            Event::Section(_) | Event::End(_) => Ok(()),
-        })
-        .await?;
-    check_totals(totals, file)
-}
-
-#[expect(
-    clippy::too_many_arguments,
-    reason = "called once, with what it has at hand"
-)]
-async fn merge_section(
-    store: &Store,
-    map: &ClusterMap,
-    key: &str,
-    file: &ManifestFile,
-    range: RangeId,
-    footers: &mut HashMap<String, Arc<Footer>>,
-    keys: &mut KeySet,
-    times: Times,
-) -> Result<(), ObjectError> {
-    let footer = match footers.get(key) {
-        Some(footer) => Arc::clone(footer),
-        None => {
-            let footer = Arc::new(read_footer(store, key, file.size_bytes).await?);
-            check_header(&footer.header, file, map)?;
-            check_totals(footer.totals, file)?;
-            footers.insert(key.to_owned(), Arc::clone(&footer));
-            footer
+impl NodePart {
+    /// The footer of a delta of `node`, which is read once.
+    async fn footer(
+        &mut self,
+        snapshots: &SnapshotStore,
+        node: NodeId,
+        file: &ManifestFile,
+        origin: Origin,
+    ) -> Result<&Footer, SnapshotReadError> {
+        if !self.footers.contains_key(&file.name) {
+            let footer = snapshots.footer(node, file, origin).await?;
+            self.footers.insert(file.name.clone(), footer);
         }
-    };
-    let Some(section) = footer.section(range) else {
-        return Err(ObjectError::Damaged(format!(
-            "it has no section of hash range {range}, and the manifest says that it has one"
-        )));
-    };
-    let stream = store.storage.get_range(key, section.bytes.clone()).await?;
-    let mut stream = stream.ok_or(ObjectError::Missing)?;
-    let mut decoder = SnapshotDecoder::of_section(&footer, section)
-        .map_err(|error| ObjectError::Damaged(format!("no memory to read it: {error}")))?;
-    while let Some(chunk) = stream.bytes.next().await {
-        decoder.feed(&chunk?);
-        while let Some(event) = decoder.next_event()? {
-            if let Event::Entries(entries) = event {
-                merge(keys, entries, times)?;
-            }
-        }
-    }
-    decoder.finish()?;
-    Ok(())
-}
-
-async fn read_footer(store: &Store, key: &str, size_bytes: u64) -> Result<Footer, ObjectError> {
-    let mut tail_bytes = FOOTER_BYTES.min(size_bytes);
-    loop {
-        let range = size_bytes - tail_bytes..size_bytes;
-        let stream = store.storage.get_range(key, range).await?;
-        let mut stream = stream.ok_or(ObjectError::Missing)?;
-        if stream.size_bytes != size_bytes {
-            return Err(ObjectError::Damaged(format!(
-                "it has {} bytes, and the manifest says {size_bytes}",
-                stream.size_bytes
-            )));
-        }
-        let mut tail = Vec::new();
-        while let Some(chunk) = stream.bytes.next().await {
-            tail.extend_from_slice(&chunk?);
-        }
-        match Footer::decode(&tail, size_bytes) {
-            Ok(footer) => return Ok(footer),
-            Err(FooterError::TailTooShort { needed_bytes }) if needed_bytes > tail_bytes => {
-                tail_bytes = needed_bytes.min(size_bytes);
-            }
-            Err(error) => return Err(ObjectError::Damaged(error.to_string())),
-        }
+        Ok(&self.footers[&file.name])
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use keydb_node::{Collected, GarbageError, collect_garbage};
+use keydb_storage::{Collected, GarbageError};
 use serde_json::json;
 
 use super::{args::GcArgs, store::Store};
@@ -17,7 +17,9 @@ pub(super) fn run(args: &GcArgs) -> Result<ExitCode, Failure> {
     let collected = connect::runtime()?.block_on(async {
         // Where there is no cluster, these may be somebody else's objects.
         store.map().await?;
-        collect_garbage(&*store.storage, None, args.older_than, args.dry_run)
+        store
+            .snapshots
+            .collect_garbage(None, args.older_than, args.dry_run)
             .await
             .map_err(|error| match error {
                 GarbageError::Storage(error) => store.failure(&error),

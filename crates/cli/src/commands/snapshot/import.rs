@@ -9,11 +9,13 @@ use std::{
 };
 
 use keydb_client::{AdminClient, WriteError};
-use keydb_core::{Entry, Event, FileKind, HashSeed, SnapshotHeader, UnixMillis};
+use keydb_core::{
+    Entry, Event, FileKind, HashSeed, SnapshotDecoder, SnapshotHeader, UnixMillis,
+};
 use serde_json::json;
 use tokio::task::{JoinError, JoinSet};
 
-use super::{args::ImportArgs, store::new_decoder};
+use super::args::ImportArgs;
 use crate::{
     connect,
     exit::{Code, Failure},
@@ -70,7 +72,7 @@ async fn import(
 ) -> Result<Imported, Failure> {
     let unusable = |error: &dyn std::fmt::Display| Failure::failed(format!("{name}: {error}"));
     let seed = admin.cluster_map().hash.seed;
-    let mut decoder = new_decoder().map_err(|error| unusable(&error))?;
+    let mut decoder = SnapshotDecoder::new().map_err(|error| unusable(&error))?;
     let mut sending = Sending::new(admin);
     let now = cluster_time(admin).await?.0 / 1000;
     let mut chunk = vec![0; CHUNK_BYTES];

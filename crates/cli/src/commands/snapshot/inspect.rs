@@ -2,12 +2,15 @@
 
 use std::{fmt::Write, fs::File, io::Read, path::Path, process::ExitCode};
 
-use keydb_core::{Event, FileKind, Manifest, SectionHeader, SnapshotHeader, Totals};
+use keydb_core::{
+    Event, FileKind, Manifest, SectionHeader, SnapshotDecoder, SnapshotHeader, Totals,
+};
+use keydb_storage::SnapshotReadError;
 use serde_json::{Value, json};
 
 use super::{
     args::InspectArgs,
-    store::{ObjectError, Store, complete_to_text, new_decoder},
+    store::{Store, complete_to_text},
 };
 use crate::{
     connect,
@@ -41,7 +44,7 @@ impl Content {
 
 pub(super) fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
     let what = args.what.as_str();
-    let unusable = |error: ObjectError| Failure::failed(format!("{what}: {error}"));
+    let unusable = |error: SnapshotReadError| Failure::failed(format!("{what}: {error}"));
     let path = Path::new(what);
     let mut out = Stdout::open()?;
     let shown = if path.is_file() {
@@ -58,20 +61,20 @@ pub(super) fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
     } else {
         let store = Store::open(&connect::settings()?)?;
         let runtime = connect::runtime()?;
-        let not_there = |error: ObjectError| match error {
-            ObjectError::Missing => Failure::failed(format!(
+        let not_there = |error: SnapshotReadError| match error {
+            SnapshotReadError::Missing => Failure::failed(format!(
                 "{what} is neither a file here nor an object in {}",
                 store.text
             )),
-            ObjectError::Storage(error) => store.failure(&error),
-            damaged @ ObjectError::Damaged(_) => unusable(damaged),
+            SnapshotReadError::Storage(error) => store.failure(&error),
+            damaged => unusable(damaged),
         };
         if what.ends_with(".json") {
-            let manifest = runtime.block_on(store.manifest(what)).map_err(not_there)?;
+            let manifest = runtime.block_on(store.snapshots.manifest_at(what)).map_err(not_there)?;
             show_manifest(&manifest, args.json)?
         } else {
             let mut content = Content::default();
-            let read = store.read(what, |event| {
+            let read = store.snapshots.read_any(what, |event| {
                 content.take(event);
                 Ok(())
             });
@@ -83,11 +86,11 @@ pub(super) fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn read_file(path: &Path) -> Result<(Content, Totals), ObjectError> {
+fn read_file(path: &Path) -> Result<(Content, Totals), SnapshotReadError> {
     let unreadable =
-        |error: std::io::Error| ObjectError::Damaged(format!("it cannot be read: {error}"));
+        |error: std::io::Error| SnapshotReadError::Damaged(format!("it cannot be read: {error}"));
     let mut file = File::open(path).map_err(unreadable)?;
-    let mut decoder = new_decoder()?;
+    let mut decoder = SnapshotDecoder::new().map_err(unreadable)?;
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut content = Content::default();
     loop {

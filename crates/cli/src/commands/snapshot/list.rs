@@ -3,11 +3,12 @@
 use std::{fmt::Write, process::ExitCode};
 
 use keydb_core::{ClusterMap, Manifest, SnapshotKind};
+use keydb_storage::SnapshotReadError;
 use serde_json::{Value, json};
 
 use super::{
     args::ListArgs,
-    store::{ObjectError, Store, complete_to_text},
+    store::{Store, complete_to_text},
 };
 use crate::{
     connect,
@@ -15,12 +16,15 @@ use crate::{
     output::{Align, answer, bytes_text, table, thousands},
 };
 
-type Manifests = Vec<(String, Result<Manifest, ObjectError>)>;
+type Manifests = Vec<(String, Result<Manifest, SnapshotReadError>)>;
 
 pub(super) fn run(args: &ListArgs) -> Result<ExitCode, Failure> {
     let store = Store::open(&connect::settings()?)?;
-    let (map, manifests) = connect::runtime()?
-        .block_on(async { Ok::<_, Failure>((store.map().await?, store.manifests(None).await?)) })?;
+    let (map, manifests) = connect::runtime()?.block_on(async {
+        let manifests = store.snapshots.manifests().await;
+        let manifests = manifests.map_err(|error| store.failure(&error))?;
+        Ok::<_, Failure>((store.map().await?, manifests))
+    })?;
     answer(
         args.json,
         || as_json(&map, &manifests, &store.text),

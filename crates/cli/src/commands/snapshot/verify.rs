@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeSet, process::ExitCode};
 
-use keydb_core::{ClusterMap, Event, Manifest, ManifestFile, NodeId};
-use keydb_node::{manifest_key, object_key};
+use keydb_core::{ClusterMap, Manifest, ManifestFile, NodeId, Origin};
+use keydb_storage::{SnapshotReadError, manifest_key, object_key};
 use serde_json::{Value, json};
 
 use super::{
     args::VerifyArgs,
-    store::{ObjectError, Store, check_header, check_totals, complete_to_text},
+    store::{Store, complete_to_text},
 };
 use crate::{
     connect,
@@ -54,7 +54,8 @@ async fn verify(store: &Store, only: Option<NodeId>) -> Result<Vec<Found>, Failu
     }
     // A node that has left may still have a manifest that others' ranges were made from; all that are there count.
     let mut nodes: BTreeSet<NodeId> = map.nodes.iter().map(|node| node.id).collect();
-    for (_, manifest) in store.manifests(None).await? {
+    let manifests = store.snapshots.manifests().await;
+    for (_, manifest) in manifests.map_err(|error| store.failure(&error))? {
         nodes.extend(manifest.ok().map(|manifest| manifest.node));
     }
     let mut found = Vec::new();
@@ -76,9 +77,9 @@ async fn verify_node(store: &Store, map: &ClusterMap, node: NodeId) -> Result<Fo
         bytes: 0,
         problems: Vec::new(),
     };
-    let mut manifest = match own_manifest(store, map, &key, node).await {
+    let mut manifest = match own_manifest(store, map, node).await {
         Ok(manifest) => manifest,
-        Err(ObjectError::Storage(error)) => return Err(store.failure(&error)),
+        Err(SnapshotReadError::Storage(error)) => return Err(store.failure(&error)),
         Err(error) => {
             found.problems.push((key, error.to_string()));
             return Ok(found);
@@ -88,23 +89,25 @@ async fn verify_node(store: &Store, map: &ClusterMap, node: NodeId) -> Result<Fo
     let mut read_again = true;
     while let Some(file) = files.pop() {
         let object = object_key(node, &file.name);
-        match verify_file(store, map, &object, &file).await {
-            Ok(()) => {
+        let origin = Origin::from(map);
+        let read = store.snapshots.read(node, &file, origin, |_| Ok(()));
+        match read.await {
+            Ok(_) => {
                 found.objects += 1;
                 found.entries += file.entries;
                 found.bytes += file.size_bytes;
             }
-            Err(ObjectError::Storage(error)) => return Err(store.failure(&error)),
+            Err(SnapshotReadError::Storage(error)) => return Err(store.failure(&error)),
             // The node may have replaced it in the meantime: then its newer manifest counts.
-            Err(ObjectError::Missing) if read_again => {
+            Err(SnapshotReadError::Missing) if read_again => {
                 read_again = false;
-                let newer = match own_manifest(store, map, &key, node).await {
+                let newer = match own_manifest(store, map, node).await {
                     Ok(newer) => newer,
-                    Err(ObjectError::Storage(error)) => return Err(store.failure(&error)),
+                    Err(SnapshotReadError::Storage(error)) => return Err(store.failure(&error)),
                     Err(error) => {
                         found
                             .problems
-                            .push((object, ObjectError::Missing.to_string()));
+                            .push((object, SnapshotReadError::Missing.to_string()));
                         found.problems.push((key, error.to_string()));
                         return Ok(found);
                     }
@@ -135,32 +138,12 @@ async fn verify_node(store: &Store, map: &ClusterMap, node: NodeId) -> Result<Fo
 async fn own_manifest(
     store: &Store,
     map: &ClusterMap,
-    key: &str,
     node: NodeId,
-) -> Result<Manifest, ObjectError> {
-    let manifest = store.manifest(key).await?;
-    if (manifest.cluster_id, manifest.node) == (map.cluster_id, node) {
-        return Ok(manifest);
-    }
-    Err(ObjectError::Damaged(format!(
-        "it belongs to node {} of cluster {}",
-        manifest.node, manifest.cluster_id
-    )))
-}
-
-async fn verify_file(
-    store: &Store,
-    map: &ClusterMap,
-    key: &str,
-    file: &ManifestFile,
-) -> Result<(), ObjectError> {
-    let totals = store
-        .read(key, |event| match event {
-            Event::Header(header) => check_header(header, file, map),
-            _ => Ok(()),
-        })
-        .await?;
-    check_totals(totals, file)
+) -> Result<Manifest, SnapshotReadError> {
+    let found = store.snapshots.manifest(map.cluster_id, node).await?;
+    found
+        .map(|(manifest, _)| manifest)
+        .ok_or(SnapshotReadError::Missing)
 }
 
 fn as_text(found: &Found) -> String {

@@ -3,8 +3,6 @@
 use futures_util::FutureExt;
 use keydb_core::Incarnation;
 
-use std::sync::atomic::{AtomicU32, Ordering};
-
 use super::{faulty::Fault, *};
 use crate::disk::failpoint::{self, Action};
 
@@ -492,14 +490,16 @@ async fn rounds_that_come_early_again_and_again_do_not_put_off_the_uploads() {
     run.put(&rig.keys(0..40_000, EXPIRY)).await;
     run.full_snapshot().await;
     let before = rig.remote().await.unwrap().lsn;
-    let next = AtomicU32::new(40_000);
-    eventually(async || {
-        // So much that a round comes early each time that it is looked for.
-        let start = next.fetch_add(4000, Ordering::Relaxed);
+    for start in (40_000..).step_by(4000) {
+        assert!(start < 440_000, "a hundred rounds, and no upload");
+        // So much that a round is made at the next look.
         run.put(&rig.keys(start..start + 4000, EXPIRY)).await;
-        rig.remote().await.unwrap().lsn > before
-    })
-    .await;
+        let written = run.journal.committed();
+        eventually(async || run.local().lsn >= written).await;
+        if rig.remote().await.unwrap().lsn > before {
+            break;
+        }
+    }
     run.stop().await;
 }
 
