@@ -18,6 +18,7 @@ mod cluster_map;
 mod date;
 mod fingerprint;
 mod hash_range;
+mod hex;
 mod hex_u64;
 mod ids;
 mod journal;
@@ -45,6 +46,7 @@ pub use fingerprint::{
     PackedLengthError,
 };
 pub use hash_range::{HASH_RANGES_MAX, HashRange, RangeCountError, RangeId};
+pub use hex::hex;
 pub use ids::{ClusterId, IdError, Incarnation, NodeId, OperationId};
 pub use journal::{
     JournalError, RECORD_BYTES_MAX, Record, RecordBody, RecordError, RecordGroup,

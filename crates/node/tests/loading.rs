@@ -5,8 +5,8 @@
 mod support;
 
 use keydb_core::{ClusterMap, Durability, Manifest, NodeId, OperationId};
-use keydb_storage::{manifest_key, object_key};
 use keydb_proto::shard::{ErrorCode, RangeState, RangeStatus, RefusalCode};
+use keydb_storage::{manifest_key, object_key};
 use support::{cluster::*, storage::*, *};
 
 async fn ranges(client: &Client, state: RangeState) -> Vec<RangeStatus> {

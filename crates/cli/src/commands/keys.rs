@@ -10,7 +10,7 @@ use std::{
 
 use clap::Args;
 use keydb_client::{Claim, Client};
-use keydb_core::{KEY_BYTES_MAX, KeyError, Ttl};
+use keydb_core::{KEY_BYTES_MAX, KeyError, Ttl, hex};
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
@@ -19,7 +19,7 @@ use crate::{
     connect,
     exit::Failure,
     lines::{Batch, Extract, Fill, Form, Format, Input, Limits, Lines},
-    output::{Stdout, hex, json_line, say},
+    output::{Stdout, json_line, say},
 };
 
 pub(crate) const PUT_EXAMPLES: &str = "\

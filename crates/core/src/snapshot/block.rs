@@ -3,7 +3,7 @@
 use std::io;
 
 use super::{
-    expiries::{ExpiryDecoder, ExpiryEncoder},
+    expiries::{BLOCK_ENTRIES_MAX, ExpiryDecoder, ExpiryEncoder},
     gaps::{self, Gaps},
 };
 use crate::{Entry, FINGERPRINT_BYTES, Fingerprint, HashRange, bytes::Reader};
@@ -12,10 +12,7 @@ use crate::{Entry, FINGERPRINT_BYTES, Fingerprint, HashRange, bytes::Reader};
 /// one does not stop others for long.
 pub const BLOCK_ENTRIES: usize = 8192;
 
-/// A reader takes blocks of up to so many entries.
-pub(super) const BLOCK_ENTRIES_MAX: usize = 65_536;
-
-/// And of up to so many bytes: twice what that many entries can take.
+/// A reader takes blocks of up to so many bytes: twice what as many entries as it takes can have.
 pub(super) const BLOCK_BYTES_MAX: usize = 2 * BLOCK_ENTRIES_MAX * size_of::<Entry>();
 
 /// Appends a block of at least one entry.

@@ -7,11 +7,13 @@ use std::io;
 
 use zstd::bulk::{Compressor, Decompressor};
 
-use super::block::BLOCK_ENTRIES_MAX;
 use crate::{Expiry, bytes::Reader};
 
 /// By measurement: higher levels search longer for repetitions, which there are none of, and give the same size.
 const ZSTD_LEVEL: i32 = 1;
+
+/// A reader takes blocks of up to so many entries.
+pub(super) const BLOCK_ENTRIES_MAX: usize = 65_536;
 
 const PLANE_RAW: u8 = 0;
 const PLANE_ZSTD: u8 = 1;

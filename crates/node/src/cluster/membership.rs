@@ -15,40 +15,33 @@
 
 use std::{sync::Arc, time::Duration};
 
-use keydb_core::{ClusterMap, Durability, Incarnation, Manifest, MapError, NodeEntry, UnixMillis};
-use keydb_proto::shard::{
-    NodeStatusReply, NodeStatusRequest, shard_service_client::ShardServiceClient,
-};
+use keydb_core::{ClusterMap, Durability, Incarnation, Manifest};
 use keydb_storage::{
-    ManifestReadError, MapStore, MapStoreError, SnapshotStore, StorageErrorKind, UpdateError,
-    Version,
+    ManifestReadError, MapStore, MapStoreError, SnapshotStore, StorageErrorKind, Version,
 };
 use tokio::{
     task::{JoinError, JoinSet, spawn_blocking},
     time::timeout,
 };
-use tonic::transport::Endpoint;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::{
     NodeError,
-    cluster::clock_check::{ClockWatch, KnownClock, check_unconfirmed},
+    cluster::clock_check::check_unconfirmed,
+    cluster::contact::Contact,
+    cluster::membership_state::MembershipState,
+    cluster::probe::refuse_to_be_second,
+    cluster::registration::{self, Written},
     disk::data_dir::{self, DataDir},
     disk::journal::JournalSizes,
     disk::recovery::{Recovered, Recovery},
     disk::snapshot,
-    cluster::membership_state::MembershipState, node::Node,
+    node::Node,
     ranges::owned::{CurrentMap, OwnedRanges},
 };
 
-/// How long an earlier process of the same node has to answer, connecting included.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-
 /// How long one look at the map may take.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long registering may take, the store's own retries included.
-const REGISTER_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// The least time between two looks at the map.
 const POLL_GAP_MIN: Duration = Duration::from_millis(50);
@@ -62,7 +55,7 @@ pub(crate) struct Membership {
     waiting: Option<Waiting>,
     /// The version of the object that the map in force was read from.
     known: Option<Version>,
-    storage_failed: bool,
+    contact: Contact,
     older_map_seen: bool,
     /// The disk that this one is about to take the place of.
     predecessor: Option<Incarnation>,
@@ -72,9 +65,6 @@ pub(crate) struct Membership {
     recovery: JoinSet<Result<Recovered, NodeError>>,
     /// Keys were lost at this start, which the map does not count yet.
     uncounted_loss: bool,
-    clock: ClockWatch,
-    /// The confirmation of the clock that the disk knows of.
-    clock_kept: Option<UnixMillis>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -83,27 +73,20 @@ enum Waiting {
     ToBeListed,
 }
 
-/// Why an attempt to register was given up.
-#[derive(Debug, thiserror::Error)]
-#[error("the cluster map has changed in the meantime")]
-struct Outdated;
-
 impl Membership {
     pub(crate) fn new(node: Arc<Node>, store: MapStore) -> Self {
         Self {
+            contact: Contact::new(Arc::clone(&node)),
             node,
             store,
             waiting: None,
             known: None,
-            storage_failed: false,
             older_map_seen: false,
             predecessor: None,
             disk_id: None,
             data_dir: None,
             recovery: JoinSet::new(),
             uncounted_loss: false,
-            clock: ClockWatch::default(),
-            clock_kept: None,
         }
     }
 
@@ -149,22 +132,6 @@ impl Membership {
         Ok(())
     }
 
-    /// Writes down that the clock is right, where it was found to be since the last time.
-    async fn keep_clock(&mut self) {
-        let (Some(data_dir), Some(confirmed)) = (&self.data_dir, self.clock.confirmed()) else {
-            return;
-        };
-        if self.clock_kept.replace(confirmed) == Some(confirmed) {
-            return;
-        }
-        let known = KnownClock::of(&*self.node.clock);
-        let data_dir = Arc::clone(data_dir);
-        let saved = spawn_blocking(move || known.save(data_dir.root())).await;
-        if let Ok(Err(error)) = saved {
-            debug!("when the clock was right is not kept: {error}");
-        }
-    }
-
     /// Counts a loss in the map, whose stored version is `stored`, as soon as that can be written.
     async fn count_loss(&mut self, stored: (u64, u64)) {
         if !self.uncounted_loss {
@@ -179,20 +146,9 @@ impl Membership {
         let id = self.node.config.id;
         let now = self.node.clock.now();
         let counted = map.node(id).map_or(0, |entry| entry.loss_count) + 1;
-        let change = |current: &ClusterMap| {
-            let mut next = current.successor();
-            let entry = next.node_mut(id).ok_or(Outdated)?;
-            if entry.loss_count >= counted {
-                return Ok(None);
-            }
-            entry.loss_count = counted;
-            entry.last_loss_ms = Some(now);
-            Ok(Some(next))
-        };
-        match timeout(REGISTER_TIMEOUT, self.store.update(change)).await {
-            Ok(Ok(_) | Err(UpdateError::Change(Outdated))) => self.uncounted_loss = false,
-            Ok(Err(error)) => self.storage_fails(&error.to_string()),
-            Err(_) => self.storage_fails("counting a loss in the cluster map took too long"),
+        match registration::count_loss(&self.store, id, counted, now).await {
+            Written::Done(_) | Written::Outdated => self.uncounted_loss = false,
+            Written::Failed(error) => self.contact.fails(&error),
         }
     }
 
@@ -207,12 +163,18 @@ impl Membership {
                 let Some(map) = in_force.map() else {
                     return Ok(());
                 };
-                self.found(map.clock_error_max_ms).await?;
+                let storage = &**self.store.storage();
+                self.contact
+                    .found_map(storage, map.clock_error_max_ms)
+                    .await?;
                 self.follow_up(map.version()).await;
                 Ok(())
             }
             Ok(Ok(Some(Some(map)))) => {
-                self.found(map.clock_error_max_ms).await?;
+                let storage = &**self.store.storage();
+                self.contact
+                    .found_map(storage, map.clock_error_max_ms)
+                    .await?;
                 let stored = map.version();
                 self.take(map).await?;
                 self.follow_up(stored).await;
@@ -227,11 +189,11 @@ impl Membership {
             Ok(Ok(Some(None))) => {
                 self.take_saved_map().await?;
                 if self.node.membership.state().map().is_some() {
-                    self.storage_fails(
+                    self.contact.fails(
                         "object storage has no cluster map any more; `keydb recover --map` puts it back",
                     );
                 } else {
-                    self.storage_works();
+                    self.contact.works();
                     self.wait(Waiting::ForMap);
                 }
                 Ok(())
@@ -239,7 +201,7 @@ impl Membership {
             Ok(Err(error)) => self.load_failed(error).await,
             Err(_) => {
                 self.take_saved_map().await?;
-                self.storage_fails(&format!(
+                self.contact.fails(&format!(
                     "reading the cluster map took longer than {} s",
                     LOAD_TIMEOUT.as_secs()
                 ));
@@ -248,20 +210,13 @@ impl Membership {
         }
     }
 
-    /// The storage has answered with a map, which allows clocks to be so wrong.
-    async fn found(&mut self, clock_error_max_ms: u64) -> Result<(), NodeError> {
-        self.storage_works();
-        let storage = &**self.store.storage();
-        self.clock
-            .look(&self.node, storage, clock_error_max_ms)
-            .await
-    }
-
     /// What is to be done after a look at the map, whose stored version is `stored`.
     async fn follow_up(&mut self, stored: (u64, u64)) {
         self.uncounted_loss |= self.node.take_loss();
         self.count_loss(stored).await;
-        self.keep_clock().await;
+        if let Some(data_dir) = &self.data_dir {
+            self.contact.keep_clock(data_dir.root()).await;
+        }
     }
 
     /// The newest map by which this disk was the node's.
@@ -297,7 +252,7 @@ impl Membership {
     async fn load_failed(&mut self, error: MapStoreError) -> Result<(), NodeError> {
         let error = match error {
             MapStoreError::Map(error) if self.node.membership.state().table().is_none() => {
-                return Err(unusable(error));
+                return Err(NodeError::UnusableMap(error));
             }
             MapStoreError::Map(error) => error.to_string(),
             MapStoreError::Storage(error) => {
@@ -309,7 +264,7 @@ impl Membership {
                 error.to_string()
             }
         };
-        self.storage_fails(&error);
+        self.contact.fails(&error);
         Ok(())
     }
 
@@ -388,14 +343,18 @@ impl Membership {
     async fn join(&mut self, map: ClusterMap, newer: bool) -> Result<(), NodeError> {
         let Some(entry) = map.node(self.node.config.id).cloned() else {
             if newer {
-                self.node.membership.set(MembershipState::NotListed(CurrentMap::new(map)));
+                self.node
+                    .membership
+                    .set(MembershipState::NotListed(CurrentMap::new(map)));
             }
             self.wait(Waiting::ToBeListed);
             return Ok(());
         };
         self.waiting = None;
         if newer {
-            self.node.membership.set(MembershipState::NotRegistered(CurrentMap::new(map.clone())));
+            self.node
+                .membership
+                .set(MembershipState::NotRegistered(CurrentMap::new(map.clone())));
         }
         if map.durability.has_disk() && !self.node.clock.is_trusted() {
             let root = &self.node.config.data_dir;
@@ -405,14 +364,14 @@ impl Membership {
         if entry.disk_id == Some(disk_id) {
             if map.durability.has_disk() && self.predecessor.is_none() {
                 // A copy of the disk may run elsewhere.
-                self.refuse_to_be_second(&map, &entry).await?;
+                refuse_to_be_second(self.node.incarnation, &map, &entry).await?;
             }
             // Either the disk was here before, or an earlier attempt, whose outcome was not known, has succeeded.
             self.registered(map);
             return Ok(());
         }
         if let Some(found) = entry.disk_id {
-            self.refuse_to_be_second(&map, &entry).await?;
+            refuse_to_be_second(self.node.incarnation, &map, &entry).await?;
             if map.durability == Durability::Journal {
                 return Err(NodeError::OtherDisk {
                     node: entry.id,
@@ -429,7 +388,17 @@ impl Membership {
             return Ok(());
         }
         self.predecessor = entry.disk_id;
-        self.register(&map, entry.disk_id, disk_id).await
+        let (id, now) = (self.node.config.id, self.node.clock.now());
+        let register = registration::register(&self.store, &map, id, entry.disk_id, disk_id, now);
+        match register.await? {
+            Written::Done(map) => {
+                self.contact.works();
+                self.registered(map);
+            }
+            Written::Outdated => {}
+            Written::Failed(error) => self.contact.fails(&error),
+        }
+        Ok(())
     }
 
     /// What the map is to have as this node's disk. Opens the data directory at the first time.
@@ -457,36 +426,6 @@ impl Membership {
         Ok(disk_id)
     }
 
-    /// Ends this node if another process answers for it.
-    async fn refuse_to_be_second(
-        &self,
-        map: &ClusterMap,
-        entry: &NodeEntry,
-    ) -> Result<(), NodeError> {
-        let answered = match timeout(PROBE_TIMEOUT, ask(&entry.address)).await {
-            Ok(Ok(status)) => status,
-            Ok(Err(_)) | Err(_) => return Ok(()),
-        };
-        let incarnation = answered
-            .header
-            .filter(|header| header.node_id == entry.id.0)
-            .and_then(|header| <[u8; 16]>::try_from(&*header.incarnation).ok())
-            .map(Incarnation::from_bytes);
-        let same_cluster = *answered.cluster_id == map.cluster_id.to_bytes();
-        match incarnation {
-            // At the node's own address it may well be this process that answers.
-            Some(incarnation) if same_cluster && incarnation != self.node.incarnation => {
-                Err(NodeError::AlreadyRunning {
-                    node: entry.id,
-                    cluster: map.cluster_id,
-                    address: entry.address.clone(),
-                    incarnation,
-                })
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Whether a disk that is about to take the place of another one has no older keys than object storage; false when that does
     /// not answer, and is to be asked again.
     ///
@@ -502,12 +441,12 @@ impl Membership {
         let remote = match timeout(LOAD_TIMEOUT, look).await {
             Ok(Ok(remote)) => remote.map(|(manifest, _)| manifest),
             Ok(Err(ManifestReadError::Storage(error))) => {
-                self.storage_fails(&error.to_string());
+                self.contact.fails(&error.to_string());
                 return Ok(false);
             }
             Ok(Err(error)) => return Err(NodeError::Storage(error.to_string())),
             Err(_) => {
-                self.storage_fails(&format!(
+                self.contact.fails(&format!(
                     "reading the node's manifest took longer than {} s",
                     LOAD_TIMEOUT.as_secs()
                 ));
@@ -526,65 +465,6 @@ impl Membership {
                 complete_to: later.complete_to_ms,
                 path: data_dir.root().to_owned(),
             }),
-        }
-    }
-
-    async fn register(
-        &mut self,
-        seen: &ClusterMap,
-        predecessor: Option<Incarnation>,
-        disk_id: Incarnation,
-    ) -> Result<(), NodeError> {
-        let id = self.node.config.id;
-        let now = self.node.clock.now();
-        let change = |current: &ClusterMap| {
-            let entry = current.node(id).ok_or(Outdated)?;
-            if entry.disk_id == Some(disk_id) {
-                return Ok(None);
-            }
-            let outdated = current.cluster_id != seen.cluster_id
-                || current.version() < seen.version()
-                || entry.disk_id != predecessor;
-            if outdated {
-                return Err(Outdated);
-            }
-            let mut next = current.successor();
-            let entry = next.node_mut(id).ok_or(Outdated)?;
-            entry.disk_id = Some(disk_id);
-            if predecessor.is_some() {
-                entry.loss_count = entry.loss_count.saturating_add(1);
-                entry.last_loss_ms = Some(now);
-            }
-            Ok(Some(next))
-        };
-        let Ok(updated) = timeout(REGISTER_TIMEOUT, self.store.update(change)).await else {
-            // It may have been applied; if so, the next look finds it.
-            self.storage_fails(&format!(
-                "registering in the cluster map took longer than {} s",
-                REGISTER_TIMEOUT.as_secs()
-            ));
-            return Ok(());
-        };
-        match updated {
-            Ok(map) => {
-                self.storage_works();
-                self.registered(map);
-                Ok(())
-            }
-            // The next look finds out what has changed.
-            Err(UpdateError::Change(Outdated)) => Ok(()),
-            Err(UpdateError::Load(error)) => {
-                self.storage_fails(&error.to_string());
-                Ok(())
-            }
-            Err(UpdateError::Invalid(error)) => Err(unusable(error)),
-            Err(UpdateError::NotWritten(error)) if error.kind() == StorageErrorKind::Refused => {
-                Err(NodeError::Storage(error.to_string()))
-            }
-            Err(error) => {
-                self.storage_fails(&error.to_string());
-                Ok(())
-            }
         }
     }
 
@@ -676,41 +556,4 @@ impl Membership {
         }
         self.waiting = Some(waiting);
     }
-
-    fn storage_fails(&mut self, error: &str) {
-        self.clock.cannot_look(&self.node);
-        // Once: the reason may have another number in it each time.
-        if std::mem::replace(&mut self.storage_failed, true) {
-            return;
-        }
-        let text = match self.node.membership.state().map() {
-            Some(map) => format!(
-                "going on with the last cluster map (epoch {}), trying again: {error}",
-                map.epoch
-            ),
-            None => format!("waiting for object storage, which has the cluster map: {error}"),
-        };
-        self.node.warnings.set("storage", Some(text));
-    }
-
-    fn storage_works(&mut self) {
-        if std::mem::replace(&mut self.storage_failed, false) {
-            info!(node = %self.node.config.id, "the storage answers again");
-            self.node.warnings.set("storage", None);
-        }
-    }
-}
-
-fn unusable(error: MapError) -> NodeError {
-    NodeError::UnusableMap(error)
-}
-
-async fn ask(address: &str) -> Result<NodeStatusReply, Box<dyn std::error::Error + Send + Sync>> {
-    let channel = Endpoint::from_shared(format!("http://{address}"))?
-        .connect()
-        .await?;
-    let reply = ShardServiceClient::new(channel)
-        .node_status(NodeStatusRequest::default())
-        .await?;
-    Ok(reply.into_inner())
 }

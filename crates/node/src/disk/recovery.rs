@@ -154,7 +154,8 @@ impl Recovery {
             journal: Arc::clone(&opened.journal),
             data_dir: Arc::clone(&self.data_dir),
         };
-        let snapshots = Snapshotter::start(inputs, opened.manifest.clone(), opened.replayed.clone())?;
+        let snapshots =
+            Snapshotter::start(inputs, opened.manifest.clone(), opened.replayed.clone())?;
         self.node.open_disk().await.start_snapshots(snapshots);
         Ok(())
     }

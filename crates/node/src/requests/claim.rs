@@ -5,7 +5,9 @@
 
 use std::{collections::HashSet, ops::ControlFlow, time::Duration};
 
-use keydb_core::{Bitmap, Expiry, Fingerprint, KeySet, OperationId, PackedFingerprints, Times, Ttl};
+use keydb_core::{
+    Bitmap, Expiry, Fingerprint, KeySet, OperationId, PackedFingerprints, Times, Ttl,
+};
 use keydb_proto::{
     refusal_status,
     shard::{ClaimReply, ClaimRequest, ErrorCode, RangeRefusal},

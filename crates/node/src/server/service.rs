@@ -11,8 +11,7 @@ use keydb_proto::shard::{
 use tonic::{Request, Response, Status};
 
 use crate::{
-    node::Node, requests, server::request_counters::Operation, server::snapshots,
-    server::status,
+    node::Node, requests, server::request_counters::Operation, server::snapshots, server::status,
 };
 
 /// `keydb.shard.v1.ShardService` of one node.

@@ -12,9 +12,7 @@ use keydb_proto::{
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::{
-    disk::Disk, disk::snapshot::Snapshotter, node::Node, server::status::check_cluster,
-};
+use crate::{disk::Disk, disk::snapshot::Snapshotter, node::Node, server::status::check_cluster};
 
 /// How long a snapshot that was asked for is waited for where the caller says nothing else.
 pub(crate) const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3600);

@@ -9,11 +9,8 @@ use keydb_proto::shard::{
 use tonic::Status;
 
 use crate::{
-    disk::Disk,
-    cluster::membership_state::MembershipState, node::Node,
-    ranges::owned::Readiness,
-    requests::plan,
-    server::http::StatusSnapshot,
+    cluster::membership_state::MembershipState, disk::Disk, node::Node, ranges::owned::Readiness,
+    requests::plan, server::http::StatusSnapshot,
 };
 
 /// The map that the node goes by, if it is newer than the caller's.

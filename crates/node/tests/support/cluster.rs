@@ -9,8 +9,8 @@ use std::{
 
 use keydb_core::{ClusterMap, Durability, Manifest, NodeId};
 use keydb_node::NodeConfig;
-use keydb_storage::manifest_key;
 use keydb_proto::shard::CreateSnapshotsRequest;
+use keydb_storage::manifest_key;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tonic::Status;

@@ -337,7 +337,6 @@ fn init_failed(in_doubt: Option<StorageError>, error: InitError) -> InitError {
 struct Attempts {
     started: Instant,
     made: u32,
-    backoff: Duration,
 }
 
 impl Attempts {
@@ -345,7 +344,6 @@ impl Attempts {
         Self {
             started: Instant::now(),
             made: 1,
-            backoff: BACKOFF_MIN,
         }
     }
 
@@ -354,11 +352,8 @@ impl Attempts {
         if self.made >= ATTEMPTS_MAX || self.started.elapsed() >= ATTEMPTS_DEADLINE {
             return false;
         }
+        sleep(random::backoff(BACKOFF_MIN, BACKOFF_MAX, self.made - 1)).await;
         self.made += 1;
-        // Anything up to the backoff, so that writers that met once do not meet again.
-        let wait_us = random::u64() % self.backoff.as_micros().try_into().unwrap_or(u64::MAX);
-        sleep(Duration::from_micros(wait_us)).await;
-        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
         true
     }
 }

@@ -46,7 +46,6 @@ impl Limits {
             attempt,
             started: Instant::now(),
             made: 1,
-            backoff: self.backoff_min,
         }
     }
 }
@@ -58,7 +57,6 @@ pub(super) struct Attempts {
     attempt: Duration,
     started: Instant,
     made: u32,
-    backoff: Duration,
 }
 
 impl Attempts {
@@ -69,14 +67,13 @@ impl Attempts {
         if self.made >= self.limits.attempts_max || self.started.elapsed() >= call {
             return false;
         }
-        self.made += 1;
-        // From half the backoff up, so that callers that failed together do not come back together.
-        let half_us = u64::try_from(self.backoff.as_micros() / 2).unwrap_or(u64::MAX);
-        sleep(Duration::from_micros(
-            half_us + random::u64() % half_us.max(1),
+        sleep(random::backoff(
+            self.limits.backoff_min,
+            BACKOFF_MAX,
+            self.made - 1,
         ))
         .await;
-        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+        self.made += 1;
         true
     }
 
@@ -84,7 +81,6 @@ impl Attempts {
     pub(super) fn renew(&mut self) {
         self.started = Instant::now();
         self.made = 1;
-        self.backoff = self.limits.backoff_min;
     }
 
     /// One attempt, within its time.

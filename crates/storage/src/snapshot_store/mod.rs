@@ -11,5 +11,7 @@ mod store;
 
 pub use error::{GarbageError, ManifestReadError, SnapshotReadError};
 pub use garbage::{Collected, GARBAGE_AGE_MIN};
-pub use names::{MANIFESTS, SNAPSHOT_EXTENSION, SNAPSHOTS, manifest_key, object_key, snapshot_file_name};
+pub use names::{
+    MANIFESTS, SNAPSHOT_EXTENSION, SNAPSHOTS, manifest_key, object_key, snapshot_file_name,
+};
 pub use store::SnapshotStore;

@@ -109,7 +109,10 @@ impl SnapshotStore {
             ))
         })?;
         let key = object_key(node, name);
-        let stream = self.storage().get_range(&key, section.bytes.clone()).await?;
+        let stream = self
+            .storage()
+            .get_range(&key, section.bytes.clone())
+            .await?;
         let decoder = SnapshotDecoder::of_section(footer, section).map_err(no_memory)?;
         decode(stream.ok_or(SnapshotReadError::Missing)?, decoder, each).await
     }

@@ -16,7 +16,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::TryStreamExt;
-use keydb_core::OperationId;
+use keydb_core::{OperationId, hex};
 use md5::{Digest, Md5};
 use s3s::{
     S3, S3Request, S3Response, S3Result,
@@ -137,10 +137,6 @@ async fn all_of(body: Option<StreamingBlob>) -> S3Result<Bytes> {
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes.freeze())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn size(bytes: &Bytes) -> i64 {

@@ -19,10 +19,7 @@ use keydb_core::{
 use keydb_storage::{SnapshotReadError, SnapshotStore, manifest_key, object_key};
 use serde_json::json;
 
-use super::{
-    args::ExportArgs,
-    store::Store,
-};
+use super::{args::ExportArgs, store::Store};
 use crate::{
     connect,
     exit::Failure,
@@ -189,7 +186,9 @@ impl Nodes<'_> {
                 Err((_, SnapshotReadError::Missing)) if tries < TRIES_MAX => {
                     self.loaded.remove(&range.owner);
                 }
-                Err((_, SnapshotReadError::Storage(error))) => return Err(self.store.failure(&error)),
+                Err((_, SnapshotReadError::Storage(error))) => {
+                    return Err(self.store.failure(&error));
+                }
                 Err((key, error)) => {
                     return Err(Failure::failed(format!(
                         "hash range {} is not whole: {key}: {error}; `keydb snapshot verify` shows everything that is wrong",

@@ -9,9 +9,7 @@ use std::{
 };
 
 use keydb_client::{AdminClient, WriteError};
-use keydb_core::{
-    Entry, Event, FileKind, HashSeed, SnapshotDecoder, SnapshotHeader, UnixMillis,
-};
+use keydb_core::{Entry, Event, FileKind, HashSeed, SnapshotDecoder, SnapshotHeader, UnixMillis};
 use serde_json::json;
 use tokio::task::{JoinError, JoinSet};
 

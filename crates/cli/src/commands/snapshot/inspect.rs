@@ -70,7 +70,9 @@ pub(super) fn run(args: &InspectArgs) -> Result<ExitCode, Failure> {
             damaged => unusable(damaged),
         };
         if what.ends_with(".json") {
-            let manifest = runtime.block_on(store.snapshots.manifest_at(what)).map_err(not_there)?;
+            let manifest = runtime
+                .block_on(store.snapshots.manifest_at(what))
+                .map_err(not_there)?;
             show_manifest(&manifest, args.json)?
         } else {
             let mut content = Content::default();

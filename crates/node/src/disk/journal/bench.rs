@@ -27,7 +27,11 @@ impl Journal {
         };
         let clock = Arc::new(SystemClock::new());
         let config = JournalConfig::new(dir.to_owned(), identity, true, clock);
-        super::Journal::open(config, super::Recent::new(Lsn::ZERO, super::RECENT_BYTES_MAX)).map(Self)
+        super::Journal::open(
+            config,
+            super::Recent::new(Lsn::ZERO, super::RECENT_BYTES_MAX),
+        )
+        .map(Self)
     }
 
     /// Appends a record of these keys and waits until it is committed.

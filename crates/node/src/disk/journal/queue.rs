@@ -13,10 +13,7 @@ use std::{
 use keydb_core::{Lsn, Record, RecordBody, UnixMillis, Write, encode_record};
 use tokio::sync::{Notify, oneshot};
 
-use super::{
-    JournalError, Shared,
-    recent::Recent,
-};
+use super::{JournalError, Shared, recent::Recent};
 
 /// So long a record that nobody waits for may be kept from the disk, so that many go there together.
 const LATE_MAX: Duration = Duration::from_millis(10);

@@ -121,7 +121,9 @@ impl Recovery {
                     self.node.warnings.set("recovery", None);
                     return Ok(found.map(|(manifest, _)| manifest));
                 }
-                Err(ManifestReadError::Storage(error)) if error.kind() != StorageErrorKind::Refused => {
+                Err(ManifestReadError::Storage(error))
+                    if error.kind() != StorageErrorKind::Refused =>
+                {
                     self.node.warnings.set(
                         "recovery",
                         Some(format!("waiting for object storage: {error}")),

@@ -47,7 +47,10 @@ pub(crate) fn local_manifest(data_dir: &DataDir) -> Result<Option<Manifest>, Dat
             .map_err(|error| damaged(error.to_string()));
     }
     // A manifest is there before the first file is.
-    if files(data_dir).any(|path| path.extension().is_some_and(|text| text == SNAPSHOT_EXTENSION)) {
+    if files(data_dir).any(|path| {
+        path.extension()
+            .is_some_and(|text| text == SNAPSHOT_EXTENSION)
+    }) {
         return Err(damaged(format!(
             "it is missing, though there are files in {FILES}/ beside it"
         )));

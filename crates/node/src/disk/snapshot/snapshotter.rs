@@ -81,9 +81,8 @@ impl Goal {
 
     /// What has stood in the way since `before`.
     fn failure_since<'a>(self, before: &Progress, now: &'a Progress) -> Option<&'a str> {
-        let since = |before: &Failures, now: &'a Failures| {
-            (now.count > before.count).then_some(&*now.last)
-        };
+        let since =
+            |before: &Failures, now: &'a Failures| (now.count > before.count).then_some(&*now.last);
         let round = since(&before.rounds_failed, &now.rounds_failed);
         match self {
             Self::Made => round,

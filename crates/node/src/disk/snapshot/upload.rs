@@ -443,7 +443,8 @@ impl Uploader {
     fn fails(&self, error: &UploadError) {
         let text = format!("object storage does not take snapshots, trying again: {error}");
         self.shared.node.warnings.set("upload", Some(text));
-        self.shared.failed(|progress| &mut progress.uploads_failed, error.to_string());
+        self.shared
+            .failed(|progress| &mut progress.uploads_failed, error.to_string());
     }
 }
 

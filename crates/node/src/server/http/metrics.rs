@@ -3,6 +3,7 @@
 
 use std::fmt::{Display, Write};
 
+use keydb_core::hex;
 use keydb_proto::shard::{DiskStatus, RangeState};
 
 use super::StatusSnapshot;
@@ -257,8 +258,4 @@ fn escaped(label: &str) -> String {
 
 fn seconds(ms: u64) -> f64 {
     ms as f64 / 1000.0
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -96,14 +96,18 @@ async fn a_segment_that_cannot_be_ended_fails_the_journal() {
 async fn a_journal_that_cannot_have_its_directory_or_clear_it_is_not_opened() {
     let rig = Rig::new(1 << 20);
     fs::write(rig.path(), b"a file").unwrap();
-    let error = Journal::open(rig.config(), kept_behind(Lsn(0))).unwrap_err().to_string();
+    let error = Journal::open(rig.config(), kept_behind(Lsn(0)))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("cannot create directory"), "{error}");
     fs::remove_file(rig.path()).unwrap();
 
     fs::create_dir(rig.path()).unwrap();
     fs::write(rig.path().join("prepared-7"), [0; 100]).unwrap();
     let armed = failpoint::arm("journal.remove", &rig.path(), Action::Fail(EIO), 0);
-    let error = Journal::open(rig.config(), kept_behind(Lsn(0))).unwrap_err().to_string();
+    let error = Journal::open(rig.config(), kept_behind(Lsn(0)))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("prepared-7"), "{error}");
     drop(armed);
     let journal = Journal::open(rig.config(), kept_behind(Lsn(0))).unwrap();

@@ -124,7 +124,10 @@ impl Making {
             purge_before,
             parents: Vec::new(),
         };
-        let path = file_path(&shared.data_dir, &snapshot_file_name(disk_id, lsn_to, range));
+        let path = file_path(
+            &shared.data_dir,
+            &snapshot_file_name(disk_id, lsn_to, range),
+        );
         let temporary = path.with_extension("tmp");
         let dir = path.parent().unwrap_or(&path);
         fs::create_dir_all(dir).map_err(cannot("create", dir))?;

@@ -9,8 +9,8 @@ use std::{
 };
 
 use keydb_core::{
-    Entry, Event, Fingerprint, Footer, FooterError, Lsn, ManifestFile, Origin, RangeId, SectionEntry,
-    SnapshotDecoder, SnapshotKind, UnixSeconds,
+    Entry, Event, Fingerprint, Footer, FooterError, Lsn, ManifestFile, Origin, RangeId,
+    SectionEntry, SnapshotDecoder, SnapshotKind, UnixSeconds,
 };
 
 use super::{

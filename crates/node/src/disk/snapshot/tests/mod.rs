@@ -16,7 +16,7 @@ use std::{
 };
 
 use keydb_core::{
-    Arena, ClusterMap, Durability, Entry, Event, Expiry, Fingerprint, Lsn, ManualClock, Manifest,
+    Arena, ClusterMap, Durability, Entry, Event, Expiry, Fingerprint, Lsn, Manifest, ManualClock,
     NewCluster, NodeId, Origin, PackedFingerprints, RecordGroup, Times, UnixMillis, Write,
 };
 use keydb_storage::{MAP_KEY, ObjectStorage, Put, manifest_key, object_key};

@@ -1,0 +1,52 @@
+//! Whether another process answers for the same node.
+
+use std::time::Duration;
+
+use keydb_core::{ClusterMap, Incarnation, NodeEntry};
+use keydb_proto::shard::{
+    NodeStatusReply, NodeStatusRequest, shard_service_client::ShardServiceClient,
+};
+use tokio::time::timeout;
+use tonic::transport::Endpoint;
+
+use crate::NodeError;
+
+/// How long an earlier process of the same node has to answer, connecting included.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Ends the node that is `own` if another process answers for it.
+pub(super) async fn refuse_to_be_second(
+    own: Incarnation,
+    map: &ClusterMap,
+    entry: &NodeEntry,
+) -> Result<(), NodeError> {
+    let Ok(Ok(answered)) = timeout(PROBE_TIMEOUT, ask(&entry.address)).await else {
+        return Ok(());
+    };
+    let incarnation = answered
+        .header
+        .filter(|header| header.node_id == entry.id.0)
+        .and_then(|header| <[u8; 16]>::try_from(&*header.incarnation).ok())
+        .map(Incarnation::from_bytes);
+    let same_cluster = *answered.cluster_id == map.cluster_id.to_bytes();
+    match incarnation {
+        // At the node's own address it may well be this process that answers.
+        Some(incarnation) if same_cluster && incarnation != own => Err(NodeError::AlreadyRunning {
+            node: entry.id,
+            cluster: map.cluster_id,
+            address: entry.address.clone(),
+            incarnation,
+        }),
+        _ => Ok(()),
+    }
+}
+
+async fn ask(address: &str) -> Result<NodeStatusReply, Box<dyn std::error::Error + Send + Sync>> {
+    let channel = Endpoint::from_shared(format!("http://{address}"))?
+        .connect()
+        .await?;
+    let reply = ShardServiceClient::new(channel)
+        .node_status(NodeStatusRequest::default())
+        .await?;
+    Ok(reply.into_inner())
+}
