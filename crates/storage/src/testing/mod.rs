@@ -1,6 +1,8 @@
-//! For tests, of this crate and of others (feature `testing`): buckets of a real S3 server and of one in the test's own process,
-//! and a bad connection to either.
+//! For tests, of this crate and of others (feature `testing`): storage in memory that fails as it is told to
+//! ([`FaultyStorage`]); buckets of a real S3 server and of one in the test's own process ([`TestBucket`]), and a bad connection to
+//! either ([`FaultProxy`]).
 
+mod faulty;
 mod objects;
 mod proxy;
 mod server;
@@ -16,8 +18,11 @@ use aws_sdk_s3::{
 };
 use keydb_core::random;
 
-pub use self::proxy::{Fault, FaultProxy, Operation};
 use self::server::Server;
+pub use self::{
+    faulty::{DOWN, FaultyStorage, StorageFault},
+    proxy::{Fault, FaultProxy, Operation},
+};
 use crate::{ObjectStorage, S3Options, StorageUrl};
 
 /// A new bucket for one test.

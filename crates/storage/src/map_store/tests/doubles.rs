@@ -1,4 +1,4 @@
-//! Storages that go wrong: one behind a bad connection, and several that do not keep their word.
+//! The map in storage that goes wrong, and storages that do not keep their word.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -10,97 +10,74 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::FutureExt;
 use keydb_core::{ClusterMap, ManualClock, UnixMillis};
 
 use crate::{
     ListPage, MAP_KEY, MapStore, MemoryStorage, Object, ObjectInfo, ObjectStorage, ObjectStream,
-    Put, StorageError, StorageErrorKind, Version,
+    Put, StorageError, Version,
+    testing::{FaultyStorage, StorageFault},
 };
 
-pub(super) fn memory() -> Arc<MemoryStorage> {
-    Arc::new(MemoryStorage::new(Arc::new(ManualClock::new(UnixMillis(
+/// Storage in which nothing goes wrong yet.
+pub(super) fn storage() -> Arc<FaultyStorage> {
+    Arc::new(FaultyStorage::new(Arc::new(ManualClock::new(UnixMillis(
         1,
     )))))
 }
 
-/// What goes wrong with one read or write of the map.
+/// What happens with one write of the map.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Fault {
-    /// Nothing.
-    Nothing,
-    /// It fails and is not applied.
-    Unavailable,
-    /// It fails, is not applied, and never will be.
-    Refused,
-    /// The write is applied and its reply lost.
-    ReplyLost,
-    /// The write is lost.
-    RequestLost,
-    /// The write is applied only when the next one comes.
-    RequestLate,
-    /// The write is applied, its reply lost, and another writer changes the map in between.
-    ReplyLostAndOverwritten,
-    /// Another writer changes the map just before the write.
+pub(super) enum Write {
+    /// It goes wrong. What was late until then is done before.
+    Meets(StorageFault),
+    /// Another writer changes the map just before it.
     Outrun,
+    /// It is done, its reply lost, and another writer changes the map before it is read again.
+    ReplyLostAndOverwritten,
 }
 
-/// Correct storage behind a bad connection. It fails as planned, in the plan's order, and then no more.
-#[derive(Debug)]
-pub(super) struct FaultyStorage {
-    pub(super) inner: Arc<MemoryStorage>,
-    pub(super) writes: Mutex<VecDeque<Fault>>,
-    pub(super) reads: Mutex<VecDeque<Fault>>,
-    late: Mutex<Option<(Bytes, Option<Version>)>>,
-}
-
-impl FaultyStorage {
-    pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            inner: memory(),
-            writes: Mutex::default(),
-            reads: Mutex::default(),
-            late: Mutex::default(),
-        })
-    }
-
-    async fn apply(&self, bytes: Bytes, version: Option<&Version>) -> Result<Put, StorageError> {
-        match version {
-            None => self.inner.put_if_absent(MAP_KEY, bytes).await,
-            Some(version) => self.inner.put_if_match(MAP_KEY, bytes, version).await,
-        }
-    }
-
-    async fn put_map(&self, bytes: Bytes, version: Option<&Version>) -> Result<Put, StorageError> {
-        let late = self.late.lock().unwrap().take();
-        if let Some((bytes, version)) = late {
-            self.apply(bytes, version.as_ref()).await.map(drop)?;
-        }
-        let unknown = Err(StorageError::new(
-            StorageErrorKind::OutcomeUnknown,
-            "the reply was lost",
-        ));
-        let fault = self.writes.lock().unwrap().pop_front();
-        match fault.unwrap_or(Fault::Nothing) {
-            Fault::Nothing => self.apply(bytes, version).await,
-            Fault::Unavailable => Err(unavailable()),
-            Fault::Refused => Err(refused()),
-            Fault::ReplyLost => self.apply(bytes, version).await.and(unknown),
-            Fault::RequestLost => unknown,
-            Fault::RequestLate => {
-                *self.late.lock().unwrap() = Some((bytes, version.cloned()));
-                unknown
+/// The next writes and reads of the map go wrong like this, in this order, and then no more.
+pub(super) fn plan(
+    storage: &Arc<FaultyStorage>,
+    writes: impl IntoIterator<Item = Write>,
+    reads: impl IntoIterator<Item = Option<StorageFault>>,
+) {
+    let mut writes: VecDeque<_> = writes.into_iter().collect();
+    let mut reads: VecDeque<_> = reads.into_iter().collect();
+    let mut is_overwritten = false;
+    let weak = Arc::downgrade(storage);
+    storage.goes_wrong(move |call, key| {
+        let storage = weak.upgrade().unwrap();
+        let overwrite = || {
+            let change = change_by_another(&storage.inner).now_or_never();
+            change.expect("memory does not wait");
+        };
+        match (call, key) {
+            ("get", MAP_KEY) => {
+                if std::mem::take(&mut is_overwritten) {
+                    overwrite();
+                }
+                reads.pop_front().flatten()
             }
-            Fault::ReplyLostAndOverwritten => {
-                self.apply(bytes, version).await.map(drop)?;
-                change_by_another(&self.inner).await;
-                unknown
+            ("put", MAP_KEY) => {
+                let landed = storage.land().now_or_never();
+                landed.expect("memory does not wait");
+                match writes.pop_front()? {
+                    Write::Meets(fault) => Some(fault),
+                    Write::Outrun => {
+                        overwrite();
+                        None
+                    }
+                    Write::ReplyLostAndOverwritten => {
+                        is_overwritten = true;
+                        Some(StorageFault::ReplyLost)
+                    }
+                }
             }
-            Fault::Outrun => {
-                change_by_another(&self.inner).await;
-                self.apply(bytes, version).await
-            }
+            _ => None,
         }
-    }
+    });
 }
 
 /// Another writer's change: node 2 counts one loss more.
@@ -112,73 +89,6 @@ pub(super) async fn change_by_another(storage: &Arc<MemoryStorage>) -> ClusterMa
         Ok::<_, Infallible>(Some(next))
     });
     changed.await.unwrap()
-}
-
-fn unavailable() -> StorageError {
-    StorageError::new(StorageErrorKind::Unavailable, "no connection")
-}
-
-fn refused() -> StorageError {
-    StorageError::new(StorageErrorKind::Refused, "no permission")
-}
-
-#[async_trait]
-impl ObjectStorage for FaultyStorage {
-    async fn get(&self, key: &str) -> Result<Option<Object>, StorageError> {
-        let fault = self.reads.lock().unwrap().pop_front();
-        match fault.unwrap_or(Fault::Nothing) {
-            Fault::Unavailable => Err(unavailable()),
-            Fault::Refused => Err(refused()),
-            _ => self.inner.get(key).await,
-        }
-    }
-
-    async fn put_if_absent(&self, key: &str, bytes: Bytes) -> Result<Put, StorageError> {
-        match key {
-            MAP_KEY => self.put_map(bytes, None).await,
-            _ => self.inner.put_if_absent(key, bytes).await,
-        }
-    }
-
-    async fn put_if_match(
-        &self,
-        key: &str,
-        bytes: Bytes,
-        version: &Version,
-    ) -> Result<Put, StorageError> {
-        match key {
-            MAP_KEY => self.put_map(bytes, Some(version)).await,
-            _ => self.inner.put_if_match(key, bytes, version).await,
-        }
-    }
-
-    async fn put_file(&self, key: &str, file: &Path) -> Result<Put, StorageError> {
-        self.inner.put_file(key, file).await
-    }
-
-    async fn get_range(
-        &self,
-        key: &str,
-        range: Range<u64>,
-    ) -> Result<Option<ObjectStream>, StorageError> {
-        self.inner.get_range(key, range).await
-    }
-
-    async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StorageError> {
-        self.inner.head(key).await
-    }
-
-    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<ListPage, StorageError> {
-        self.inner.list(prefix, after).await
-    }
-
-    async fn delete(&self, key: &str) -> Result<(), StorageError> {
-        self.inner.delete(key).await
-    }
-
-    async fn now(&self) -> Result<UnixMillis, StorageError> {
-        self.inner.now().await
-    }
 }
 
 /// How a [`BrokenStorage`] breaks its word.
@@ -275,7 +185,7 @@ impl ObjectStorage for BrokenStorage {
     }
 
     async fn put_file(&self, _: &str, _: &Path) -> Result<Put, StorageError> {
-        Err(refused())
+        Err(StorageError::refused("no permission"))
     }
 
     async fn get_range(
@@ -283,11 +193,11 @@ impl ObjectStorage for BrokenStorage {
         _: &str,
         _: Range<u64>,
     ) -> Result<Option<ObjectStream>, StorageError> {
-        Err(refused())
+        Err(StorageError::refused("no permission"))
     }
 
     async fn head(&self, _: &str) -> Result<Option<ObjectInfo>, StorageError> {
-        Err(refused())
+        Err(StorageError::refused("no permission"))
     }
 
     async fn list(&self, _: &str, _: Option<&str>) -> Result<ListPage, StorageError> {
@@ -298,7 +208,7 @@ impl ObjectStorage for BrokenStorage {
     }
 
     async fn delete(&self, _: &str) -> Result<(), StorageError> {
-        Err(refused())
+        Err(StorageError::refused("no permission"))
     }
 
     async fn now(&self) -> Result<UnixMillis, StorageError> {

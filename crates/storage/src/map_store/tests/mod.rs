@@ -6,9 +6,19 @@ use std::convert::Infallible;
 use keydb_core::Durability;
 use tokio::task::JoinSet;
 
-use self::doubles::{Breach, BrokenStorage, Fault, FaultyStorage, change_by_another, memory};
+use self::doubles::{
+    Breach, BrokenStorage,
+    Write::{Meets, Outrun, ReplyLostAndOverwritten},
+    change_by_another, plan, storage,
+};
 use super::*;
-use crate::LocalStorage;
+use crate::{
+    LocalStorage,
+    testing::{
+        DOWN, FaultyStorage,
+        StorageFault::{Refused, ReplyLost, RequestLate, RequestLost},
+    },
+};
 
 fn three_nodes() -> NewCluster {
     NewCluster {
@@ -20,7 +30,7 @@ fn three_nodes() -> NewCluster {
 
 /// A cluster's map in storage that will go wrong as planned.
 async fn cluster() -> (Arc<FaultyStorage>, MapStore) {
-    let storage = FaultyStorage::new();
+    let storage = storage();
     let store = MapStore::new(storage.clone());
     store.init(&three_nodes()).await.unwrap();
     (storage, store)
@@ -54,7 +64,7 @@ fn created(init: Result<Init, InitError>) -> ClusterMap {
 
 #[tokio::test]
 async fn a_created_map_is_loaded_and_created_only_once() {
-    let store = MapStore::new(memory());
+    let store = MapStore::new(storage());
     assert_eq!(store.load().await, Ok(None));
     let map = created(store.init(&three_nodes()).await);
     assert_eq!(store.load().await, Ok(Some(map.clone())));
@@ -63,7 +73,7 @@ async fn a_created_map_is_loaded_and_created_only_once() {
 
 #[tokio::test]
 async fn the_proof_leaves_no_objects_behind() {
-    let storage = memory();
+    let storage = storage();
     let store = MapStore::new(storage.clone());
     created(store.init(&three_nodes()).await);
     let page = storage.list("", None).await.unwrap();
@@ -74,9 +84,13 @@ async fn the_proof_leaves_no_objects_behind() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_concurrent_inits_one_creates_and_the_others_find_the_same_map() {
     let dir = tempfile::tempdir().unwrap();
+    init_at_once(|| Arc::new(LocalStorage::create(dir.path()).unwrap())).await;
+}
+
+/// Has several writers, each with storage of its own that leads to the same objects, create the map.
+async fn init_at_once<S: ObjectStorage>(open: impl Fn() -> Arc<S>) {
     let mut inits = JoinSet::new();
-    for _ in 0..6 {
-        let store = MapStore::new(Arc::new(LocalStorage::create(dir.path()).unwrap()));
+    for store in (0..6).map(|_| MapStore::new(open())) {
         inits.spawn(async move { store.init(&three_nodes()).await.unwrap() });
     }
     let inits = inits.join_all().await;
@@ -140,14 +154,14 @@ async fn storage_whose_conditional_writes_are_not_exclusive_gets_no_map() {
 #[tokio::test(start_paused = true)]
 async fn init_recognises_its_own_map_after_a_lost_reply() {
     for faults in [
-        vec![Fault::ReplyLost],
-        vec![Fault::RequestLost],
-        vec![Fault::RequestLate],
-        vec![Fault::Unavailable, Fault::RequestLost, Fault::ReplyLost],
-        vec![Fault::ReplyLostAndOverwritten],
+        vec![Meets(ReplyLost)],
+        vec![Meets(RequestLost)],
+        vec![Meets(RequestLate)],
+        vec![Meets(DOWN), Meets(RequestLost), Meets(ReplyLost)],
+        vec![ReplyLostAndOverwritten],
     ] {
-        let storage = FaultyStorage::new();
-        storage.writes.lock().unwrap().extend(faults.clone());
+        let storage = storage();
+        plan(&storage, faults.clone(), []);
         let map = created(MapStore::new(storage.clone()).init(&three_nodes()).await);
         assert_eq!(stored(&storage).await, map, "{faults:?}");
     }
@@ -155,17 +169,13 @@ async fn init_recognises_its_own_map_after_a_lost_reply() {
 
 #[tokio::test(start_paused = true)]
 async fn init_says_whether_it_may_have_created_the_cluster() {
-    let storage = FaultyStorage::new();
+    let storage = storage();
     let store = MapStore::new(storage.clone());
-    storage.writes.lock().unwrap().extend([Fault::Refused]);
+    plan(&storage, [Meets(Refused)], []);
     let error = store.init(&three_nodes()).await.unwrap_err();
     assert!(matches!(error, InitError::Storage(_)), "{error}");
 
-    storage
-        .writes
-        .lock()
-        .unwrap()
-        .extend([Fault::RequestLate, Fault::Refused]);
+    plan(&storage, [Meets(RequestLate), Meets(Refused)], []);
     let error = store.init(&three_nodes()).await.unwrap_err();
     assert!(matches!(error, InitError::OutcomeUnknown(_)), "{error}");
     assert!(stored(&storage).await.epoch == 1, "it was created late");
@@ -176,7 +186,7 @@ async fn init_says_whether_it_may_have_created_the_cluster() {
 
 #[tokio::test]
 async fn something_else_in_the_maps_place_is_an_error_and_stays() {
-    let storage = memory();
+    let storage = storage();
     let put = storage
         .put_if_absent(MAP_KEY, "{\"format\": 2}".into())
         .await;
@@ -207,23 +217,28 @@ async fn an_update_changes_the_stored_map_by_one_epoch() {
     );
     assert_ne!(after.write_nonce, before.write_nonce);
     // Nothing to do: nothing is written.
-    storage.writes.lock().unwrap().extend([Fault::Refused]);
+    plan(&storage, [Meets(Refused)], []);
     assert_eq!(store.update(set_zone).await, Ok(after));
 }
 
 #[tokio::test]
 async fn without_a_map_there_is_nothing_to_update() {
-    let store = MapStore::new(memory());
+    let store = MapStore::new(storage());
     assert_eq!(store.update(count_loss).await, Err(UpdateError::NoMap));
     assert_eq!(store.load().await, Ok(None));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_updates_are_all_applied() {
+    let dir = tempfile::tempdir().unwrap();
+    update_at_once(|| Arc::new(LocalStorage::create(dir.path()).unwrap())).await;
+}
+
+/// Has several writers, each with storage of its own that leads to the same objects, change a new map.
+async fn update_at_once<S: ObjectStorage>(open: impl Fn() -> Arc<S>) {
     const WRITERS: u32 = 8;
     const TIMES: u32 = 3;
-    let dir = tempfile::tempdir().unwrap();
-    let open = || MapStore::new(Arc::new(LocalStorage::create(dir.path()).unwrap()));
+    let open = || MapStore::new(open());
     open().init(&three_nodes()).await.unwrap();
     let mut writers = JoinSet::new();
     for store in (0..WRITERS).map(|_| open()) {
@@ -242,27 +257,19 @@ async fn concurrent_updates_are_all_applied() {
 #[tokio::test(start_paused = true)]
 async fn an_update_is_applied_exactly_once_whatever_happens_to_its_messages() {
     for faults in [
-        vec![Fault::ReplyLost],
-        vec![Fault::RequestLost],
-        vec![Fault::RequestLate],
-        vec![Fault::RequestLate, Fault::RequestLate, Fault::ReplyLost],
-        vec![Fault::Unavailable, Fault::RequestLost, Fault::ReplyLost],
-        vec![Fault::Outrun, Fault::ReplyLost],
+        vec![Meets(ReplyLost)],
+        vec![Meets(RequestLost)],
+        vec![Meets(RequestLate)],
+        vec![Meets(RequestLate), Meets(RequestLate), Meets(ReplyLost)],
+        vec![Meets(DOWN), Meets(RequestLost), Meets(ReplyLost)],
+        vec![Outrun, Meets(ReplyLost)],
     ] {
         let (storage, store) = cluster().await;
-        storage.writes.lock().unwrap().extend(faults.clone());
-        storage
-            .reads
-            .lock()
-            .unwrap()
-            .extend([Fault::Nothing, Fault::Unavailable]);
+        plan(&storage, faults.clone(), [None, Some(DOWN)]);
         let map = store.update(count_loss).await.unwrap();
         assert_eq!(map, stored(&storage).await, "{faults:?}");
         assert_eq!(map.nodes[0].loss_count, 1, "{faults:?}");
-        let others = faults
-            .iter()
-            .filter(|fault| **fault == Fault::Outrun)
-            .count();
+        let others = faults.iter().filter(|fault| **fault == Outrun).count();
         assert!(map.nodes[2].loss_count as usize <= others, "{faults:?}");
     }
 }
@@ -271,11 +278,11 @@ async fn an_update_is_applied_exactly_once_whatever_happens_to_its_messages() {
 async fn a_change_that_was_applied_and_built_upon_is_not_wanted_again() {
     // In the second the first write lands late, another writer's change on top of it.
     for faults in [
-        vec![Fault::ReplyLostAndOverwritten],
-        vec![Fault::RequestLate, Fault::Outrun],
+        vec![ReplyLostAndOverwritten],
+        vec![Meets(RequestLate), Outrun],
     ] {
         let (storage, store) = cluster().await;
-        storage.writes.lock().unwrap().extend(faults);
+        plan(&storage, faults, []);
         let map = store.update(set_zone).await.unwrap();
         assert_eq!(map, stored(&storage).await);
         let changes = (&*map.nodes[0].zone, map.nodes[2].loss_count);
@@ -286,29 +293,24 @@ async fn a_change_that_was_applied_and_built_upon_is_not_wanted_again() {
 #[tokio::test(start_paused = true)]
 async fn a_change_that_may_have_been_applied_is_never_reported_as_not_applied() {
     for (writes, reads) in [
-        (vec![Fault::ReplyLost], vec![Fault::Nothing, Fault::Refused]),
+        (vec![Meets(ReplyLost)], vec![None, Some(Refused)]),
         (
-            vec![Fault::ReplyLost],
-            [vec![Fault::Nothing], vec![Fault::Unavailable; 100]].concat(),
+            vec![Meets(ReplyLost)],
+            [vec![None], vec![Some(DOWN); 100]].concat(),
         ),
-        (vec![Fault::RequestLost, Fault::Refused], vec![]),
-        (vec![Fault::RequestLost; 100], vec![]),
+        (vec![Meets(RequestLost), Meets(Refused)], vec![]),
+        (vec![Meets(RequestLost); 100], vec![]),
         (
-            [vec![Fault::RequestLost], vec![Fault::Unavailable; 100]].concat(),
+            [vec![Meets(RequestLost)], vec![Meets(DOWN); 100]].concat(),
             vec![],
         ),
         (
-            [
-                vec![Fault::ReplyLostAndOverwritten],
-                vec![Fault::Outrun; 100],
-            ]
-            .concat(),
+            [vec![ReplyLostAndOverwritten], vec![Outrun; 100]].concat(),
             vec![],
         ),
     ] {
         let (storage, store) = cluster().await;
-        storage.writes.lock().unwrap().extend(writes.clone());
-        storage.reads.lock().unwrap().extend(reads.clone());
+        plan(&storage, writes.clone(), reads.clone());
         let error = store.update(count_loss).await.unwrap_err();
         assert!(
             matches!(error, UpdateError::OutcomeUnknown(_)),
@@ -318,7 +320,7 @@ async fn a_change_that_may_have_been_applied_is_never_reported_as_not_applied() 
     // The caller's own refusal, and its losing interest in the same map, say as little about the write before.
     for second in [Err("no"), Ok(None)] {
         let (storage, store) = cluster().await;
-        storage.writes.lock().unwrap().extend([Fault::RequestLate]);
+        plan(&storage, [Meets(RequestLate)], []);
         let mut answers = vec![second, Ok(Some(stored(&storage).await.successor()))];
         let error = store.update(|_| answers.pop().unwrap()).await.unwrap_err();
         assert!(matches!(error, UpdateError::OutcomeUnknown(_)), "{error}");
@@ -328,7 +330,7 @@ async fn a_change_that_may_have_been_applied_is_never_reported_as_not_applied() 
 #[tokio::test(start_paused = true)]
 async fn an_update_gives_up_after_a_bounded_number_of_attempts() {
     let (storage, store) = cluster().await;
-    storage.writes.lock().unwrap().extend([Fault::Outrun; 1000]);
+    plan(&storage, [Outrun; 1000], []);
     let error = store.update(count_loss).await.unwrap_err();
     assert_eq!(
         error,
@@ -343,20 +345,12 @@ async fn an_update_gives_up_after_a_bounded_number_of_attempts() {
     );
 
     let (storage, store) = cluster().await;
-    storage
-        .writes
-        .lock()
-        .unwrap()
-        .extend([Fault::Unavailable; 1000]);
+    plan(&storage, [Meets(DOWN); 1000], []);
     let error = store.update(count_loss).await.unwrap_err();
     assert!(matches!(error, UpdateError::NotWritten(_)), "{error}");
 
     let (storage, store) = cluster().await;
-    storage
-        .reads
-        .lock()
-        .unwrap()
-        .extend([Fault::Unavailable; 1000]);
+    plan(&storage, [], [Some(DOWN); 1000]);
     let error = store.update(count_loss).await.unwrap_err();
     assert!(matches!(error, UpdateError::Load(_)), "{error}");
 }
@@ -403,7 +397,7 @@ async fn the_callers_own_error_comes_back_and_nothing_is_written() {
 #[tokio::test]
 async fn no_cluster_is_created_where_another_one_has_lost_its_map() {
     for key in ["manifests/node-0.json", "snapshots/node-2/x.keydb"] {
-        let storage = memory();
+        let storage = storage();
         let store = MapStore::new(storage.clone());
         let put = storage.put_if_absent(key, Bytes::from("x")).await;
         assert!(matches!(put, Ok(Put::Done(_))));

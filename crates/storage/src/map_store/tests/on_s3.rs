@@ -30,21 +30,7 @@ fn lose_replies(proxy: &FaultProxy, count: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn of_concurrent_inits_one_creates_and_nothing_but_the_map_stays() {
     let bucket = TestBucket::any().await;
-    let mut inits = JoinSet::new();
-    for _ in 0..6 {
-        let store = MapStore::new(S3Storage::hasty(&bucket));
-        inits.spawn(async move { store.init(&three_nodes()).await.unwrap() });
-    }
-    let inits = inits.join_all().await;
-    let created = inits
-        .iter()
-        .filter(|init| matches!(init, Init::Created(_)))
-        .count();
-    assert_eq!(created, 1);
-    let ids = inits.iter().map(|init| match init {
-        Init::Created(map) | Init::Existing(map) => map.cluster_id,
-    });
-    assert_eq!(ids.collect::<std::collections::BTreeSet<_>>().len(), 1);
+    init_at_once(|| S3Storage::hasty(&bucket)).await;
     let page = S3Storage::hasty(&bucket).list("", None).await.unwrap();
     let keys: Vec<_> = page.objects.iter().map(|object| &*object.key).collect();
     assert_eq!(keys, [MAP_KEY]);
@@ -52,23 +38,8 @@ async fn of_concurrent_inits_one_creates_and_nothing_but_the_map_stays() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn concurrent_updates_are_all_applied() {
-    const WRITERS: u32 = 8;
-    const TIMES: u32 = 3;
     let bucket = TestBucket::any().await;
-    let open = || MapStore::new(S3Storage::hasty(&bucket));
-    open().init(&three_nodes()).await.unwrap();
-    let mut writers = JoinSet::new();
-    for store in (0..WRITERS).map(|_| open()) {
-        writers.spawn(async move {
-            for _ in 0..TIMES {
-                store.update(count_loss).await.unwrap();
-            }
-        });
-    }
-    writers.join_all().await;
-    let map = open().load().await.unwrap().unwrap();
-    assert_eq!(map.nodes[0].loss_count, WRITERS * TIMES);
-    assert_eq!(map.epoch, 1 + u64::from(WRITERS * TIMES));
+    update_at_once(|| S3Storage::hasty(&bucket)).await;
 }
 
 #[tokio::test]
