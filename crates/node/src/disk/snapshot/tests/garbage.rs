@@ -1,9 +1,8 @@
 //! Objects that no manifest names.
 
-use bytes::Bytes;
 use keydb_storage::{Collected, GarbageError};
 
-use super::{faulty::Fault, *};
+use super::*;
 
 const AGE: Duration = Duration::from_secs(3600);
 
@@ -29,12 +28,7 @@ async fn objects_that_no_manifest_names_go_when_they_are_old_and_others_never() 
     let delta = rig.objects().await;
     run.full_snapshot().await;
     let foreign = "snapshots/node-0/notes.txt";
-    let put = rig
-        .storage
-        .inner
-        .put_if_absent(foreign, Bytes::from("mine"))
-        .await;
-    assert!(matches!(put, Ok(Put::Done(_))));
+    rig.storage.inner_put(foreign, "mine").await;
     assert_eq!(rig.collect(false).await.unwrap().removed, [] as [String; 0]);
 
     rig.clock.advance(AGE + Duration::from_secs(1));
@@ -62,18 +56,12 @@ async fn nothing_is_removed_while_a_manifest_cannot_be_read() {
     rig.clock.advance(AGE * 2);
     let before = rig.objects().await;
     let key = "manifests/node-7.json";
-    let put = rig
-        .storage
-        .inner
-        .put_if_absent(key, Bytes::from("{}"))
-        .await;
-    assert!(matches!(put, Ok(Put::Done(_))));
+    rig.storage.inner_put(key, "{}").await;
     let refused = rig.collect(false).await.unwrap_err();
     assert!(refused.to_string().contains(key), "{refused}");
     rig.storage.inner.delete(key).await.unwrap();
-    rig.storage.goes_wrong(|name, key| {
-        (name == "get" && key.starts_with("manifests/")).then_some(Fault::Fails)
-    });
+    rig.storage
+        .goes_wrong(|name, key| (name == "get" && key.starts_with("manifests/")).then_some(DOWN));
     rig.collect(false).await.unwrap_err();
     assert_eq!(rig.objects().await, before);
     rig.storage.works();
@@ -105,14 +93,13 @@ async fn a_node_has_a_manifest_before_its_first_object() {
     let rig = Rig::new().await;
     rig.make_disk();
     // There are files before the storage answers for the first time.
-    rig.storage.goes_wrong(|_, _| Some(Fault::Fails));
+    rig.storage.all(DOWN);
     let run = rig.start().await;
     run.put(&rig.keys(0..100, EXPIRY)).await;
     run.snapshots.request(false, far()).await.unwrap_err();
     assert_eq!(rig.remote().await, None);
     // The upload ends at the first object, as with a crash.
-    rig.storage
-        .goes_wrong(|name, _| (name == "put_file").then_some(Fault::Fails));
+    rig.storage.all_of("put_file", DOWN);
     run.snapshots.request(false, far()).await.unwrap_err();
     assert_eq!(rig.remote().await.unwrap().files.len(), 0);
     rig.storage.works();
@@ -136,7 +123,7 @@ async fn an_object_that_cannot_be_removed_does_not_keep_the_others() {
     let stays = deltas[1].clone();
     let refused = stays.clone();
     rig.storage
-        .goes_wrong(move |name, key| (name == "delete" && key == refused).then_some(Fault::Fails));
+        .goes_wrong(move |name, key| (name == "delete" && key == refused).then_some(DOWN));
     // Of one node, as it does it by itself.
     let collected = SnapshotStore::new(rig.storage.clone())
         .collect_garbage(Some(NODE), AGE, false)

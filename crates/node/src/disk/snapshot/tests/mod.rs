@@ -2,32 +2,26 @@
 
 mod answers;
 mod crashes;
-mod faulty;
 mod garbage;
 mod rounds;
 mod uploads;
 
-use std::{
-    collections::BTreeMap,
-    ops::Range,
-    path::PathBuf,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use keydb_core::{
     Arena, ClusterMap, Durability, Entry, Event, Expiry, Fingerprint, Lsn, Manifest, ManualClock,
     NewCluster, NodeId, Origin, PackedFingerprints, RecordGroup, Times, UnixMillis, Write,
 };
-use keydb_storage::{MAP_KEY, ObjectStorage, Put, manifest_key, object_key};
+use keydb_storage::{
+    MAP_KEY, ObjectStorage, SnapshotStore, manifest_key, object_key,
+    testing::{DOWN, FaultyStorage, StorageFault::Hangs},
+};
 use tempfile::TempDir;
 use tokio::{sync::watch, time::Instant};
 
-use self::faulty::Faulty;
 use super::{
     room::ENTRY_BYTES_MAX,
     rounds::DELTAS_MAX,
-    shared::lock,
     snapshotter::{Made, STOPPING},
     *,
 };
@@ -41,7 +35,6 @@ use crate::{
     node::Node,
     ranges::owned::{CurrentMap, OwnedRanges},
 };
-use keydb_storage::SnapshotStore;
 
 const START: UnixMillis = UnixMillis(1_700_000_000_000);
 const NODE: NodeId = NodeId(0);
@@ -54,7 +47,7 @@ struct Rig {
     dir: TempDir,
     clock: Arc<ManualClock>,
     map: ClusterMap,
-    storage: Arc<Faulty>,
+    storage: Arc<FaultyStorage>,
     interval: Duration,
     recent_bytes_max: usize,
     /// So many ranges are ready at the start; the others go on loading.
@@ -83,7 +76,7 @@ impl Rig {
             durability,
         })
         .unwrap();
-        let storage = Arc::new(Faulty::new(clock.clone()));
+        let storage = Arc::new(FaultyStorage::new(clock.clone()));
         Self {
             dir: tempfile::tempdir().unwrap(),
             clock,
@@ -102,19 +95,9 @@ impl Rig {
 
     /// Makes this disk the node's in the map.
     async fn register(&self, disk_id: keydb_core::Incarnation) {
-        let storage = &self.storage.inner;
         let mut map = self.map.clone();
-        let json = |map: &ClusterMap| bytes::Bytes::from(map.to_json());
         map.nodes[0].disk_id = Some(disk_id);
-        let put = match storage.get(MAP_KEY).await.unwrap() {
-            None => storage.put_if_absent(MAP_KEY, json(&map)).await,
-            Some(object) => {
-                storage
-                    .put_if_match(MAP_KEY, json(&map), &object.version)
-                    .await
-            }
-        };
-        assert!(matches!(put, Ok(Put::Done(_))));
+        self.storage.inner_put(MAP_KEY, map.to_json()).await;
     }
 
     /// Makes a disk on which the node has found out before that object storage has nothing of it.
@@ -140,7 +123,8 @@ impl Rig {
             ..NodeConfig::new(NODE)
         };
         let data_dir = Arc::new(DataDir::open(&self.root(), self.map.cluster_id, NODE)?);
-        self.register(data_dir.disk_id()).await;
+        let disk_id = data_dir.disk_id();
+        self.register(disk_id).await;
         let node = Arc::new(Node::new(config, self.clock.clone()));
         node.clock.trust(true);
         let table = OwnedRanges::new(CurrentMap::new(self.map.clone()), NODE, &node.arena, None);
@@ -157,6 +141,7 @@ impl Rig {
             },
         });
         let opened = recovery.open(&membership_state, table).await?;
+        let (nonce, lsn) = (opened.manifest.write_nonce, opened.manifest.lsn);
         recovery.start_snapshots(&opened).await?;
         if self.ready_ranges == usize::MAX {
             recovery.load(&membership_state, opened.manifest).await?;
@@ -166,12 +151,24 @@ impl Rig {
         }
         let unready = table.ranges().iter().skip(self.ready_ranges);
         assert_eq!(table.are_loading(), unready.count() > 0);
-        Ok(Run {
+        let run = Run {
             snapshots: node.disk().unwrap().snapshots().unwrap(),
             node,
             journal: opened.journal,
             data_dir,
+        };
+        // It uploads by itself what is on the disk, the very first manifest too. A test begins when that is done, or has failed.
+        eventually(async || {
+            let object = self.storage.inner.get(&manifest_key(NODE)).await.unwrap();
+            let there = object.and_then(|object| Manifest::from_json(&object.bytes).ok());
+            let is_uploaded = there.is_some_and(|it| {
+                it.write_nonce == nonce || (it.disk_id == disk_id && it.lsn >= lsn)
+            });
+            let progress = run.snapshots.shared.progress.borrow();
+            is_uploaded || progress.uploads_failed.count > 0
         })
+        .await;
+        Ok(run)
     }
 
     fn origin(&self) -> Origin {
@@ -201,9 +198,8 @@ impl Rig {
         let mut keys = Keys::new();
         for file in &manifest.files {
             let key = object_key(NODE, &file.name);
-            let object = self.storage.inner.get(&key).await.unwrap().unwrap();
             let path = dir.path().join(&file.name);
-            std::fs::write(&path, &object.bytes).unwrap();
+            std::fs::write(&path, self.storage.inner_get(&key).await).unwrap();
             read_file(&path, file, self.origin(), |event| {
                 if let Event::Entries(entries) = event {
                     merge(&mut keys, entries);

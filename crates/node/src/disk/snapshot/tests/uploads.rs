@@ -2,8 +2,9 @@
 
 use futures_util::FutureExt;
 use keydb_core::Incarnation;
+use keydb_storage::testing::StorageFault::{ReplyLost, RequestLate};
 
-use super::{faulty::Fault, *};
+use super::*;
 use crate::disk::failpoint::{self, Action};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -13,13 +14,13 @@ async fn during_an_outage_rounds_go_on_the_disk_stays_bounded_and_then_everythin
     run.put(&rig.keys(0..20_000, EXPIRY)).await;
     run.full_snapshot().await;
     let state_bytes = rig.file_bytes();
-    rig.storage.goes_wrong(|_, _| Some(Fault::Fails));
+    rig.storage.all(DOWN);
     for round in 0..16 {
         // The same keys over and over: the state stays as large as it is.
         run.put(&rig.keys(round * 100..round * 100 + 5000, EXPIRY + round))
             .await;
         let refused = run.full_snapshot_refused().await;
-        assert!(refused.contains("out of order"), "{refused}");
+        assert!(refused.contains("connection refused"), "{refused}");
         eventually(async || rig.file_bytes() <= 2 * state_bytes + 65_536).await;
     }
     let status = run.snapshots.status();
@@ -27,7 +28,9 @@ async fn during_an_outage_rounds_go_on_the_disk_stays_bounded_and_then_everythin
     assert!(status.uploaded.lsn < status.local.lsn);
     let warnings = run.node.warnings.all();
     assert!(
-        warnings.iter().any(|text| text.contains("out of order")),
+        warnings
+            .iter()
+            .any(|text| text.contains("connection refused")),
         "{warnings:?}"
     );
     rig.storage.works();
@@ -55,7 +58,7 @@ impl Run {
 async fn storage_that_is_down_from_the_start_holds_up_nothing_but_uploads() {
     let rig = Rig::new().await;
     rig.make_disk();
-    rig.storage.goes_wrong(|_, _| Some(Fault::Fails));
+    rig.storage.all(DOWN);
     let run = rig.start().await;
     run.put(&rig.keys(0..100, EXPIRY)).await;
     run.full_snapshot_refused().await;
@@ -79,7 +82,7 @@ async fn replies_that_are_lost_cost_an_attempt_and_nothing_else() {
         let mut calls = 0;
         rig.storage.goes_wrong(move |name, _| {
             calls += u32::from(name == call);
-            (name == call && calls == when).then_some(Fault::LosesReply)
+            (name == call && calls == when).then_some(ReplyLost)
         });
         for keys in [0..0, 100..200] {
             run.put(&rig.keys(keys, EXPIRY)).await;
@@ -106,7 +109,7 @@ async fn a_manifest_that_lands_late_does_not_replace_a_newer_one() {
     rig.storage.goes_wrong(move |name, key| {
         let is_manifest = name == "put" && key.starts_with("manifests/");
         puts += u32::from(is_manifest);
-        (is_manifest && puts == 1).then_some(Fault::IsLate)
+        (is_manifest && puts == 1).then_some(RequestLate)
     });
     run.put(&rig.keys(100..200, EXPIRY)).await;
     run.snapshot().await;
@@ -126,7 +129,7 @@ async fn a_late_manifest_that_lands_first_is_seen_and_replaced() {
     run.put(&rig.keys(0..100, EXPIRY)).await;
     run.snapshot().await;
     rig.storage.goes_wrong(|name, key| {
-        (name == "put" && key.starts_with("manifests/")).then_some(Fault::IsLate)
+        (name == "put" && key.starts_with("manifests/")).then_some(RequestLate)
     });
     run.put(&rig.keys(100..200, EXPIRY)).await;
     run.snapshots.request(false, far()).await.unwrap_err();
@@ -142,8 +145,7 @@ async fn an_upload_that_hangs_holds_up_neither_rounds_nor_the_end_and_its_files_
     let rig = Rig::new().await;
     let run = Arc::new(rig.start().await);
     run.put(&rig.keys(0..1000, EXPIRY)).await;
-    rig.storage
-        .goes_wrong(|name, _| (name == "put_file").then_some(Fault::Hangs));
+    rig.storage.all_of("put_file", Hangs);
     let request = tokio::spawn({
         let run = Arc::clone(&run);
         async move { run.snapshots.request(true, far()).await.map(|_| ()) }
@@ -184,8 +186,7 @@ async fn on_a_full_disk_an_upload_that_hangs_gives_up_the_files_that_were_replac
     let rig = Rig::new().await;
     let run = rig.start().await;
     run.put(&rig.keys(0..1000, EXPIRY)).await;
-    rig.storage
-        .goes_wrong(|name, _| (name == "put_file").then_some(Fault::Hangs));
+    rig.storage.all_of("put_file", Hangs);
     run.snapshots.shared.request(true).unwrap();
     eventually(async || run.snapshots.shared.state().uploading.is_some()).await;
     run.put(&rig.keys(0..1000, EXPIRY + 1)).await;
@@ -205,7 +206,6 @@ async fn on_a_full_disk_an_upload_that_hangs_gives_up_the_files_that_were_replac
     );
     run.journal.reserve(0);
     rig.storage.works();
-    rig.storage.release();
     run.snapshot().await;
     assert_eq!(rig.remote_keys().await, rig.keys(0..1000, EXPIRY + 1));
     run.stop().await;
@@ -215,8 +215,7 @@ async fn on_a_full_disk_an_upload_that_hangs_gives_up_the_files_that_were_replac
 async fn slow_uploads_come_to_an_end_however_fast_their_files_are_replaced() {
     let rig = Rig::new().await;
     let run = rig.start().await;
-    rig.storage
-        .goes_wrong(|name, _| (name == "put_file").then_some(Fault::Hangs));
+    rig.storage.all_of("put_file", Hangs);
     run.put(&rig.keys(0..1000, EXPIRY)).await;
     run.snapshots.shared.request(true).unwrap();
     eventually(async || {
@@ -228,7 +227,7 @@ async fn slow_uploads_come_to_an_end_however_fast_their_files_are_replaced() {
     run.put(&rig.keys(0..1000, EXPIRY + 1)).await;
     run.snapshots.shared.request(true).unwrap();
     eventually(async || run.local().lsn > uploading.lsn).await;
-    rig.storage.release();
+    rig.storage.works();
     // First the one, then the other.
     eventually(async || rig.remote().await.is_some_and(|it| it.lsn >= uploading.lsn)).await;
     run.snapshot().await;
@@ -314,30 +313,13 @@ async fn a_manifest_that_is_not_this_nodes_or_is_damaged_is_not_replaced() {
         NODE,
         Incarnation::from_bytes([2; 16]),
     );
-    let mut version = None;
     for bytes in [other.to_json(), b"{".to_vec()] {
-        let bytes = bytes::Bytes::from(bytes);
-        let put = match &version {
-            None => rig.storage.inner.put_if_absent(&key, bytes.clone()).await,
-            Some(version) => {
-                rig.storage
-                    .inner
-                    .put_if_match(&key, bytes.clone(), version)
-                    .await
-            }
-        };
-        let Ok(Put::Done(written)) = put else {
-            panic!("{put:?}")
-        };
-        version = Some(written);
+        rig.storage.inner_put(&key, bytes.clone()).await;
         let run = rig.start().await;
         let refused = run.snapshots.request(false, far()).await.unwrap_err();
         assert!(refused.contains(&key), "{refused}");
         run.stop().await;
-        assert_eq!(
-            rig.storage.inner.get(&key).await.unwrap().unwrap().bytes,
-            bytes
-        );
+        assert_eq!(rig.storage.inner_get(&key).await, bytes);
     }
 }
 
@@ -362,11 +344,9 @@ async fn an_object_that_was_removed_before_it_was_named_is_uploaded_again() {
     let rig = Rig::new().await;
     let run = rig.start().await;
     run.put(&rig.keys(0..100, EXPIRY)).await;
-    // Files get there, the manifest does not, but for the very first one.
-    eventually(async || rig.remote().await.is_some()).await;
-    rig.storage.goes_wrong(|name, key| {
-        (name == "put" && key.starts_with("manifests/")).then_some(Fault::Fails)
-    });
+    // Files get there, the manifest does not.
+    rig.storage
+        .goes_wrong(|name, key| (name == "put" && key.starts_with("manifests/")).then_some(DOWN));
     run.snapshots.shared.request(true).unwrap();
     let storage = &rig.storage.inner;
     let objects = async || storage.list("snapshots/", None).await.unwrap().objects;
@@ -405,9 +385,7 @@ async fn what_is_gone_from_object_storage_is_mended_from_the_disk_though_nothing
     let storage = &rig.storage.inner;
     for wait in [Duration::from_secs(301), Duration::from_secs(3601)] {
         storage.delete(&object(1)).await.unwrap();
-        storage.delete(&object(2)).await.unwrap();
-        let put = storage.put_if_absent(&object(2), "too short".into()).await;
-        assert!(matches!(put, Ok(Put::Done(_))));
+        rig.storage.inner_put(&object(2), "too short").await;
         pass(wait).await;
         eventually(async || {
             let size = storage.head(&object(2)).await.unwrap().unwrap().size_bytes;
@@ -439,15 +417,15 @@ async fn what_was_uploaded_long_ago_is_looked_for_just_before_it_is_named() {
     let run = rig.start().await;
     run.put(&rig.keys(0..100, EXPIRY)).await;
     let mut files = 0;
-    let storage = Arc::clone(&rig.storage);
+    let storage = Arc::clone(&rig.storage.inner);
     let (note, objects_when_named) = std::sync::mpsc::channel();
     rig.storage.goes_wrong(move |name, key| {
         if name == "put" && key.starts_with("manifests/") {
-            let objects = storage.inner.list("snapshots/", None).now_or_never();
+            let objects = storage.list("snapshots/", None).now_or_never();
             note.send(objects.unwrap().unwrap().objects.len()).unwrap();
         }
         files += u32::from(name == "put_file");
-        (name == "put_file" && files == 4).then_some(Fault::Hangs)
+        (name == "put_file" && files == 4).then_some(Hangs)
     });
     run.snapshots.shared.request(true).unwrap();
     let storage = &rig.storage.inner;
@@ -458,8 +436,7 @@ async fn what_was_uploaded_long_ago_is_looked_for_just_before_it_is_named() {
     pass(Duration::from_secs(700)).await;
     rig.storage.release();
     eventually(async || rig.remote().await.is_some_and(|it| !it.files.is_empty())).await;
-    // Not counting the node's first manifest, which is there before its first object.
-    assert_eq!(objects_when_named.try_iter().find(|it| *it > 0), Some(4));
+    assert_eq!(objects_when_named.try_iter().next(), Some(4));
     assert_eq!(rig.remote_keys().await, run.keys());
     run.stop().await;
 }
@@ -510,8 +487,7 @@ async fn nothing_is_published_that_the_disk_could_not_write_down_before() {
     run.put(&rig.keys(0..100, EXPIRY)).await;
     run.snapshot().await;
     // A manifest is on the disk, and the disk full before it is published.
-    rig.storage
-        .goes_wrong(|name, _| (name == "put_file").then_some(Fault::Fails));
+    rig.storage.all_of("put_file", DOWN);
     run.put(&rig.keys(100..200, EXPIRY)).await;
     run.snapshots.request(false, far()).await.unwrap_err();
     let full = failpoint::arm("data_dir.write", &rig.root(), Action::Fail(28), 0);
