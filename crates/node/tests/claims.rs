@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use keydb_core::{Fingerprint, OperationId};
-use keydb_node::{Limits, NodeConfig};
+use keydb_node::Limits;
 use keydb_proto::{error_code, shard::ErrorCode};
 use support::*;
 
@@ -162,11 +162,7 @@ async fn answers_are_forgotten_when_they_are_too_old_or_there_is_no_room() {
             ..Limits::default()
         },
     ] {
-        let (world, map, node, mut client) = one_node_with(NodeConfig {
-            limits,
-            ..config(0)
-        })
-        .await;
+        let (world, map, node, mut client) = one_node_within(limits).await;
         let keys = keys(&map, 0..100);
         let operation = OperationId::random();
         world.claim(&mut client, &map, &keys, operation, 0).await;

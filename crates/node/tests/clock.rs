@@ -8,7 +8,8 @@ use std::{sync::Arc, time::Duration};
 
 use keydb_core::{Clock, Durability, ManualClock, OperationId, SinceBoot, UnixMillis};
 use keydb_node::NodeError;
-use support::{cluster::*, storage::*, *};
+use keydb_storage::testing::DOWN;
+use support::{cluster::*, *};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -58,8 +59,7 @@ async fn a_clock_that_is_off_by_more_than_is_allowed_stops_the_start() {
     // Within what is allowed, and the second that the storage's time is cut to.
     for clock_ms in [START.0 - 1_900, START.0 + 2_900] {
         cluster.set_clock(UnixMillis(clock_ms));
-        let node = cluster.start().await;
-        let client = node.loaded().await;
+        let (node, client) = cluster.loaded().await;
         assert!(!warns(&client, &["clock"]).await);
         node.stop().await;
     }
@@ -87,8 +87,7 @@ async fn a_clock_that_has_gone_back_stops_the_start_with_object_storage_and_with
     // Snapshots know it where the journal does not.
     cluster.storage.works();
     cluster.set_clock(UnixMillis(START.0 + 3_600_000));
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     assert_eq!(cluster.present(&mut client, &map, 0..20).await, 10);
     cluster.snapshot(&mut client, true).await;
     node.stop().await;
@@ -115,9 +114,7 @@ async fn a_jump_while_it_runs_is_said_loudly_and_costs_no_key_until_the_clocks_a
         cluster.put(&mut client, &map, 10_000..60_000).await;
         assert_eq!(status(&mut client).await.keys, 51_000);
         cluster.snapshot(&mut client, true).await;
-        let entries = cluster.manifest().await;
-        let entries: u64 = entries.files.iter().map(|file| file.entries).sum();
-        assert_eq!(entries, 51_000);
+        assert_eq!(cluster.stored_entries().await, 51_000);
         // Answers follow the clock.
         assert_eq!(cluster.present(&mut client, &map, 0..1000).await, 1);
 
@@ -149,8 +146,7 @@ async fn while_the_storage_does_not_tell_its_time_a_node_starts_and_reclaims_not
         cluster
             .storage
             .goes_wrong(move |call, _| (is_down || call == "now").then_some(DOWN));
-        let node = cluster.start().await;
-        let mut client = node.loaded().await;
+        let (node, mut client) = cluster.loaded().await;
         let says = ["does not tell its time", "nothing is reclaimed"];
         eventually(async || warns(&client, &says).await).await;
         assert_eq!(status(&mut client).await.keys, 1000);
@@ -174,8 +170,7 @@ async fn while_the_storage_does_not_tell_its_time_a_node_starts_and_reclaims_not
         cluster.clock_is_kept().await;
         node.stop().await;
     }
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     cluster.node_sweeps(&mut client, &map).await;
     eventually(async || status(&mut client.clone()).await.keys == 1).await;
     node.stop().await;
@@ -215,9 +210,7 @@ async fn a_clock_that_is_far_ahead_is_not_gone_by_while_object_storage_is_away()
         assert!(error.to_string().contains(words), "{error}");
     }
     // The same where the storage answers, and only does not tell its time.
-    cluster
-        .storage
-        .goes_wrong(|call, _| (call == "now").then_some(DOWN));
+    cluster.storage.all_of("now", DOWN);
     let error = cluster.start().await.ended().await.unwrap_err();
     assert!(
         matches!(error, NodeError::ClockUnconfirmed { .. }),
@@ -225,8 +218,7 @@ async fn a_clock_that_is_far_ahead_is_not_gone_by_while_object_storage_is_away()
     );
     cluster.storage.all(DOWN);
     cluster.set_clock(START.plus(Duration::from_secs(60)));
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     assert_eq!(cluster.present(&mut client, &map, 0..20).await, 10);
     node.stop().await;
 }
@@ -288,8 +280,7 @@ async fn a_wrong_date_of_before_is_only_warned_of_where_object_storage_confirms_
 
     cluster.storage.clock.set(START);
     cluster.set_clock(START);
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     assert!(warns(&client, &["clock was wrong before"]).await);
     assert_eq!(cluster.present(&mut client, &map, 0..30).await, 20);
     cluster.put_for(&mut client, &map, 20..30, 3600).await;
@@ -297,8 +288,7 @@ async fn a_wrong_date_of_before_is_only_warned_of_where_object_storage_confirms_
     node.stop().await;
     // A new disk takes it over.
     cluster.lose_disk().await;
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     assert_eq!(cluster.present(&mut client, &map, 0..30).await, 30);
     node.stop().await;
 }

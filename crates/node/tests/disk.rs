@@ -6,9 +6,10 @@ mod support;
 
 use std::time::Duration;
 
-use keydb_core::{Durability, NodeId, OperationId};
+use keydb_core::{Durability, OperationId};
 use keydb_node::NodeError;
 use keydb_proto::shard::{ErrorCode, RangeState};
+use keydb_storage::ObjectStorage;
 use support::{cluster::*, *};
 
 #[tokio::test]
@@ -17,8 +18,7 @@ async fn keys_are_there_after_a_stop_and_a_start() {
         let (cluster, node, mut client, map) = Cluster::new(durability).await;
         cluster.put(&mut client, &map, 0..1000).await;
         node.stop().await;
-        let node = cluster.start().await;
-        let mut client = node.loaded().await;
+        let (node, mut client) = cluster.loaded().await;
         assert_eq!(cluster.present(&mut client, &map, 0..2000).await, 1000);
         assert_eq!(cluster.world.map().await.nodes[0].loss_count, 0);
         node.stop().await;
@@ -46,23 +46,15 @@ async fn in_journal_mode_a_killed_node_comes_back_with_every_acknowledged_key() 
 
 #[tokio::test]
 async fn in_snapshot_mode_a_killed_node_loses_what_came_since_the_last_snapshot_and_says_so() {
-    let (cluster, node, mut client, map) = Cluster::new(Durability::Snapshot).await;
-    cluster.put(&mut client, &map, 0..100).await;
-    cluster.snapshot(&mut client, false).await;
+    let (cluster, node, mut client, map) =
+        Cluster::with_snapshot(Durability::Snapshot, 0..100, false).await;
     cluster.put(&mut client, &map, 100..200).await;
     node.kill().await;
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (_node, mut client) = cluster.loaded().await;
     assert_eq!(cluster.present(&mut client, &map, 0..100).await, 100);
     assert_eq!(cluster.present(&mut client, &map, 100..200).await, 0);
     eventually(async || cluster.world.map().await.nodes[0].loss_count == 1).await;
-    let warnings = status(&mut client).await.warnings;
-    assert!(
-        warnings
-            .iter()
-            .any(|warning| warning.contains("did not stop cleanly")),
-        "{warnings:?}"
-    );
+    assert!(warns(&client, &["did not stop cleanly"]).await);
 }
 
 #[tokio::test]
@@ -82,8 +74,7 @@ async fn a_claim_repeated_after_a_restart_gets_the_same_answers() {
         answers
     );
     node.kill().await;
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     assert_eq!(
         world.claim(&mut client, &map, &keys, second, 1).await,
         answers
@@ -91,8 +82,7 @@ async fn a_claim_repeated_after_a_restart_gets_the_same_answers() {
     // The journal is cut; the file of answers takes its place.
     cluster.snapshot(&mut client, true).await;
     node.stop().await;
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (_node, mut client) = cluster.loaded().await;
     assert_eq!(
         world.claim(&mut client, &map, &keys, second, 1).await,
         answers
@@ -110,18 +100,11 @@ async fn a_snapshot_on_demand_is_in_object_storage_with_everything_acknowledged_
     cluster.put(&mut client, &map, 0..1000).await;
     let complete_to = cluster.snapshot(&mut client, false).await;
     assert_eq!(complete_to, START.0);
-    let manifest = cluster.manifest().await;
-    assert_eq!(
-        manifest.files.iter().map(|file| file.entries).sum::<u64>(),
-        1000
-    );
+    assert_eq!(cluster.stored_entries().await, 1000);
     cluster.put(&mut client, &map, 500..1500).await;
     cluster.snapshot(&mut client, true).await;
+    assert_eq!(cluster.stored_entries().await, 1500);
     let manifest = cluster.manifest().await;
-    assert_eq!(
-        manifest.files.iter().map(|file| file.entries).sum::<u64>(),
-        1500
-    );
     assert!(manifest.ranges.iter().all(|range| range.base.is_some()));
     let disk = status(&mut client).await.disk.unwrap();
     assert_eq!(disk.uploaded_lsn, disk.lsn);
@@ -129,9 +112,8 @@ async fn a_snapshot_on_demand_is_in_object_storage_with_everything_acknowledged_
 
 #[tokio::test]
 async fn another_disk_is_refused_until_the_old_one_is_given_up_and_then_loads_what_was_uploaded() {
-    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
-    cluster.put(&mut client, &map, 0..300).await;
-    cluster.snapshot(&mut client, false).await;
+    let (cluster, node, mut client, map) =
+        Cluster::with_snapshot(Durability::Journal, 0..300, false).await;
     cluster.put(&mut client, &map, 300..400).await;
     cluster.snapshot(&mut client, false).await;
     cluster.put(&mut client, &map, 400..500).await;
@@ -147,24 +129,20 @@ async fn another_disk_is_refused_until_the_old_one_is_given_up_and_then_loads_wh
     );
 
     cluster.world.edit(|map| map.nodes[0].disk_id = None).await;
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     assert_eq!(cluster.present(&mut client, &map, 0..400).await, 400);
     assert_eq!(cluster.present(&mut client, &map, 400..500).await, 0);
     // The new disk is whole by itself.
     cluster.put(&mut client, &map, 500..600).await;
     cluster.snapshot(&mut client, false).await;
     node.kill().await;
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (_node, mut client) = cluster.loaded().await;
     assert_eq!(cluster.present(&mut client, &map, 0..600).await, 500);
 }
 
 #[tokio::test]
 async fn a_damaged_or_missing_local_file_is_taken_from_object_storage() {
-    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
-    cluster.put(&mut client, &map, 0..1000).await;
-    cluster.snapshot(&mut client, true).await;
+    let (cluster, node, _, map) = Cluster::with_snapshot(Durability::Journal, 0..1000, true).await;
     node.stop().await;
     let files = files(&cluster.data_dir().join("snapshots"));
     assert_eq!(files.len(), 8);
@@ -173,34 +151,21 @@ async fn a_damaged_or_missing_local_file_is_taken_from_object_storage() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&files[1], bytes).unwrap();
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (_node, mut client) = cluster.loaded().await;
     assert_eq!(cluster.present(&mut client, &map, 0..1000).await, 1000);
 }
 
 #[tokio::test]
 async fn a_range_whose_file_is_nowhere_is_closed_by_name_and_the_others_serve() {
-    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
-    cluster.put(&mut client, &map, 0..1000).await;
-    cluster.snapshot(&mut client, true).await;
+    let (cluster, node, _, map) = Cluster::with_snapshot(Durability::Journal, 0..1000, true).await;
     node.stop().await;
-    let manifest = cluster.manifest().await;
-    let range = manifest.ranges[3].clone();
-    let name = range.base.unwrap();
-    std::fs::remove_file(cluster.data_dir().join("snapshots").join(&name)).unwrap();
-    let key = keydb_storage::object_key(NodeId(0), &name);
-    cluster.world.storage.delete(&key).await.unwrap();
+    let (range, name, key) = cluster.lose_local_file(3).await;
+    cluster.storage.delete(&key).await.unwrap();
 
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
-    let status = status(&mut client).await;
-    let closed: Vec<_> = status
-        .ranges
-        .iter()
-        .filter(|range| range.state == RangeState::Closed as i32)
-        .collect();
+    let (_node, mut client) = cluster.loaded().await;
+    let closed = ranges(&client, RangeState::Closed).await;
     assert_eq!(closed.len(), 1);
-    assert_eq!(closed[0].range_id, range.id.0);
+    assert_eq!(closed[0].range_id, range);
     assert!(closed[0].reason.contains(&name), "{}", closed[0].reason);
 
     let keys = keys(&map, 0..1000);
@@ -226,8 +191,7 @@ async fn at_the_memory_limit_new_keys_are_refused_and_known_ones_answered_for() 
     node.stop().await;
     let mut config = cluster.config();
     config.limits.memory_bytes = 4 << 20;
-    let node = cluster.start_with(config).await;
-    let mut client = node.loaded().await;
+    let (_node, mut client) = cluster.loaded_with(config).await;
     let mut stored = 0;
     let refused = loop {
         let keys = keys(&map, stored..stored + 10_000);
@@ -268,8 +232,7 @@ async fn where_it_was_chosen_the_keys_that_expire_soonest_make_room() {
     let mut config = cluster.config();
     config.limits.memory_bytes = 4 << 20;
     config.limits.memory_policy = keydb_node::MemoryPolicy::ShedSoonest;
-    let node = cluster.start_with(config).await;
-    let mut client = node.loaded().await;
+    let (_node, mut client) = cluster.loaded_with(config).await;
     let batches = 60;
     for batch in 0..batches {
         let keys = keys(&map, batch * 10_000..batch * 10_000 + 10_000);

@@ -11,7 +11,14 @@ use keydb_proto::{
     error_code,
     shard::{CreateSnapshotsRequest, ErrorCode},
 };
-use support::{cluster::*, storage::*, *};
+use keydb_storage::{
+    MAP_KEY, ObjectStorage,
+    testing::{
+        DOWN,
+        StorageFault::{Hangs, Refused, Unavailable},
+    },
+};
+use support::{cluster::*, *};
 use tonic::Request;
 
 /// Waits until everything that is written is in local files.
@@ -36,19 +43,17 @@ async fn uploaded(client: &Client) {
 async fn an_intact_disk_serves_all_its_keys_though_no_call_of_object_storage_succeeds() {
     for (durability, fault) in [
         (Durability::Journal, DOWN),
-        (Durability::Journal, Fault::Refused),
+        (Durability::Journal, Refused),
         (Durability::Snapshot, DOWN),
     ] {
-        let (cluster, node, mut client, map) = Cluster::new(durability).await;
-        cluster.put(&mut client, &map, 0..1000).await;
-        cluster.snapshot(&mut client, true).await;
+        let (cluster, node, mut client, map) =
+            Cluster::with_snapshot(durability, 0..1000, true).await;
         cluster.put(&mut client, &map, 1000..1500).await;
         node.stop().await;
 
         cluster.storage.all(fault);
         let before = cluster.storage.succeeded();
-        let node = cluster.start().await;
-        let mut client = node.loaded().await;
+        let (node, mut client) = cluster.loaded().await;
         assert_eq!(cluster.present(&mut client, &map, 0..2000).await, 1500);
         cluster.put(&mut client, &map, 1500..1600).await;
         eventually(async || warns(&client, &["going on with the last cluster map"]).await).await;
@@ -58,8 +63,7 @@ async fn an_intact_disk_serves_all_its_keys_though_no_call_of_object_storage_suc
         assert_eq!(cluster.storage.succeeded(), before);
         node.stop().await;
 
-        let node = cluster.start().await;
-        let mut client = node.loaded().await;
+        let (node, mut client) = cluster.loaded().await;
         assert_eq!(cluster.present(&mut client, &map, 0..2000).await, 1600);
         assert_eq!(cluster.storage.succeeded(), before);
         cluster.storage.works();
@@ -125,12 +129,8 @@ async fn a_long_outage_costs_disk_in_the_size_of_the_state_and_everything_is_upl
             .put_for(&mut client, &map, 0..KEYS, 86_400 + round)
             .await;
         written_bytes += u64::from(KEYS) * 12;
-        let refused = cluster.try_snapshot(&mut client, false).await.unwrap_err();
-        assert_refused(
-            Err::<(), _>(refused),
-            ErrorCode::NotPossible,
-            &["connection refused"],
-        );
+        let refused = cluster.try_snapshot(&mut client, false).await;
+        assert_refused(refused, ErrorCode::NotPossible, &["connection refused"]);
         local_snapshot(&client).await;
         let disk = status(&mut client).await.disk.unwrap();
         // What object storage has only gets older.
@@ -161,8 +161,7 @@ async fn a_long_outage_costs_disk_in_the_size_of_the_state_and_everything_is_upl
 
     // Nor is it younger after a start.
     node.stop().await;
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     eventually(async || {
         node.metric("keydb_snapshot_age_seconds").await == f64::from(ROUNDS) * 60.0
     })
@@ -174,8 +173,7 @@ async fn a_long_outage_costs_disk_in_the_size_of_the_state_and_everything_is_upl
     assert_eq!(node.metric("keydb_snapshot_age_seconds").await, 0.0);
     node.kill().await;
     cluster.lose_disk().await;
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (_node, mut client) = cluster.loaded().await;
     assert_eq!(
         cluster.present(&mut client, &map, 0..KEYS).await,
         KEYS as usize
@@ -184,10 +182,9 @@ async fn a_long_outage_costs_disk_in_the_size_of_the_state_and_everything_is_upl
 
 #[tokio::test]
 async fn slow_storage_holds_up_no_request_and_a_snapshot_on_demand_says_how_far_it_got() {
-    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
-    cluster.put(&mut client, &map, 0..100).await;
-    cluster.snapshot(&mut client, false).await;
-    cluster.storage.all(Fault::Hangs);
+    let (cluster, node, mut client, map) =
+        Cluster::with_snapshot(Durability::Journal, 0..100, false).await;
+    cluster.storage.all(Hangs);
     eventually(async || cluster.storage.hanging() > 0).await;
 
     cluster.put(&mut client, &map, 100..200).await;
@@ -201,11 +198,10 @@ async fn slow_storage_holds_up_no_request_and_a_snapshot_on_demand_says_how_far_
     assert_eq!(answers, "D".repeat(10) + &"F".repeat(10));
 
     // All but two of the files hang.
-    let uploads = std::sync::atomic::AtomicUsize::new(0);
+    let mut uploads = 0;
     cluster.storage.goes_wrong(move |call, _| {
-        let is_late =
-            call == "put_file" && uploads.fetch_add(1, std::sync::atomic::Ordering::SeqCst) >= 2;
-        is_late.then_some(Fault::Hangs)
+        uploads += u32::from(call == "put_file");
+        (call == "put_file" && uploads > 2).then_some(Hangs)
     });
     let mut request = Request::new(CreateSnapshotsRequest {
         full: true,
@@ -253,7 +249,7 @@ async fn storage_that_never_answers_does_not_hold_up_the_end() {
         node.loaded().await
     };
     cluster.put(&mut client, &map, 0..100).await;
-    cluster.storage.all(Fault::Hangs);
+    cluster.storage.all(Hangs);
     eventually(async || cluster.storage.hanging() > 0).await;
     // Somebody waits for a snapshot meanwhile, and for more than what the node waits for.
     let asking = tokio::spawn({
@@ -276,8 +272,7 @@ async fn storage_that_never_answers_does_not_hold_up_the_end() {
 
     // What it had is on the disk.
     cluster.storage.all(DOWN);
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     assert_eq!(cluster.present(&mut client, &map, 0..200).await, 100);
     node.stop().await;
 }
@@ -289,7 +284,7 @@ async fn full_storage_is_named_in_the_status_and_costs_nothing_else() {
     cluster.storage.goes_wrong(|call, _| {
         ["put", "put_file"]
             .contains(&call)
-            .then_some(Fault::Fails(FULL))
+            .then_some(Unavailable(FULL))
     });
     for round in 0..5 {
         cluster
@@ -303,34 +298,28 @@ async fn full_storage_is_named_in_the_status_and_costs_nothing_else() {
     assert_eq!(node.metric("keydb_warnings").await, 1.0);
     node.stop().await;
 
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (_node, mut client) = cluster.loaded().await;
     assert_eq!(cluster.present(&mut client, &map, 0..600).await, 500);
     cluster.storage.works();
     let _ = cluster.try_snapshot(&mut client, false).await;
     uploaded(&client).await;
-    let entries = cluster.manifest().await;
-    assert_eq!(
-        entries.files.iter().map(|file| file.entries).sum::<u64>(),
-        500
-    );
+    assert_eq!(cluster.stored_entries().await, 500);
 }
 
 #[tokio::test]
 async fn nothing_is_uploaded_to_a_storage_that_is_not_the_clusters() {
     let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
     cluster.put(&mut client, &map, 0..100).await;
-    let key = "cluster-map.json";
-    let kept = cluster.storage.inner_get(key).await;
-    cluster.world.storage.delete(key).await.unwrap();
-    let before = cluster.world.storage.list("", None).await.unwrap();
+    let kept = cluster.storage.inner_get(MAP_KEY).await;
+    cluster.storage.delete(MAP_KEY).await.unwrap();
+    let before = cluster.storage.list("", None).await.unwrap();
     let error = cluster.try_snapshot(&mut client, true).await.unwrap_err();
     let words = "it is not this cluster's storage";
     assert!(error.message().contains(words), "{error}");
-    let after = cluster.world.storage.list("", None).await.unwrap();
+    let after = cluster.storage.list("", None).await.unwrap();
     assert_eq!(after.objects.len(), before.objects.len());
     // Gets go on, and so do uploads when the map is back.
-    cluster.storage.inner_put(key, kept).await;
+    cluster.storage.inner_put(MAP_KEY, kept).await;
     eventually(async || {
         cluster
             .try_snapshot(&mut client.clone(), true)

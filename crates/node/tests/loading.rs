@@ -5,15 +5,12 @@
 mod support;
 
 use keydb_core::{ClusterMap, Durability, Manifest, NodeId, OperationId};
-use keydb_proto::shard::{ErrorCode, RangeState, RangeStatus, RefusalCode};
-use keydb_storage::{manifest_key, object_key};
-use support::{cluster::*, storage::*, *};
-
-async fn ranges(client: &Client, state: RangeState) -> Vec<RangeStatus> {
-    let status = status(&mut client.clone()).await;
-    let ranges = status.ranges.into_iter();
-    ranges.filter(|range| range.state() == state).collect()
-}
+use keydb_proto::shard::{ErrorCode, RangeState, RefusalCode};
+use keydb_storage::{
+    ObjectStorage, manifest_key, object_key,
+    testing::{DOWN, StorageFault::Hangs},
+};
+use support::{cluster::*, *};
 
 /// Which ranges a get of all these keys is refused for, each with this code. The others answer with what they have.
 async fn refused_ranges(
@@ -30,15 +27,13 @@ async fn refused_ranges(
 
 #[tokio::test]
 async fn a_new_disk_answers_that_it_is_loading_until_object_storage_has_given_it_everything() {
-    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
-    cluster.put(&mut client, &map, 0..1000).await;
-    cluster.snapshot(&mut client, true).await;
+    let (cluster, node, _, map) = Cluster::with_snapshot(Durability::Journal, 0..1000, true).await;
     node.kill().await;
     cluster.lose_disk().await;
 
     // First the manifest is not to be had, then its files. In between the node is stopped.
     for (call, what) in [("get", "manifests/"), ("get_range", "")] {
-        for fault in [DOWN, Fault::Hangs] {
+        for fault in [DOWN, Hangs] {
             cluster.storage.goes_wrong(move |found, key| {
                 (found == call && key.contains(what)).then_some(fault)
             });
@@ -96,18 +91,13 @@ async fn an_empty_node_that_waited_for_object_storage_warns_of_nothing_afterward
 
 #[tokio::test]
 async fn ranges_whose_files_are_sound_are_served_while_others_wait_for_object_storage() {
-    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
-    cluster.put(&mut client, &map, 0..1000).await;
-    cluster.snapshot(&mut client, true).await;
+    let (cluster, node, _, map) = Cluster::with_snapshot(Durability::Journal, 0..1000, true).await;
     node.stop().await;
     // More than are fetched at once.
     for path in &files(&cluster.data_dir().join("snapshots"))[..6] {
         std::fs::remove_file(path).unwrap();
     }
-    cluster.storage.all(Fault::Hangs);
-    cluster
-        .storage
-        .goes_wrong(|call, _| (call == "get_range").then_some(Fault::Hangs));
+    cluster.storage.all_of("get_range", Hangs);
     let node = cluster.start().await;
     let mut client = node.serving().await;
     eventually(async || ranges(&client, RangeState::Ready).await.len() == 2).await;
@@ -124,16 +114,12 @@ async fn ranges_whose_files_are_sound_are_served_while_others_wait_for_object_st
 
 #[tokio::test]
 async fn a_newer_map_leaves_ranges_that_are_still_loading_to_their_loading() {
-    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
-    cluster.put(&mut client, &map, 0..1000).await;
-    cluster.snapshot(&mut client, true).await;
+    let (cluster, node, ..) = Cluster::with_snapshot(Durability::Journal, 0..1000, true).await;
     node.stop().await;
     for path in &files(&cluster.data_dir().join("snapshots"))[..6] {
         std::fs::remove_file(path).unwrap();
     }
-    cluster
-        .storage
-        .goes_wrong(|call, _| (call == "get_range").then_some(Fault::Hangs));
+    cluster.storage.all_of("get_range", Hangs);
     let node = cluster.start().await;
     let client = node.serving().await;
     eventually(async || ranges(&client, RangeState::Ready).await.len() == 2).await;
@@ -155,9 +141,7 @@ async fn a_newer_map_leaves_ranges_that_are_still_loading_to_their_loading() {
 
 #[tokio::test]
 async fn a_damaged_or_truncated_object_closes_its_range_by_name_until_a_sound_one_is_there() {
-    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
-    cluster.put(&mut client, &map, 0..1000).await;
-    cluster.snapshot(&mut client, true).await;
+    let (cluster, node, _, map) = Cluster::with_snapshot(Durability::Journal, 0..1000, true).await;
     node.kill().await;
     cluster.lose_disk().await;
     let manifest = cluster.manifest().await;
@@ -182,8 +166,7 @@ async fn a_damaged_or_truncated_object_closes_its_range_by_name_until_a_sound_on
 
     // The second start finds the damaged files on the disk.
     for _ in 0..2 {
-        let node = cluster.start().await;
-        let mut client = node.loaded().await;
+        let (node, mut client) = cluster.loaded().await;
         let closed = ranges(&client, RangeState::Closed).await;
         assert_eq!(closed.len(), 2);
         for (range, (id, name)) in closed.iter().zip(&broken) {
@@ -204,8 +187,7 @@ async fn a_damaged_or_truncated_object_closes_its_range_by_name_until_a_sound_on
     for (key, bytes) in sound {
         cluster.storage.inner_put(&key, bytes).await;
     }
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     assert_eq!(ranges(&client, RangeState::Ready).await.len(), 8);
     assert_eq!(cluster.present(&mut client, &map, 0..2000).await, 1000);
     node.stop().await;
@@ -213,9 +195,8 @@ async fn a_damaged_or_truncated_object_closes_its_range_by_name_until_a_sound_on
 
 #[tokio::test]
 async fn a_loader_that_does_not_find_an_object_reads_the_manifest_again() {
-    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
-    cluster.put(&mut client, &map, 0..500).await;
-    cluster.snapshot(&mut client, true).await;
+    let (cluster, node, mut client, map) =
+        Cluster::with_snapshot(Durability::Journal, 0..500, true).await;
     let key = manifest_key(NodeId(0));
     let older = cluster.storage.inner_get(&key).await;
     cluster.put(&mut client, &map, 500..1000).await;
@@ -226,13 +207,11 @@ async fn a_loader_that_does_not_find_an_object_reads_the_manifest_again() {
 
     // The new disk reads the older manifest, whose objects are garbage before they are fetched.
     cluster.storage.inner_put(&key, older.clone()).await;
-    let hangs = |call: &str, _: &str| (call == "get_range").then_some(Fault::Hangs);
-    cluster.storage.goes_wrong(hangs);
+    cluster.storage.all_of("get_range", Hangs);
     let node = cluster.start().await;
     eventually(async || cluster.storage.hanging() > 0).await;
     cluster.storage.inner_put(&key, newer).await;
     for file in Manifest::from_json(&older).unwrap().files {
-        use keydb_storage::ObjectStorage;
         let key = object_key(NodeId(0), &file.name);
         cluster.storage.inner.delete(&key).await.unwrap();
     }
@@ -244,8 +223,7 @@ async fn a_loader_that_does_not_find_an_object_reads_the_manifest_again() {
     cluster.put(&mut client, &map, 1000..1100).await;
     cluster.snapshot(&mut client, false).await;
     node.kill().await;
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     assert_eq!(cluster.present(&mut client, &map, 0..2000).await, 1100);
     node.stop().await;
 }

@@ -4,134 +4,19 @@
 
 mod support;
 
-use std::{
-    ops::Range,
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
-use bytes::Bytes;
-use keydb_core::{Incarnation, NodeId, OperationId, UnixMillis};
+use keydb_core::{Incarnation, NodeId, OperationId};
 use keydb_node::NodeError;
 use keydb_proto::shard::{ErrorCode, RangeRefusal};
-use keydb_storage::{
-    ListPage, MAP_KEY, Object, ObjectInfo, ObjectStorage, ObjectStream, Put, StorageError,
-    StorageErrorKind, Version,
-};
+use keydb_storage::{MAP_KEY, testing::DOWN};
 use support::*;
 use tokio::net::TcpListener;
 
-/// A storage that can be taken away, and that counts how often it is read.
-#[derive(Debug)]
-struct Flaky {
-    inner: Arc<dyn ObjectStorage>,
-    gone: AtomicBool,
-    reads: AtomicUsize,
-}
-
-impl Flaky {
-    fn world() -> (Arc<Self>, World) {
-        let world = World::new();
-        let flaky = Arc::new(Self {
-            inner: world.storage,
-            gone: AtomicBool::new(false),
-            reads: AtomicUsize::new(0),
-        });
-        let world = World {
-            storage: Arc::clone(&flaky) as _,
-            clock: world.clock,
-        };
-        (flaky, world)
-    }
-
-    fn set_gone(&self, gone: bool) {
-        self.gone.store(gone, Ordering::SeqCst);
-    }
-
-    /// Waits until the storage has been read some more.
-    async fn read_again(&self) {
-        let before = self.reads.load(Ordering::SeqCst);
-        eventually(async || self.reads.load(Ordering::SeqCst) > before + 2).await;
-    }
-
-    fn there(&self) -> Result<(), StorageError> {
-        if self.gone.load(Ordering::SeqCst) {
-            return Err(StorageError::new(
-                StorageErrorKind::Unavailable,
-                "taken away by the test",
-            ));
-        }
-        Ok(())
-    }
-}
-
-#[tonic::async_trait]
-impl ObjectStorage for Flaky {
-    async fn get(&self, key: &str) -> Result<Option<Object>, StorageError> {
-        self.reads.fetch_add(1, Ordering::SeqCst);
-        self.there()?;
-        self.inner.get(key).await
-    }
-
-    async fn put_if_absent(&self, key: &str, bytes: Bytes) -> Result<Put, StorageError> {
-        self.there()?;
-        self.inner.put_if_absent(key, bytes).await
-    }
-
-    async fn put_if_match(
-        &self,
-        key: &str,
-        bytes: Bytes,
-        version: &Version,
-    ) -> Result<Put, StorageError> {
-        self.there()?;
-        self.inner.put_if_match(key, bytes, version).await
-    }
-
-    async fn put_file(&self, key: &str, file: &Path) -> Result<Put, StorageError> {
-        self.there()?;
-        self.inner.put_file(key, file).await
-    }
-
-    async fn get_range(
-        &self,
-        key: &str,
-        range: Range<u64>,
-    ) -> Result<Option<ObjectStream>, StorageError> {
-        self.there()?;
-        self.inner.get_range(key, range).await
-    }
-
-    async fn head(&self, key: &str) -> Result<Option<ObjectInfo>, StorageError> {
-        self.there()?;
-        self.inner.head(key).await
-    }
-
-    async fn list(&self, prefix: &str, after: Option<&str>) -> Result<ListPage, StorageError> {
-        self.there()?;
-        self.inner.list(prefix, after).await
-    }
-
-    async fn delete(&self, key: &str) -> Result<(), StorageError> {
-        self.there()?;
-        self.inner.delete(key).await
-    }
-
-    async fn now(&self) -> Result<UnixMillis, StorageError> {
-        self.there()?;
-        self.inner.now().await
-    }
-}
-
-/// Overwrites the stored map, as nobody ever should.
-async fn overwrite(world: &World, json: Vec<u8>) {
-    let version = world.storage.get(MAP_KEY).await.unwrap().unwrap().version;
-    let put = world.storage.put_if_match(MAP_KEY, json.into(), &version);
-    assert!(matches!(put.await.unwrap(), Put::Done(_)));
+/// Waits until the map has been read some more.
+async fn read_again(world: &World) {
+    let before = world.storage.seen("get");
+    eventually(async || world.storage.seen("get") > before + 2).await;
 }
 
 #[tokio::test]
@@ -307,12 +192,7 @@ async fn a_node_that_was_replaced_ends() {
 
 #[tokio::test]
 async fn a_node_that_is_not_a_member_any_more_ends() {
-    let world = World::new();
-    let listener = listen().await;
-    let addresses = [address_of(&listener), "elsewhere.example:1".to_owned()];
-    world.init(&[&addresses[0], &addresses[1]]).await;
-    let node = world.start(config(0), listener);
-    node.serving().await;
+    let (world, _, node, _) = one_node_beside(&["elsewhere.example:1"], config(0)).await;
     world
         .edit(|map| {
             map.nodes.remove(0);
@@ -336,7 +216,7 @@ async fn another_clusters_map_ends_the_node() {
     let (world, map, node, _client) = one_node().await;
     let mut other = World::new().init(&[&node.address]).await;
     other.epoch = 100;
-    overwrite(&world, other.to_json()).await;
+    world.storage.inner_put(MAP_KEY, other.to_json()).await;
     let error = node.ended().await.unwrap_err();
     assert!(matches!(error, NodeError::OtherCluster { .. }));
     for cluster in [map.cluster_id, other.cluster_id] {
@@ -348,7 +228,10 @@ async fn another_clusters_map_ends_the_node() {
 async fn a_map_that_cannot_be_used_ends_a_node_at_its_start() {
     let world = World::new();
     world.init(&["a:1"]).await;
-    overwrite(&world, br#"{"format": 2}"#.to_vec()).await;
+    world
+        .storage
+        .inner_put(MAP_KEY, br#"{"format": 2}"#.to_vec())
+        .await;
     let error = world
         .start(config(0), listen().await)
         .ended()
@@ -359,14 +242,8 @@ async fn a_map_that_cannot_be_used_ends_a_node_at_its_start() {
 
 #[tokio::test]
 async fn a_newer_map_moves_ranges_and_an_older_one_is_ignored() {
-    let (flaky, world) = Flaky::world();
-    let listener = listen().await;
-    world
-        .init(&[&address_of(&listener), "elsewhere.example:1"])
-        .await;
-    let node = world.start(config(0), listener);
-    let mut client = node.serving().await;
-    let before = world.map().await;
+    let (world, before, node, mut client) =
+        one_node_beside(&["elsewhere.example:1"], config(0)).await;
     let all = keys(&before, 0..200);
     client
         .put(world.put_request(&before, &all, 60))
@@ -403,8 +280,8 @@ async fn a_newer_map_moves_ranges_and_an_older_one_is_ignored() {
             .all(|there| *there)
     );
 
-    overwrite(&world, before.to_json()).await;
-    flaky.read_again().await;
+    world.storage.inner_put(MAP_KEY, before.to_json()).await;
+    read_again(&world).await;
     assert_eq!(epoch(&mut client).await, after.epoch);
     assert!(
         world
@@ -430,26 +307,26 @@ async fn a_request_by_a_newer_map_makes_the_node_look_for_it_at_once() {
 
 #[tokio::test]
 async fn a_node_waits_for_a_storage_that_is_away_and_goes_on_without_it_later() {
-    let (flaky, world) = Flaky::world();
+    let world = World::new();
     let listener = listen().await;
     world.init(&[&address_of(&listener)]).await;
-    flaky.set_gone(true);
+    world.storage.all(DOWN);
     let node = world.start(config(0), listener);
     let mut client = node.client().await;
-    flaky.read_again().await;
+    read_again(&world).await;
     assert!(status(&mut client).await.ranges.is_empty());
 
-    flaky.set_gone(false);
+    world.storage.works();
     let mut client = node.serving().await;
     let map = world.map().await;
-    flaky.set_gone(true);
-    flaky.read_again().await;
+    world.storage.all(DOWN);
+    read_again(&world).await;
     let all = keys(&map, 0..10);
     let operation = OperationId::random();
     let answers = world.claim(&mut client, &map, &all, operation, 0);
     assert_eq!(answers.await, "FFFFFFFFFF");
 
-    flaky.set_gone(false);
+    world.storage.works();
     let after = world.edit(|map| map.clock_error_max_ms += 1).await;
     eventually(async || epoch(&mut client.clone()).await == after.epoch).await;
     assert_eq!(world.get(&mut client, &map, &all).await, [true; 10]);
@@ -458,17 +335,15 @@ async fn a_node_waits_for_a_storage_that_is_away_and_goes_on_without_it_later() 
 
 #[tokio::test]
 async fn a_node_that_serves_goes_on_by_the_last_map_when_the_stored_one_is_damaged() {
-    let (flaky, world) = Flaky::world();
-    let listener = listen().await;
-    world.init(&[&address_of(&listener)]).await;
-    let node = world.start(config(0), listener);
-    let mut client = node.serving().await;
-    let map = world.map().await;
-    overwrite(&world, b"damaged".to_vec()).await;
-    flaky.read_again().await;
+    let (world, map, node, mut client) = one_node().await;
+    world.storage.inner_put(MAP_KEY, b"damaged".to_vec()).await;
+    read_again(&world).await;
     world.get(&mut client, &map, &keys(&map, 0..3)).await;
 
-    overwrite(&world, map.successor().to_json()).await;
+    world
+        .storage
+        .inner_put(MAP_KEY, map.successor().to_json())
+        .await;
     eventually(async || epoch(&mut client.clone()).await == map.epoch + 1).await;
     node.stop().await;
 }

@@ -7,7 +7,7 @@ mod support;
 use std::time::Duration;
 
 use keydb_core::{Fingerprint, OperationId};
-use keydb_node::{Limits, NodeConfig};
+use keydb_node::Limits;
 use keydb_proto::shard::{
     ErrorCode, GetMapRequest, GetReply, GetRequest, NodeStatusRequest, RefusalCode,
 };
@@ -279,11 +279,7 @@ async fn more_keys_than_the_limit_are_refused_with_the_limit() {
         request_keys_max: 99,
         ..Limits::default()
     };
-    let (world, map, node, mut client) = one_node_with(NodeConfig {
-        limits,
-        ..config(0)
-    })
-    .await;
+    let (world, map, node, mut client) = one_node_within(limits).await;
     let all = keys(&map, 0..100);
     assert_refused(
         client.put(world.put_request(&map, &all, 60)).await,
@@ -301,11 +297,7 @@ async fn a_message_over_the_limit_is_refused_with_the_limit() {
         message_bytes_max: 10_000,
         ..Limits::default()
     };
-    let (world, map, node, mut client) = one_node_with(NodeConfig {
-        limits,
-        ..config(0)
-    })
-    .await;
+    let (world, map, node, mut client) = one_node_within(limits).await;
     for count in [1000, 100_000] {
         let request = world.put_request(&map, &keys(&map, 0..count), 60);
         assert_refused(
@@ -366,15 +358,8 @@ async fn a_refused_request_applies_nothing_of_its_good_ranges() {
 
 #[tokio::test]
 async fn ranges_of_others_are_refused_by_name_and_the_rest_is_answered() {
-    let world = World::new();
-    let listener = listen().await;
-    world
-        .init(&[&address_of(&listener), "elsewhere.example:50051"])
-        .await;
-    let node = world.start(config(0), listener);
-    let mut client = node.serving().await;
-    let map = world.map().await;
-
+    let (world, map, node, mut client) =
+        one_node_beside(&["elsewhere.example:50051"], config(0)).await;
     let all = keys(&map, 0..200);
     let owner_of = |key: &Fingerprint| map.ranges[map.range_index_of(key.top())].owner.0;
     let put = world.put_request(&map, &all, 60);
@@ -449,11 +434,7 @@ async fn requests_over_the_limit_in_flight_are_refused_and_the_rest_answered() {
         requests_in_flight_max: 1,
         ..Limits::default()
     };
-    let (world, map, node, client) = one_node_with(NodeConfig {
-        limits,
-        ..config(0)
-    })
-    .await;
+    let (world, map, node, client) = one_node_within(limits).await;
     let all = keys(&map, 0..60_000);
     let put = world.put_request(&map, &all, 60);
     // Large enough to make room for others on the way, so that they meet.

@@ -15,8 +15,11 @@ use keydb_core::{
 };
 use keydb_node::NodeError;
 use keydb_proto::shard::{OpenRangeRequest, RangeState, RefusalCode};
-use keydb_storage::{MAP_KEY, Put, manifest_key, object_key};
-use support::{cluster::*, storage::*, *};
+use keydb_storage::{
+    MAP_KEY, ObjectStorage, manifest_key, object_key,
+    testing::{DOWN, StorageFault::Hangs},
+};
+use support::{cluster::*, *};
 
 fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
@@ -35,44 +38,23 @@ async fn refusal(cluster: &Cluster) -> NodeError {
     cluster.start().await.ended().await.unwrap_err()
 }
 
-/// The start after a node was killed: a client of it, when everything is loaded.
-async fn restarted(cluster: &Cluster, node: RunningNode) -> (RunningNode, Client) {
-    node.kill().await;
-    let node = cluster.start().await;
-    let client = node.loaded().await;
-    (node, client)
-}
-
-/// Has a range's file vanish from the disk; returns which range, and the key of its object.
-async fn lose_local_file(cluster: &Cluster, index: usize) -> (u32, String) {
-    let range = cluster.manifest().await.ranges[index].clone();
-    let name = range.base.unwrap();
-    fs::remove_file(cluster.data_dir().join("snapshots").join(&name)).unwrap();
-    (range.id.0, object_key(NodeId(0), &name))
-}
-
 /// Has a range's file vanish from the disk and from object storage; returns a way to bring the object back.
 async fn lose_file(cluster: &Cluster, index: usize) -> (u32, String, bytes::Bytes) {
-    let (range, key) = lose_local_file(cluster, index).await;
+    let (range, _, key) = cluster.lose_local_file(index).await;
     let object = cluster.storage.inner_get(&key).await;
-    cluster.world.storage.delete(&key).await.unwrap();
+    cluster.storage.delete(&key).await.unwrap();
     (range, key, object)
 }
 
 async fn closed(client: &Client) -> Vec<(u32, String)> {
-    let ranges = status(&mut client.clone()).await.ranges.into_iter();
-    ranges
-        .filter(|range| range.state() == RangeState::Closed)
-        .map(|range| (range.range_id, range.reason))
-        .collect()
+    let closed = ranges(client, RangeState::Closed).await.into_iter();
+    closed.map(|range| (range.range_id, range.reason)).collect()
 }
 
 #[tokio::test]
 async fn an_earlier_disk_that_turns_up_again_is_refused_and_object_storage_keeps_what_is_newer() {
     for durability in [Durability::Snapshot, Durability::Journal] {
-        let (cluster, node, mut client, map) = Cluster::new(durability).await;
-        cluster.put(&mut client, &map, 0..100).await;
-        cluster.snapshot(&mut client, false).await;
+        let (cluster, node, _, map) = Cluster::with_snapshot(durability, 0..100, false).await;
         node.kill().await;
         let earlier = cluster.data_dir().with_file_name("earlier");
         fs::rename(cluster.data_dir(), &earlier).unwrap();
@@ -92,16 +74,14 @@ async fn an_earlier_disk_that_turns_up_again_is_refused_and_object_storage_keeps
         for disk in [&earlier, &barren, &earlier] {
             fs::rename(disk, cluster.data_dir()).unwrap();
             give_up().await;
-            let node = cluster.start().await;
-            let mut client = node.loaded().await;
+            let (node, mut client) = cluster.loaded().await;
             assert_eq!(cluster.present(&mut client, &map, 0..100).await, 100);
             node.kill().await;
             fs::rename(cluster.data_dir(), disk).unwrap();
         }
         give_up().await;
 
-        let node = cluster.start().await;
-        let mut client = node.loaded().await;
+        let (node, mut client) = cluster.loaded().await;
         cluster.put(&mut client, &map, 100..200).await;
         cluster.snapshot(&mut client, false).await;
         node.kill().await;
@@ -132,8 +112,7 @@ async fn an_earlier_disk_that_turns_up_again_is_refused_and_object_storage_keeps
         assert_eq!(cluster.manifest().await, newer);
 
         fs::remove_dir_all(cluster.data_dir()).unwrap();
-        let node = cluster.start().await;
-        let mut client = node.loaded().await;
+        let (node, mut client) = cluster.loaded().await;
         assert_eq!(cluster.present(&mut client, &map, 0..200).await, 200);
         node.stop().await;
     }
@@ -142,15 +121,12 @@ async fn an_earlier_disk_that_turns_up_again_is_refused_and_object_storage_keeps
 /// A cluster whose node was stopped and has a copy of its disk from before its last keys, 100 to 199, in the disk's place; and where the
 /// disk itself is.
 async fn with_an_earlier_copy() -> (Cluster, ClusterMap, PathBuf) {
-    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
-    cluster.put(&mut client, &map, 0..100).await;
-    cluster.snapshot(&mut client, false).await;
+    let (cluster, node, _, map) = Cluster::with_snapshot(Durability::Journal, 0..100, false).await;
     node.stop().await;
     let copy = cluster.data_dir().with_file_name("copy");
     copy_dir(&cluster.data_dir(), &copy);
 
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     cluster.put(&mut client, &map, 100..200).await;
     cluster.snapshot(&mut client, false).await;
     node.stop().await;
@@ -168,8 +144,7 @@ async fn a_copy_of_the_disk_from_an_earlier_time_is_refused() {
 
     fs::remove_dir_all(cluster.data_dir()).unwrap();
     fs::rename(&newest, cluster.data_dir()).unwrap();
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     assert_eq!(cluster.present(&mut client, &map, 0..200).await, 200);
     node.stop().await;
 }
@@ -185,8 +160,7 @@ async fn a_copy_of_the_disk_that_is_found_out_late_ends_the_node_and_object_stor
     cluster
         .storage
         .goes_wrong(move |_, key| (key == manifests).then_some(DOWN));
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     // It gets further than the disk whose copy it is ever was.
     for start in [1000, 2000, 3000, 4000] {
         cluster.put(&mut client, &map, start..start + 500).await;
@@ -209,23 +183,11 @@ async fn a_start_does_not_go_back_to_a_stored_map_that_is_older_than_its_own() {
     let epoch = async |client: &Client| status(&mut client.clone()).await.header.unwrap().epoch;
     eventually(async || epoch(&client).await == newer.epoch).await;
     node.stop().await;
-    let restored = cluster.world.storage.get(MAP_KEY).await.unwrap().unwrap();
-    let put = cluster
-        .world
-        .storage
-        .put_if_match(MAP_KEY, older, &restored.version);
-    assert!(matches!(put.await, Ok(Put::Done(_))));
+    cluster.storage.inner_put(MAP_KEY, older).await;
 
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     assert_eq!(epoch(&client).await, newer.epoch);
-    let warnings = status(&mut client).await.warnings;
-    assert!(
-        warnings
-            .iter()
-            .any(|text| text.contains("older cluster map")),
-        "{warnings:?}"
-    );
+    assert!(warns(&client, &["older cluster map"]).await);
     assert_eq!(cluster.present(&mut client, &map, 0..200).await, 100);
     node.stop().await;
     let saved = fs::read(cluster.data_dir().join("map.json")).unwrap();
@@ -240,9 +202,8 @@ async fn a_node_that_was_a_member_starts_by_its_saved_map_when_the_stored_one_is
     let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
     cluster.put(&mut client, &map, 0..100).await;
     node.stop().await;
-    cluster.world.storage.delete(MAP_KEY).await.unwrap();
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    cluster.storage.delete(MAP_KEY).await.unwrap();
+    let (node, mut client) = cluster.loaded().await;
     assert_eq!(cluster.present(&mut client, &map, 0..200).await, 100);
     cluster.put(&mut client, &map, 100..200).await;
     assert!(warns(&client, &["no cluster map any more", "keydb recover --map"]).await);
@@ -264,8 +225,7 @@ async fn a_saved_map_that_names_another_disk_is_not_gone_by() {
     saved.epoch += 5;
     saved.nodes[0].disk_id = Some(Incarnation::from_bytes([9; 16]));
     fs::write(&path, saved.to_json()).unwrap();
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     assert_eq!(cluster.present(&mut client, &map, 0..200).await, 100);
     node.stop().await;
 }
@@ -273,9 +233,7 @@ async fn a_saved_map_that_names_another_disk_is_not_gone_by() {
 #[tokio::test]
 async fn a_disk_that_has_lost_everything_but_its_name_is_refused() {
     for durability in [Durability::Snapshot, Durability::Journal] {
-        let (cluster, node, mut client, map) = Cluster::new(durability).await;
-        cluster.put(&mut client, &map, 0..100).await;
-        cluster.snapshot(&mut client, false).await;
+        let (cluster, node, ..) = Cluster::with_snapshot(durability, 0..100, false).await;
         node.stop().await;
         for path in files(&cluster.data_dir()) {
             if path.is_dir() {
@@ -294,22 +252,19 @@ async fn a_disk_that_has_lost_everything_but_its_name_is_refused() {
 #[tokio::test]
 async fn a_new_disk_does_not_take_objects_without_their_manifest_for_a_node_that_never_had_any() {
     for durability in [Durability::Snapshot, Durability::Journal] {
-        let (cluster, node, mut client, map) = Cluster::new(durability).await;
-        cluster.put(&mut client, &map, 0..100).await;
-        cluster.snapshot(&mut client, false).await;
+        let (cluster, node, _, map) = Cluster::with_snapshot(durability, 0..100, false).await;
         node.stop().await;
         cluster.lose_disk().await;
         let key = manifest_key(NodeId(0));
         let manifest = cluster.storage.inner_get(&key).await;
-        cluster.world.storage.delete(&key).await.unwrap();
+        cluster.storage.delete(&key).await.unwrap();
         let error = refusal(&cluster).await.to_string();
         for words in [&*key, "snapshots/node-0/", "it was removed"] {
             assert!(error.contains(words), "{words:?} in {error}");
         }
         // Where its bucket gives it back, the keys are there.
         cluster.storage.inner_put(&key, manifest).await;
-        let node = cluster.start().await;
-        let mut client = node.loaded().await;
+        let (node, mut client) = cluster.loaded().await;
         assert_eq!(cluster.present(&mut client, &map, 0..100).await, 100);
         node.stop().await;
     }
@@ -349,7 +304,8 @@ async fn after_keys_that_a_range_could_not_take_the_others_are_served_by_the_nex
         }
 
         // Which of them fit depends on the order in which they come. What does not fit is not forgotten either.
-        let (node, client) = restarted(&cluster, node).await;
+        node.kill().await;
+        let (node, client) = cluster.loaded().await;
         let found = closed(&client).await;
         if let [(range, reason)] = &found[..] {
             assert_eq!(*range, 0);
@@ -366,7 +322,8 @@ async fn after_keys_that_a_range_could_not_take_the_others_are_served_by_the_nex
         let refused = found.len() * others.iter().filter(in_range_0).count();
         let present: u32 = reply.present.iter().map(|byte| byte.count_ones()).sum();
         assert_eq!(present as usize, others.len() - refused);
-        let (node, client) = restarted(&cluster, node).await;
+        node.kill().await;
+        let (node, client) = cluster.loaded().await;
         assert_eq!(closed(&client).await, found);
         node.stop().await;
     }
@@ -385,8 +342,7 @@ async fn without_the_file_of_answers_a_node_has_all_its_keys_and_repeats_are_unk
         );
         node.stop().await;
         // This stop cuts the journal: what the first claim was told is in the file alone.
-        let node = cluster.start().await;
-        let mut client = node.loaded().await;
+        let (node, mut client) = cluster.loaded().await;
         cluster.snapshot(&mut client, true).await;
         let second = keys(&map, 50..100);
         assert_eq!(
@@ -405,8 +361,7 @@ async fn without_the_file_of_answers_a_node_has_all_its_keys_and_repeats_are_unk
             fs::remove_file(&path).unwrap();
         }
 
-        let node = cluster.start().await;
-        let mut client = node.loaded().await;
+        let (node, mut client) = cluster.loaded().await;
         assert_eq!(cluster.present(&mut client, &map, 0..100).await, 100);
         assert_eq!(
             world.claim(&mut client, &map, &second, new, 1).await,
@@ -424,22 +379,19 @@ async fn without_the_file_of_answers_a_node_has_all_its_keys_and_repeats_are_unk
 #[tokio::test]
 async fn what_only_the_journal_has_of_a_closed_range_is_there_when_its_file_is_back() {
     for lost in [false, true] {
-        let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
-        cluster.put(&mut client, &map, 0..1000).await;
-        cluster.snapshot(&mut client, true).await;
+        let (cluster, node, mut client, map) =
+            Cluster::with_snapshot(Durability::Journal, 0..1000, true).await;
         cluster.put(&mut client, &map, 1000..1500).await;
         node.kill().await;
         let (range, key, object) = lose_file(&cluster, 3).await;
 
-        let node = cluster.start().await;
-        let mut client = node.loaded().await;
+        let (node, mut client) = cluster.loaded().await;
         assert_eq!(closed(&client).await[0].0, range);
         // A full one makes the records superfluous, and the journal is cut behind it.
         cluster.snapshot(&mut client, lost).await;
         node.stop().await;
         cluster.storage.inner_put(&key, object).await;
-        let node = cluster.start().await;
-        let mut client = node.loaded().await;
+        let (node, mut client) = cluster.loaded().await;
         assert_eq!(closed(&client).await, []);
         assert_eq!(cluster.present(&mut client, &map, 0..2000).await, 1500);
         node.stop().await;
@@ -448,14 +400,10 @@ async fn what_only_the_journal_has_of_a_closed_range_is_there_when_its_file_is_b
 
 #[tokio::test]
 async fn what_is_acknowledged_while_other_ranges_are_loading_is_in_the_last_snapshot() {
-    let (cluster, node, mut client, map) = Cluster::new(Durability::Snapshot).await;
-    cluster.put(&mut client, &map, 0..1000).await;
-    cluster.snapshot(&mut client, true).await;
+    let (cluster, node, _, map) = Cluster::with_snapshot(Durability::Snapshot, 0..1000, true).await;
     node.stop().await;
-    lose_local_file(&cluster, 3).await;
-    cluster
-        .storage
-        .goes_wrong(|call, _| (call == "get_range").then_some(Fault::Hangs));
+    cluster.lose_local_file(3).await;
+    cluster.storage.all_of("get_range", Hangs);
     let losses = async || cluster.world.map().await.nodes[0].loss_count;
 
     // Asked to stop it keeps them; killed it says that it has lost them.
@@ -486,8 +434,7 @@ async fn what_is_acknowledged_while_other_ranges_are_loading_is_in_the_last_snap
     }
     assert_eq!(losses().await, 0);
     cluster.storage.works();
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     let of_other_ranges = |from: u32| {
         let numbers = keys(&map, from..from + 100).into_iter();
         numbers
@@ -502,18 +449,16 @@ async fn what_is_acknowledged_while_other_ranges_are_loading_is_in_the_last_snap
 
 #[tokio::test]
 async fn snapshots_are_made_while_object_storage_holds_up_a_range() {
-    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
-    cluster.put(&mut client, &map, 0..1000).await;
-    cluster.snapshot(&mut client, true).await;
+    let (cluster, node, _, map) = Cluster::with_snapshot(Durability::Journal, 0..1000, true).await;
     node.stop().await;
-    lose_local_file(&cluster, 3).await;
-    cluster.storage.goes_wrong(|_, _| Some(DOWN));
+    cluster.lose_local_file(3).await;
+    cluster.storage.all(DOWN);
 
     let mut config = cluster.config();
     config.snapshot_interval = Duration::from_millis(50);
     let node = cluster.start_with(config).await;
     let mut client = node.serving().await;
-    eventually(async || ready(&client).await == 7).await;
+    eventually(async || ranges(&client, RangeState::Ready).await.len() == 7).await;
     let put = cluster.world.put_request(&map, &keys(&map, 1000..1100), 60);
     let reply = client.put(put).await.unwrap().into_inner();
     assert_eq!(reply.refused.len(), 1);
@@ -528,24 +473,15 @@ async fn snapshots_are_made_while_object_storage_holds_up_a_range() {
     node.stop().await;
 }
 
-async fn ready(client: &Client) -> usize {
-    let ranges = status(&mut client.clone()).await.ranges.into_iter();
-    ranges
-        .filter(|range| range.state() == RangeState::Ready)
-        .count()
-}
-
 #[tokio::test]
 async fn a_closed_range_that_is_given_up_answers_with_what_is_left_and_stays_open() {
-    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
-    cluster.put(&mut client, &map, 0..200).await;
-    cluster.snapshot(&mut client, true).await;
+    let (cluster, node, mut client, map) =
+        Cluster::with_snapshot(Durability::Journal, 0..200, true).await;
     // Of these the journal knows.
     cluster.put(&mut client, &map, 200..400).await;
     node.kill().await;
     let (range, _, _) = lose_file(&cluster, 2).await;
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     assert_eq!(closed(&client).await[0].0, range);
     let request = |range_id| OpenRangeRequest {
         cluster_id: map.cluster_id.to_bytes().to_vec().into(),
@@ -583,8 +519,7 @@ async fn a_closed_range_that_is_given_up_answers_with_what_is_left_and_stays_ope
 
     // Neither a kill right after it nor a new disk closes it again.
     node.kill().await;
-    let node = cluster.start().await;
-    let mut client = node.loaded().await;
+    let (node, mut client) = cluster.loaded().await;
     assert_eq!(closed(&client).await, []);
     assert_eq!(cluster.world.get(&mut client, &map, &keys).await, expected);
     assert_eq!(cluster.world.map().await.nodes[0].loss_count, 1);
@@ -593,9 +528,8 @@ async fn a_closed_range_that_is_given_up_answers_with_what_is_left_and_stays_ope
 
 #[tokio::test]
 async fn a_range_is_not_given_up_before_all_that_is_left_of_it_is_loaded() {
-    let (cluster, node, mut client, map) = Cluster::new(Durability::Journal).await;
-    cluster.put(&mut client, &map, 0..200).await;
-    cluster.snapshot(&mut client, true).await;
+    let (cluster, node, mut client, map) =
+        Cluster::with_snapshot(Durability::Journal, 0..200, true).await;
     cluster.put(&mut client, &map, 200..400).await;
     cluster.snapshot(&mut client, false).await;
     node.kill().await;
@@ -607,11 +541,11 @@ async fn a_range_is_not_given_up_before_all_that_is_left_of_it_is_loaded() {
     let delta = delta.unwrap().name;
     fs::remove_file(cluster.data_dir().join("snapshots").join(&delta)).unwrap();
     let object = object_key(NodeId(0), &delta);
-    cluster.world.storage.delete(&object).await.unwrap();
-    let (range, base) = lose_local_file(&cluster, 2).await;
+    cluster.storage.delete(&object).await.unwrap();
+    let (range, _, base) = cluster.lose_local_file(2).await;
     cluster
         .storage
-        .goes_wrong(move |name, key| (name == "get_range" && key == base).then_some(Fault::Hangs));
+        .goes_wrong(move |name, key| (name == "get_range" && key == base).then_some(Hangs));
     let node = cluster.start().await;
     let mut client = node.serving().await;
     eventually(async || closed(&client).await.len() + 1 == map.ranges.len()).await;

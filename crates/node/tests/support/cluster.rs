@@ -7,22 +7,20 @@ use std::{
     time::Duration,
 };
 
-use keydb_core::{ClusterMap, Durability, Manifest, NodeId};
+use keydb_core::{ClusterMap, Durability, Manifest, ManualClock, NodeId};
 use keydb_node::NodeConfig;
-use keydb_proto::shard::CreateSnapshotsRequest;
-use keydb_storage::manifest_key;
+use keydb_proto::shard::{CreateSnapshotsRequest, RangeState, RangeStatus};
+use keydb_storage::{manifest_key, object_key, testing::FaultyStorage};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tonic::Status;
 
-use super::{
-    Client, RunningNode, START, World, address_of, config, keys, listen, status, storage::Faulty,
-};
+use super::{Client, RunningNode, START, World, address_of, config, keys, listen, status};
 
 pub(crate) struct Cluster {
     pub(crate) world: World,
-    /// The world's storage.
-    pub(crate) storage: Arc<Faulty>,
+    /// The world's storage, with a clock of its own.
+    pub(crate) storage: Arc<FaultyStorage>,
     dir: TempDir,
     address: String,
 }
@@ -30,10 +28,11 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// One whose node has not been started yet.
     pub(crate) async fn created(durability: Durability) -> Self {
-        let storage = Arc::new(Faulty::new(START));
+        let clock = Arc::new(ManualClock::new(START));
+        let storage = Arc::new(FaultyStorage::new(clock));
         let cluster = Self {
             world: World {
-                storage: Arc::clone(&storage) as _,
+                storage: Arc::clone(&storage),
                 ..World::new()
             },
             storage,
@@ -47,9 +46,20 @@ impl Cluster {
 
     pub(crate) async fn new(durability: Durability) -> (Self, RunningNode, Client, ClusterMap) {
         let cluster = Self::created(durability).await;
-        let node = cluster.start().await;
-        let client = node.loaded().await;
+        let (node, client) = cluster.loaded().await;
         let map = cluster.world.map().await;
+        (cluster, node, client, map)
+    }
+
+    /// One with these keys, which object storage has as well, in full files if `full`.
+    pub(crate) async fn with_snapshot(
+        durability: Durability,
+        numbers: Range<u32>,
+        full: bool,
+    ) -> (Self, RunningNode, Client, ClusterMap) {
+        let (cluster, node, mut client, map) = Self::new(durability).await;
+        cluster.put(&mut client, &map, numbers).await;
+        cluster.snapshot(&mut client, full).await;
         (cluster, node, client, map)
     }
 
@@ -77,6 +87,17 @@ impl Cluster {
             }
         };
         self.world.start(config, listener)
+    }
+
+    /// Starts the node and waits until everything is loaded.
+    pub(crate) async fn loaded(&self) -> (RunningNode, Client) {
+        self.loaded_with(self.config()).await
+    }
+
+    pub(crate) async fn loaded_with(&self, config: NodeConfig) -> (RunningNode, Client) {
+        let node = self.start_with(config).await;
+        let client = node.loaded().await;
+        (node, client)
     }
 
     /// Moves the node's clock and the storage's.
@@ -115,6 +136,21 @@ impl Cluster {
         Manifest::from_json(&object).unwrap()
     }
 
+    /// How many entries the files in object storage have.
+    pub(crate) async fn stored_entries(&self) -> u64 {
+        let files = self.manifest().await.files;
+        files.iter().map(|file| file.entries).sum()
+    }
+
+    /// Has a range's file vanish from the disk. Returns which range, the file's name and the key of its object.
+    pub(crate) async fn lose_local_file(&self, index: usize) -> (u32, String, String) {
+        let range = self.manifest().await.ranges[index].clone();
+        let name = range.base.unwrap();
+        std::fs::remove_file(self.data_dir().join("snapshots").join(&name)).unwrap();
+        let key = object_key(NodeId(0), &name);
+        (range.id.0, name, key)
+    }
+
     /// How many of these keys are there.
     pub(crate) async fn present(
         &self,
@@ -148,6 +184,13 @@ impl Cluster {
 pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap();
     entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// The node's ranges in this state.
+pub(crate) async fn ranges(client: &Client, state: RangeState) -> Vec<RangeStatus> {
+    let status = status(&mut client.clone()).await;
+    let ranges = status.ranges.into_iter();
+    ranges.filter(|range| range.state() == state).collect()
 }
 
 /// Whether the node warns of something with all these words.

@@ -6,7 +6,6 @@
 )]
 
 pub(crate) mod cluster;
-pub(crate) mod storage;
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +13,7 @@ use keydb_core::{
     Bitmap, ClusterMap, Durability, Fingerprint, Incarnation, ManualClock, NewCluster, NodeId,
     OperationId, UnixMillis,
 };
-use keydb_node::{Listeners, NodeConfig, NodeError};
+use keydb_node::{Limits, Listeners, NodeConfig, NodeError};
 use keydb_proto::{
     error_code,
     shard::{
@@ -23,7 +22,7 @@ use keydb_proto::{
         shard_service_client::ShardServiceClient,
     },
 };
-use keydb_storage::{Init, MapStore, MemoryStorage, ObjectStorage};
+use keydb_storage::{Init, MapStore, testing::FaultyStorage};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -44,7 +43,7 @@ pub(crate) const START: UnixMillis = UnixMillis(1_700_000_000_000);
 #[derive(Clone)]
 pub(crate) struct World {
     pub(crate) clock: Arc<ManualClock>,
-    pub(crate) storage: Arc<dyn ObjectStorage>,
+    pub(crate) storage: Arc<FaultyStorage>,
 }
 
 /// A node that runs in this process.
@@ -59,12 +58,12 @@ pub(crate) struct RunningNode {
 impl World {
     pub(crate) fn new() -> Self {
         let clock = Arc::new(ManualClock::new(START));
-        let storage = Arc::new(MemoryStorage::new(Arc::clone(&clock) as _));
+        let storage = Arc::new(FaultyStorage::new(Arc::clone(&clock)));
         Self { clock, storage }
     }
 
     pub(crate) fn maps(&self) -> MapStore {
-        MapStore::new(Arc::clone(&self.storage))
+        MapStore::new(Arc::clone(&self.storage) as _)
     }
 
     /// Creates a cluster of 8 ranges on these addresses that keeps nothing.
@@ -117,7 +116,7 @@ impl World {
         let task = tokio::spawn(keydb_node::run(
             config,
             listeners,
-            Arc::clone(&self.storage),
+            Arc::clone(&self.storage) as _,
             Arc::clone(&self.clock) as _,
             async {
                 let _ = stopped.await;
@@ -229,10 +228,27 @@ pub(crate) async fn one_node() -> (World, ClusterMap, RunningNode, Client) {
     one_node_with(config(0)).await
 }
 
+pub(crate) async fn one_node_within(limits: Limits) -> (World, ClusterMap, RunningNode, Client) {
+    one_node_with(NodeConfig {
+        limits,
+        ..config(0)
+    })
+    .await
+}
+
 pub(crate) async fn one_node_with(config: NodeConfig) -> (World, ClusterMap, RunningNode, Client) {
+    one_node_beside(&[], config).await
+}
+
+/// Node 0 of a cluster whose other nodes have these addresses.
+pub(crate) async fn one_node_beside(
+    others: &[&str],
+    config: NodeConfig,
+) -> (World, ClusterMap, RunningNode, Client) {
     let world = World::new();
     let listener = listen().await;
-    world.init(&[&address_of(&listener)]).await;
+    let address = address_of(&listener);
+    world.init(&[&[&*address][..], others].concat()).await;
     let node = world.start(config, listener);
     let client = node.serving().await;
     let map = world.map().await;
