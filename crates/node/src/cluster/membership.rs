@@ -393,7 +393,7 @@ impl Membership {
         match register.await? {
             Written::Done(map) => {
                 self.contact.works();
-                self.registered(map);
+                self.registered(*map);
             }
             Written::Outdated => {}
             Written::Failed(error) => self.contact.fails(&error),

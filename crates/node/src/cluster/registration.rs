@@ -15,7 +15,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(45);
 #[derive(Debug)]
 pub(super) enum Written {
     /// The map has the change.
-    Done(ClusterMap),
+    Done(Box<ClusterMap>),
     /// The map is not what the change was for any more; the next look at it finds out.
     Outdated,
     /// The storage did not do it, or not for certain: then the next look at the map finds it there.
@@ -97,7 +97,7 @@ async fn write(
     change: impl FnMut(&ClusterMap) -> Result<Option<ClusterMap>, Outdated>,
 ) -> Result<Written, UpdateError<Outdated>> {
     match timeout(WRITE_TIMEOUT, store.update(change)).await {
-        Ok(Ok(map)) => Ok(Written::Done(map)),
+        Ok(Ok(map)) => Ok(Written::Done(Box::new(map))),
         Ok(Err(UpdateError::Change(Outdated))) => Ok(Written::Outdated),
         Ok(Err(error)) => Err(error),
         Err(_) => Ok(Written::Failed(format!(
