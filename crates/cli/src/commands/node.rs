@@ -221,3 +221,19 @@ async fn warn_of_differences(settings: Settings, storage: Arc<dyn ObjectStorage>
         tokio::time::sleep(MAP_WAIT).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_help_speaks_of_every_setting() {
+        let help = help_end();
+        let settings = Settings::read([], Path::new("/somewhere")).unwrap();
+        for setting in settings.effective() {
+            assert!(help.contains(&format!(" {}", setting.name)), "{help}");
+        }
+    }
+}
