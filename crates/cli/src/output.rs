@@ -6,6 +6,7 @@ use std::{
     os::fd::AsFd,
 };
 
+use keydb_core::UnixMillis;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -141,30 +142,9 @@ pub(crate) fn bytes_text(bytes: u64) -> String {
 
 /// Milliseconds since the Unix epoch as `2025-06-01T12:00:00Z`.
 pub(crate) fn time_text(unix_ms: u64) -> String {
-    let seconds = unix_ms / 1000;
-    let (year, month, day) = civil_date(seconds / 86_400);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
-/// Year, month and day of the day that lies `days` after 1970-01-01
-/// (Howard Hinnant, <https://howardhinnant.github.io/date_algorithms.html#civil_from_days>).
-fn civil_date(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let era = days / 146_097;
-    let day_of_era = days % 146_097;
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    (year, month, day)
+    let text = UnixMillis(unix_ms).to_string();
+    let seconds = text.split_once('.').map_or(&*text, |(seconds, _)| seconds);
+    format!("{seconds}Z")
 }
 
 /// A word that a POSIX shell reads back as it is.
