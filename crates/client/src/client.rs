@@ -236,7 +236,8 @@ impl Client {
     /// [`claim`](Self::claim) under an identity that the caller holds, so that it can be repeated: see [`Operation`].
     ///
     /// # Errors
-    /// See [`WriteError`]. For a repeat, "not applied" tells of this call only, not of the earlier one.
+    /// See [`WriteError`]. Of a repeat, keys without an answer are [`MaybeApplied`](WriteError::MaybeApplied) whatever this call met:
+    /// the earlier one may have stored them. It can be repeated once more, as often as one likes.
     ///
     /// ```
     /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
@@ -271,7 +272,11 @@ impl Client {
             };
             run(shared, kind, keys, deadline).await
         });
-        Ok(claims.await?)
+        let claims = claims.await.map_err(|failure| match attempts_before {
+            0 => failure,
+            _ => failure.of_repeated_claim(id),
+        });
+        Ok(claims?)
     }
 
     /// [`get`](Self::get) of a single key.

@@ -122,7 +122,8 @@ pub enum GetError {
     },
 }
 
-/// Why a write did nothing: none of its keys was stored, for certain.
+/// Why a write did nothing: none of its keys was stored, for certain. The repeat of a claim never fails like this, unless a key of
+/// it cannot be one.
 ///
 /// ```
 /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
@@ -264,7 +265,8 @@ pub struct PartialGet {
 /// A write that did not come to its end: some or all of its keys may have been stored.
 ///
 /// A `put` can simply be made again. A `claim` should be made again as the same operation, marked as a repeat: then keys that
-/// this call was the first to store are `First` again, for as long as the nodes remember it.
+/// this call was the first to store are `First` again, for as long as the nodes remember it. Should the repeat fail as well, that
+/// operation is still the one to repeat: a new one could be told `Duplicate` for a key that nobody was told `First` for.
 ///
 /// ```
 /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
@@ -274,10 +276,14 @@ pub struct PartialGet {
 /// async fn claim_patiently(client: &keydb_client::Client, keys: &[&str]) -> Result<Vec<Claim>, WriteError> {
 ///     let ttl = "30d".parse().expect("a TTL");
 ///     let operation = Operation::new();
-///     match client.claim_as(operation, keys, ttl).await {
-///         Err(WriteError::MaybeApplied(_)) => client.claim_as(operation.again(), keys, ttl).await,
-///         other => other,
+///     let mut claims = client.claim_as(operation, keys, ttl).await;
+///     for _ in 0..3 {
+///         if !matches!(claims, Err(WriteError::MaybeApplied(_))) {
+///             break;
+///         }
+///         claims = client.claim_as(operation.again(), keys, ttl).await;
 ///     }
+///     claims
 /// }
 /// assert_eq!(claim_patiently(&client, &["a"]).await.unwrap(), [Claim::First]);
 /// # });

@@ -8,6 +8,9 @@ use keydb_core::OperationId;
 /// the same order gets the same answers: what was `First` is `First` again. Where nobody remembers it any more, and for keys
 /// that the first call did not have, each key that is present is `Unknown`, never `Duplicate`.
 ///
+/// A repeat that fails says of its keys that they may be stored, never that they are not: what an earlier sending did, it cannot
+/// know. It is repeated under the same id.
+///
 /// The repeat must come from a client with the same [`keys_per_request_max`](crate::ClientConfig::keys_per_request_max): each
 /// part of a call has an id derived from the operation's and the part's number.
 ///

@@ -21,7 +21,7 @@ use keydb_client::{
 };
 use keydb_proto::{
     refusal_status,
-    shard::{ClaimReply, ErrorCode, GetReply, RefusalCode},
+    shard::{ClaimReply, ErrorCode, GetReply, RangeKeys, RefusalCode},
 };
 use support::{
     fake::{Fake, NOW_MS, Notes, Script, all, all_first, header, map_reply, one_node, refuse_all},
@@ -129,10 +129,7 @@ async fn an_older_map_or_one_of_another_cluster_is_never_taken_over() {
 
 /// What a claim's requests carried: operation, attempt.
 async fn attempts_after(
-    refusals: impl Fn(
-        usize,
-        &[keydb_proto::shard::RangeKeys],
-    ) -> Result<Vec<keydb_proto::shard::RangeRefusal>, Status>
+    refusals: impl Fn(usize, &[RangeKeys]) -> Result<Vec<keydb_proto::shard::RangeRefusal>, Status>
     + Send
     + Sync
     + 'static,
@@ -198,6 +195,76 @@ async fn what_is_certainly_refused_is_not_applied_and_what_is_full_may_be() {
     let error = result.unwrap_err();
     assert!(matches!(error, WriteError::MaybeApplied(_)), "{error}");
     assert_eq!(attempts, [0, 1, 1, 1]);
+}
+
+/// Of a repeat that failed: that its keys may be stored, and that it can be repeated once more.
+#[track_caller]
+fn may_be_stored(result: Result<Vec<Claim>, WriteError>, operation: Operation) {
+    let error = result.unwrap_err();
+    let maybe = maybe_applied(&error);
+    assert!(
+        maybe
+            .outcomes
+            .iter()
+            .all(|it| *it == KeyOutcome::MaybeApplied),
+        "{error}"
+    );
+    assert_eq!(maybe.operation, Some(operation.id()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_repeat_no_failure_says_that_nothing_is_stored() {
+    let operation = Operation::new().again();
+    for code in [RefusalCode::Loading, RefusalCode::Closed] {
+        let refuse = move |_, ranges: &[_]| Ok(refuse_all(ranges, code));
+        let (result, _) = attempts_after(refuse, operation).await;
+        may_be_stored(result, operation);
+    }
+    for code in [ErrorCode::DiskFull, ErrorCode::OverMemoryLimit] {
+        let refuse = move |_, _: &[_]| Err(refusal_status(code, "no room"));
+        let (result, _) = attempts_after(refuse, operation).await;
+        may_be_stored(result, operation);
+    }
+
+    let (listener, map) = one_node(1).await;
+    let fake = Fake::start(listener, Script::of(&map)).await;
+    let client = fake.client().await;
+    let hasty = client.with_call_timeout(Duration::ZERO);
+    may_be_stored(hasty.claim_as(operation, ["a"], hour()).await, operation);
+    client.clone().close(Duration::ZERO).await;
+    may_be_stored(client.claim_as(operation, ["a"], hour()).await, operation);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_repeat_of_a_claim_that_travelled_with_others_no_failure_says_that_nothing_is_stored()
+{
+    let (listener, map) = one_node(1).await;
+    let mut script = Script::of(&map);
+    let asked = AtomicUsize::new(0);
+    script.claim = Box::new(move |request| {
+        let reply = match asked.fetch_add(1, SeqCst) {
+            0 => Err(Status::unknown("nobody knows")),
+            _ if request.only_remembered => Ok(nothing_remembered(&request.ranges)),
+            _ => Err(refusal_status(ErrorCode::OverMemoryLimit, "no room")),
+        };
+        Box::pin(async { reply })
+    });
+    let fake = Fake::start(listener, script).await;
+    let mut config = fake.config();
+    config.retry_count = Some(0);
+    let client = Client::connect(config).await.unwrap();
+    let error = client.claim_one("a", hour()).await.unwrap_err();
+    let repeat = Operation::with_id(maybe_applied(&error).operation.unwrap());
+    may_be_stored(client.claim_as(repeat, ["a"], hour()).await, repeat);
+}
+
+fn nothing_remembered(ranges: &[RangeKeys]) -> ClaimReply {
+    ClaimReply {
+        header: header(1, NOW_MS),
+        first: vec![0; all(ranges).len()].into(),
+        unknown: all(ranges),
+        ..ClaimReply::default()
+    }
 }
 
 /// What the node says that refused a claim for good.

@@ -76,6 +76,16 @@ impl<A: Copy> Failure<A> {
         Self { operation, ..self }
     }
 
+    /// Of a call that repeats a claim whose earlier sendings may have stored what this one did not.
+    pub(crate) fn of_repeated_claim(mut self, operation: OperationId) -> Self {
+        for outcome in &mut self.outcomes {
+            if matches!(outcome, Outcome::NotApplied) {
+                *outcome = Outcome::MaybeApplied;
+            }
+        }
+        self.repeatable_as(Some(operation))
+    }
+
     /// Of a call of `keys` keys of which nothing was sent.
     pub(crate) fn not_applied(reason: NotApplied, keys: usize) -> Self {
         Self::new(reason, vec![Outcome::NotApplied; keys])
