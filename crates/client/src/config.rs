@@ -136,9 +136,9 @@ pub(crate) const CALL_TIMEOUT_MAX: Duration = Duration::from_secs(86_400);
 
 /// How small calls of many tasks become one batch.
 ///
-/// A batch goes as soon as the one before it has been answered, so a lone caller never waits for company. While one is on its
-/// way, calls gather for the next, until there are `keys_max` keys of them or the first has waited for `wait_max`. Each call hears
-/// from its own keys' nodes; another node's failure does not concern it.
+/// Keys gather by the nodes that own them. A batch goes as soon as the one before it has been answered, so a lone caller never waits
+/// for company. While one is on its way, calls gather for the next, until there are `keys_max` keys of them or the first has waited
+/// for `wait_max`. Each call hears from its own keys' nodes; another node's failure does not concern it.
 ///
 /// ```
 /// use std::time::Duration;

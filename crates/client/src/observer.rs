@@ -47,7 +47,8 @@ pub trait Observer: Debug + Send + Sync {
         let _ = (after, keys);
     }
 
-    /// `calls` small calls travel together, with so many keys altogether.
+    /// `calls` small calls travel together to a node, with so many keys altogether. A call with keys of several nodes is in a batch to
+    /// each of them.
     fn batch(&self, calls: usize, keys: usize) {
         let _ = (calls, keys);
     }

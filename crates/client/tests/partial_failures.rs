@@ -25,7 +25,12 @@ use support::{
     fake::{Fake, Notes, Script, all_first},
     hour, maybe_applied,
 };
-use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    task::{JoinHandle, JoinSet},
+    time::timeout,
+};
 use tonic::Status;
 
 fn keys(prefix: &str) -> Vec<String> {
@@ -176,14 +181,14 @@ async fn of_a_call_of_several_parts_each_key_has_its_outcome() {
 
 type Answer = BoxFuture<'static, Result<ClaimReply, Status>>;
 
-/// Two nodes that answer claims as told, and the map of their cluster.
-async fn two_nodes(
-    claims: [Box<dyn Fn(ClaimRequest) -> Answer + Send + Sync>; 2],
-) -> ([Fake; 2], ClusterMap) {
-    let listeners = [
-        TcpListener::bind("127.0.0.1:0").await.unwrap(),
-        TcpListener::bind("127.0.0.1:0").await.unwrap(),
-    ];
+/// Nodes that answer claims as told, and the map of their cluster.
+async fn nodes<const N: usize>(
+    claims: [Box<dyn Fn(ClaimRequest) -> Answer + Send + Sync>; N],
+) -> ([Fake; N], ClusterMap) {
+    let mut listeners = Vec::new();
+    for _ in 0..N {
+        listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+    }
     let address = |listener: &TcpListener| listener.local_addr().unwrap().to_string();
     let map = ClusterMap::create(&NewCluster {
         addresses: listeners.iter().map(address).collect(),
@@ -200,6 +205,12 @@ async fn two_nodes(
     (nodes.try_into().ok().unwrap(), map)
 }
 
+/// Which node owns a key.
+fn owner(map: &ClusterMap, key: &str) -> usize {
+    let fingerprint = Fingerprint::of(key.as_bytes(), map.hash.seed).unwrap();
+    map.ranges[map.range_index_of(fingerprint.top())].owner.0 as usize
+}
+
 /// A claim of each key, started; and which of two nodes owns it.
 fn claim_each(
     client: &Client,
@@ -208,14 +219,10 @@ fn claim_each(
 ) -> [Vec<JoinHandle<Result<Claim, WriteError>>>; 2] {
     let mut by_node = [Vec::new(), Vec::new()];
     for key in keys {
-        let top = Fingerprint::of(key.as_bytes(), map.hash.seed)
-            .unwrap()
-            .top();
-        let after = map.ranges.partition_point(|range| range.start <= top);
-        let owner = map.ranges[after - 1].owner;
+        let owner = owner(map, &key);
         let client = client.clone();
         let claim = tokio::spawn(async move { client.claim_one(key, hour()).await });
-        by_node[owner.0 as usize].push(claim);
+        by_node[owner].push(claim);
     }
     assert!(by_node.iter().all(|claims| claims.len() > 1));
     by_node
@@ -229,7 +236,7 @@ async fn end(claim: JoinHandle<Result<Claim, WriteError>>) -> Result<Claim, Writ
 async fn answers_of_one_node_reach_their_callers_while_another_is_silent() {
     let sent = Notes::new();
     let noted = sent.clone();
-    let (nodes, map) = two_nodes([
+    let (nodes, map) = nodes([
         Box::new(|request| Box::pin(async move { Ok(all_first(&request.ranges)) })),
         Box::new(move |_| {
             noted.add(());
@@ -265,7 +272,7 @@ async fn answers_of_one_node_reach_their_callers_while_another_is_silent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_do_not_queue_behind_batches_that_a_silent_node_has() {
-    let (nodes, map) = two_nodes([
+    let (nodes, map) = nodes([
         Box::new(|request| Box::pin(async move { Ok(all_first(&request.ranges)) })),
         Box::new(move |_| Box::pin(std::future::pending())),
     ])
@@ -282,11 +289,55 @@ async fn keys_do_not_queue_behind_batches_that_a_silent_node_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn calls_for_other_nodes_go_on_however_many_wait_for_a_silent_one() {
+    let first = || -> Box<dyn Fn(ClaimRequest) -> Answer + Send + Sync> {
+        Box::new(|request| Box::pin(async move { Ok(all_first(&request.ranges)) }))
+    };
+    let silent = Box::new(|_| -> Answer { Box::pin(std::future::pending()) });
+    let (nodes, map) = nodes([first(), first(), silent]).await;
+    let mut config = nodes[0].config();
+    config.call_timeout = Duration::from_secs(3600);
+    let client = Client::connect(config).await.unwrap();
+    let mut of_node = [const { Vec::new() }; 3];
+    for key in (0..).map(|number| format!("{number}")) {
+        let owned = &mut of_node[owner(&map, &key)];
+        owned.push(key);
+        if of_node.iter().all(|keys| keys.len() >= 400) {
+            break;
+        }
+    }
+    let [here, there, nowhere] = of_node;
+    let mut waiting = JoinSet::new();
+    // More rounds than any number of batches that may be on their way.
+    for round in (0..400).step_by(2) {
+        let call = |keys: Vec<&String>| {
+            let keys: Vec<String> = keys.into_iter().cloned().collect();
+            let client = client.clone();
+            async move { client.claim(keys, hour()).await }
+        };
+        waiting.spawn(call(vec![&nowhere[round]]));
+        waiting.spawn(call(vec![&nowhere[round + 1], &here[round]]));
+        let others = async {
+            tokio::join!(
+                call(vec![&here[round + 1]]),
+                call(vec![&here[round], &there[round]])
+            )
+        };
+        let (one, two) = timeout(LONG, others)
+            .await
+            .unwrap_or_else(|_| panic!("in round {round}, other nodes' calls wait as well"));
+        assert_eq!(one.unwrap(), [First]);
+        assert_eq!(two.unwrap(), [First; 2]);
+    }
+    assert!(waiting.try_join_next().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_refuses_for_good_takes_no_answers_of_another_away() {
     let gate = Arc::new(Semaphore::new(0));
     let opened = Arc::clone(&gate);
     let refused = || refusal_status(ErrorCode::OverMemoryLimit, "the node is full");
-    let (nodes, map) = two_nodes([
+    let (nodes, map) = nodes([
         Box::new(move |request| {
             let opened = Arc::clone(&opened);
             Box::pin(async move {

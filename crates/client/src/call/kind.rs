@@ -43,7 +43,7 @@ impl Kind {
     }
 
     /// Of a claim: what it can be repeated as.
-    pub(super) fn operation(self) -> Option<OperationId> {
+    pub(crate) fn operation(self) -> Option<OperationId> {
         match self {
             Self::Claim { id, .. } => Some(id),
             _ => None,

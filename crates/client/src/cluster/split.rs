@@ -73,6 +73,16 @@ impl SlotTable {
         };
         self.slots[index]
     }
+
+    /// The node that owns the range that a value belongs to.
+    #[inline]
+    pub(crate) fn node_of(&self, top: u64) -> NodeId {
+        let slot = self.slot_of(top);
+        let before = self
+            .nodes
+            .partition_point(|(_, of_node)| of_node.end <= slot);
+        self.nodes[before].0
+    }
 }
 
 /// One node's share of a batch.
@@ -205,7 +215,8 @@ mod tests {
     /// Every key goes once to the owner of its range, in its range's group, in the caller's order.
     fn check(map: &ClusterMap, batch: &[Fingerprint], selected: Option<&[u32]>) {
         let mut seen = vec![false; batch.len()];
-        for share in split(&SlotTable::new(map), batch, selected) {
+        let table = SlotTable::new(map);
+        for share in split(&table, batch, selected) {
             assert_eq!(
                 share.fingerprints.len(),
                 share.positions.len() * FINGERPRINT_BYTES
@@ -220,6 +231,7 @@ mod tests {
                     let sent = &share.fingerprints[at * FINGERPRINT_BYTES..][..FINGERPRINT_BYTES];
                     assert_eq!(sent, fingerprint.to_bytes());
                     let entry = &map.ranges[map.range_index_of(fingerprint.top())];
+                    assert_eq!(table.node_of(fingerprint.top()), entry.owner);
                     assert_eq!((entry.id.0, entry.owner), (range.range_id, share.node));
                     assert_eq!(entry.generation, range.generation);
                     assert!(before < Some(position), "the caller's order is kept");

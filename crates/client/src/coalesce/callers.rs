@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use keydb_core::{Fingerprint, OperationId, Ttl};
+use keydb_core::{Fingerprint, OperationId};
 use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
@@ -11,8 +11,8 @@ use tokio::{
 use super::{
     coalescer::{Coalesced, Coalescer},
     queue::{Batch, Waiting},
-    repeat::Coalition,
-    told::{Answers, HEARD_WITHIN},
+    repeat::Travelled,
+    told::{Answers, HEARD_WITHIN, Told},
 };
 use crate::{
     call::{AnswerReceiver, FingerprintMap, Kind, Outcome, PartProgress, result_of},
@@ -29,7 +29,7 @@ pub(super) struct Callers<A> {
     outcomes: Vec<Option<Outcome<A>>>,
     calls: Vec<Call<A>>,
     /// What the batch is claimed as.
-    claim: Option<(OperationId, Ttl)>,
+    claim: Option<OperationId>,
     coalescer: Arc<Coalescer>,
 }
 
@@ -78,10 +78,7 @@ impl<A> Callers<A> {
             call_of,
             outcomes,
             calls,
-            claim: match kind {
-                Kind::Claim { id, ttl, .. } => Some((id, ttl)),
-                _ => None,
-            },
+            claim: kind.operation(),
             coalescer,
         }
     }
@@ -110,23 +107,36 @@ impl<A: Coalesced> Callers<A> {
         let failed = call.failed.take();
         let heard = call.heard.take();
         let follows = std::mem::take(&mut call.follows);
+        let repeatable = failed.is_some() || waiting.is_piece;
+        let travelled = match self.claim.filter(|_| repeatable) {
+            Some(operation) => Some(Box::new(Travelled {
+                operation,
+                keys: Arc::clone(&self.keys),
+                own: start..end,
+            })),
+            None => None,
+        };
         if waiting.keys == 1
             && follows.is_empty()
             && let Some(Outcome::Answered(answer)) = self.outcomes[start]
         {
-            return waiting.tell(Ok(Answers::One(answer)), heard);
+            return waiting.tell(Told {
+                result: Ok(Answers::One(answer)),
+                heard,
+                travelled,
+            });
         }
         let outcomes: Vec<Outcome<A>> = self.outcomes[start..end]
             .iter()
             .map(|outcome| outcome.unwrap_or(Outcome::MaybeApplied))
             .collect();
-        let operation = failed
-            .as_ref()
-            .and_then(|_| self.repeatable(index, &outcomes));
         let tell = move |outcomes| {
             let result = result_of(failed, outcomes).map(Answers::Many);
-            let result = result.map_err(|it| Box::new(it.repeatable_as(operation)));
-            waiting.tell(result, heard);
+            waiting.tell(Told {
+                result: result.map_err(Box::new),
+                heard,
+                travelled,
+            });
         };
         if follows.is_empty() {
             return tell(outcomes);
@@ -134,23 +144,6 @@ impl<A: Coalesced> Callers<A> {
         let tell_later = async move { tell(when_heard(outcomes, start, follows).await) };
         let shared = &self.coalescer.shared;
         shared.tasks.spawn_on(tell_later, &shared.runtime);
-    }
-
-    /// Remembers a claim that may have been applied. Returns what it can be repeated as.
-    fn repeatable(&self, index: usize, outcomes: &[Outcome<A>]) -> Option<OperationId> {
-        let (batch, ttl) = self.claim?;
-        let is_applied = |outcome: &Outcome<A>| !matches!(outcome, Outcome::NotApplied);
-        if !outcomes.iter().any(is_applied) {
-            return None;
-        }
-        let start = self.calls[index].start;
-        let coalition = Coalition {
-            operation: batch,
-            ttl,
-            keys: Arc::clone(&self.keys),
-            own: start..start + outcomes.len(),
-        };
-        Some(self.coalescer.repeatable.add(coalition))
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use keydb_core::Ttl;
 use tokio::{
     sync::{Notify, Semaphore},
     task::{JoinSet, yield_now},
@@ -12,10 +11,11 @@ use tokio::{
 use super::{
     callers::Callers,
     coalescer::{Coalesced, Coalescer},
-    queue::{Batch, Queue, Queues},
+    queue::{Batch, Queue, QueueId, Queues},
+    told::Told,
 };
 use crate::{
-    call::{Failure, run_part_for},
+    call::{Outcome, run_part_for},
     config::Coalescing,
     error::{ErrorKind, NotApplied},
     shared::Deadline,
@@ -23,8 +23,8 @@ use crate::{
 
 /// How many batches of one queue can be on their way at a time; those that are slow do not count.
 const BATCHES_IN_FLIGHT_MAX: usize = 4;
-/// After so long a batch is slow. What is left of it waits for nodes that are down or silent, and other nodes' keys must not
-/// queue behind that.
+/// After so long a batch is slow. What is left of it may wait for a range that its node still loads, and keys of the node's other
+/// ranges must not queue behind that.
 const SLOW_AFTER: Duration = Duration::from_millis(500);
 /// How many batches there can be, the slow ones included: more than become slow within the default call timeout.
 const BATCHES_MAX: usize = 128;
@@ -33,11 +33,12 @@ const BATCHES_MAX: usize = 128;
 const DEADLINE_SPREAD_DIVISOR: u32 = 8;
 
 /// Cuts batches from one queue until nothing is left.
+#[derive(Debug)]
 pub(super) struct Driver<A: Copy> {
     pub(super) coalescer: Arc<Coalescer>,
     /// One of them is the driver's.
     pub(super) queues: Arc<Queues<A>>,
-    pub(super) ttl: Option<Ttl>,
+    pub(super) id: QueueId,
     pub(super) news: Arc<Notify>,
     pub(super) coalescing: Coalescing,
 }
@@ -66,7 +67,7 @@ impl<A: Coalesced> Driver<A> {
                 && may_go
                 && let Ok(permit) = Arc::clone(&room).try_acquire_owned()
             {
-                let batch = run_batch(Arc::clone(&self.coalescer), self.ttl, self.cut());
+                let batch = run_batch(Arc::clone(&self.coalescer), self.id, self.cut());
                 let news = Arc::clone(&self.news);
                 in_flight.spawn(async move {
                     let mut batch = pin!(batch);
@@ -94,16 +95,15 @@ impl<A: Coalesced> Driver<A> {
         }
     }
 
-    fn with_queue<T>(&self, with: impl FnOnce(&mut Vec<Queue<A>>, usize) -> T) -> T {
+    fn with_queue<T>(&self, with: impl FnOnce(&mut Queue<A>) -> T) -> T {
         let mut queues = self.queues.lock();
-        let index = self.index(&queues);
-        with(&mut queues, index.expect("a running driver has a queue"))
+        let queue = queues.get_mut(&self.id);
+        with(queue.expect("a running driver has a queue"))
     }
 
     /// How many keys the queue holds, and since when.
     fn gathered(&self) -> (usize, Option<Instant>) {
-        self.with_queue(|queues, index| {
-            let queue = &queues[index];
+        self.with_queue(|queue| {
             let first = queue.waiting.front();
             (queue.keys.len(), first.map(|first| first.since))
         })
@@ -115,36 +115,33 @@ impl<A: Coalesced> Driver<A> {
         let spread = config.call_timeout / DEADLINE_SPREAD_DIVISOR;
         // A batch is one part.
         let keys_max = self.coalescing.keys_max.min(config.keys_per_request_max);
-        self.with_queue(|queues, index| queues[index].cut(keys_max, spread))
+        self.with_queue(|queue| queue.cut(keys_max, spread))
     }
 
     fn close_if_idle(&self) -> bool {
-        self.with_queue(|queues, index| {
-            let idle = queues[index].waiting.is_empty();
-            if idle {
-                queues.swap_remove(index);
-            }
-            idle
-        })
+        let mut queues = self.queues.lock();
+        let queue = queues.get(&self.id);
+        let idle = queue.is_none_or(|queue| queue.waiting.is_empty());
+        if idle {
+            queues.remove(&self.id);
+        }
+        idle
     }
 }
 
 impl<A: Copy> Driver<A> {
-    fn index(&self, queues: &[Queue<A>]) -> Option<usize> {
-        let mut queues = queues.iter();
-        queues.position(|queue| Arc::ptr_eq(&queue.news, &self.news))
-    }
-
     /// Takes the queue away, if it is still there, and tells its callers that nothing of theirs has been sent.
     fn close(&self, reason: &NotApplied) {
         let queue = {
             let mut queues = self.queues.lock();
-            let index = self.index(&queues);
-            index.map(|index| queues.swap_remove(index))
+            // Another driver may have one of this id by now.
+            let own = queues.get(&self.id);
+            let own = own.is_some_and(|queue| Arc::ptr_eq(&queue.news, &self.news));
+            own.then(|| queues.remove(&self.id)).flatten()
         };
         for waiting in queue.into_iter().flat_map(|queue| queue.waiting) {
-            let failure = Failure::not_applied(reason.clone(), waiting.keys);
-            waiting.tell(Err(Box::new(failure)), None);
+            let told = Told::failed(reason.clone(), Outcome::NotApplied, waiting.keys);
+            waiting.tell(told);
         }
     }
 }
@@ -165,7 +162,7 @@ pub(super) fn runtime_stopped(attempts: u32) -> NotApplied {
 }
 
 /// Sends a batch and tells its callers.
-async fn run_batch<A: Coalesced>(coalescer: Arc<Coalescer>, ttl: Option<Ttl>, batch: Batch<A>) {
+async fn run_batch<A: Coalesced>(coalescer: Arc<Coalescer>, id: QueueId, batch: Batch<A>) {
     let batch = batch.without_gone();
     let Some(first) = batch.calls.first() else {
         return;
@@ -173,7 +170,7 @@ async fn run_batch<A: Coalesced>(coalescer: Arc<Coalescer>, ttl: Option<Ttl>, ba
     let shared = Arc::clone(&coalescer.shared);
     let deadline = Deadline::new(first.since, shared.config.call_timeout);
     shared.observe(|it| it.batch(batch.calls.len(), batch.keys.len()));
-    let kind = A::kind(ttl);
+    let kind = A::kind(id.ttl);
     let mut callers = Callers::new(batch, kind, coalescer);
     let keys = callers.keys();
     run_part_for(&mut callers, &shared, kind, &keys, &[], deadline).await;

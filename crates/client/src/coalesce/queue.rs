@@ -1,29 +1,34 @@
 //! Where small calls wait for a batch.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use keydb_core::{Fingerprint, Ttl};
+use keydb_core::{Fingerprint, NodeId, Ttl};
 use tokio::{
-    sync::{Notify, oneshot, watch},
+    sync::{Notify, oneshot},
     time::Instant,
 };
 
-use super::told::{Answers, Told};
-use crate::{
-    call::Failure,
-    error::{ErrorKind, NotApplied},
-};
+use super::told::Told;
+use crate::error::{ErrorKind, NotApplied};
 
 /// How many keys can wait in a queue: more than those of all tasks that a program would run.
 const QUEUE_KEYS_MAX: usize = 1 << 20;
 
-/// The queues of one operation, each for another TTL.
+/// What the calls of a queue have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct QueueId {
+    pub(super) ttl: Option<Ttl>,
+    /// The owner of their keys when they came. A batch goes by the newest map.
+    pub(super) node: NodeId,
+}
+
+/// The queues of one operation.
 #[derive(Debug)]
-pub(crate) struct Queues<A>(Mutex<Vec<Queue<A>>>);
+pub(crate) struct Queues<A>(Mutex<BTreeMap<QueueId, Queue<A>>>);
 
 impl<A> Default for Queues<A> {
     fn default() -> Self {
@@ -32,7 +37,7 @@ impl<A> Default for Queues<A> {
 }
 
 impl<A> Queues<A> {
-    pub(super) fn lock(&self) -> MutexGuard<'_, Vec<Queue<A>>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, BTreeMap<QueueId, Queue<A>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -40,7 +45,6 @@ impl<A> Queues<A> {
 /// Calls in the order in which they came. There can be many, so what stays when a batch is cut must not be moved.
 #[derive(Debug)]
 pub(super) struct Queue<A> {
-    pub(super) ttl: Option<Ttl>,
     /// The keys of all calls.
     pub(super) keys: VecDeque<Fingerprint>,
     pub(super) waiting: VecDeque<Waiting<A>>,
@@ -49,9 +53,8 @@ pub(super) struct Queue<A> {
 }
 
 impl<A> Queue<A> {
-    pub(super) fn new(ttl: Option<Ttl>) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            ttl,
             keys: VecDeque::new(),
             waiting: VecDeque::new(),
             news: Arc::default(),
@@ -137,23 +140,21 @@ impl<A> Batch<A> {
     }
 }
 
-/// A call, and who waits for it.
+/// A call, or a piece of one, and who waits for it.
 #[derive(Debug)]
 pub(super) struct Waiting<A> {
     /// How many keys it has.
     pub(super) keys: usize,
+    /// Whether the call has other keys elsewhere.
+    pub(super) is_piece: bool,
     pub(super) since: Instant,
     pub(super) reply: oneshot::Sender<Told<A>>,
 }
 
 impl<A> Waiting<A> {
-    /// Tells the caller; `heard` is for those who have to know that it was. One that has gone away needs nothing.
-    pub(super) fn tell(
-        self,
-        result: Result<Answers<A>, Box<Failure<A>>>,
-        heard: Option<watch::Sender<bool>>,
-    ) {
-        let _ = self.reply.send(Told { result, heard });
+    /// Tells the caller. One that has gone away needs nothing.
+    pub(super) fn tell(self, told: Told<A>) {
+        let _ = self.reply.send(told);
     }
 }
 
@@ -166,11 +167,12 @@ mod tests {
     /// A queue with a call each so many milliseconds after the first, and of so many keys.
     fn queue(calls: impl IntoIterator<Item = (u64, usize)>) -> Queue<Claim> {
         let start = Instant::now();
-        let mut queue = Queue::new(None);
+        let mut queue = Queue::new();
         for (ms, keys) in calls {
             let of_call = (0..keys).map(|key| Fingerprint::from_parts(ms, key as u32));
             let waiting = Waiting {
                 keys,
+                is_piece: false,
                 since: start + Duration::from_millis(ms),
                 reply: oneshot::channel().0,
             };

@@ -1,8 +1,9 @@
 //! Claims that travelled with others and may have been applied: how they are repeated.
 //!
-//! Nodes remember the batch's operation, range by range, with all keys of the range. So a caller's claim is repeated in two steps:
-//! nodes are asked what the batch's keys in the caller's ranges were told, which applies nothing; and the caller's keys that
-//! nothing is remembered of are claimed as the repeat of an operation of the caller's own.
+//! Nodes remember the operation of each batch, range by range, with all keys of the range. So what travelled in one batch is repeated
+//! in two steps: nodes are asked what the batch's keys in these ranges were told, which applies nothing; and the keys that nothing
+//! is remembered of are claimed as the repeat of an operation of the caller's own. The pieces of a call, which travelled in batches
+//! of their own, are repeated side by side.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -11,11 +12,13 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::join_all;
 use keydb_core::{Claim, Fingerprint, OperationId, Ttl};
 use tokio::time::Instant;
 
 use crate::{
     call::{Failure, Kind, Outcome, outcomes_of, result_of, run_part},
+    error::NotApplied,
     shared::{Deadline, Shared},
 };
 
@@ -26,9 +29,26 @@ const AGE_MAX: Duration = Duration::from_secs(600);
 /// A claim that travelled with others.
 #[derive(Debug, Clone)]
 pub(super) struct Coalition {
+    pub(super) ttl: Ttl,
+    /// All keys of the call.
+    pub(super) keys: Vec<Fingerprint>,
+    pub(super) pieces: Vec<ClaimPiece>,
+}
+
+/// The keys of a claim that were in one batch.
+#[derive(Debug, Clone)]
+pub(super) struct ClaimPiece {
+    /// Which keys of the call they are.
+    pub(super) positions: Vec<usize>,
+    /// `None` when that is not known, or they were in none.
+    pub(super) travelled: Option<Box<Travelled>>,
+}
+
+/// How keys of a claim travelled.
+#[derive(Debug, Clone)]
+pub(super) struct Travelled {
     /// What the batch was sent as.
     pub(super) operation: OperationId,
-    pub(super) ttl: Ttl,
     /// The keys of the whole batch.
     pub(super) keys: Arc<Vec<Fingerprint>>,
     /// Which of them are the claim's.
@@ -64,7 +84,7 @@ impl RepeatableClaims {
     fn of(&self, id: OperationId, keys: &[Fingerprint]) -> Option<Coalition> {
         let state = self.lock();
         let claim = state.claims.get(&id)?;
-        (claim.keys[claim.own.clone()] == *keys).then(|| claim.clone())
+        (claim.keys == keys).then(|| claim.clone())
     }
 
     /// Repeats a claim that travelled with others under the id that its caller was given; `None` when the id is of none, or of
@@ -77,14 +97,16 @@ impl RepeatableClaims {
         deadline: Deadline,
     ) -> Option<Result<Vec<Claim>, Failure<Claim>>> {
         let claim = self.of(id, keys)?;
-        let told = claim.repeat(shared, id, deadline).await;
-        Some(told.map_err(|failure| failure.repeatable_as(Some(id))))
+        Some(claim.repeat(shared, id, deadline).await)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// What became of keys, in their order, and why some have no answer.
+type Outcomes = (Option<NotApplied>, Vec<Outcome<Claim>>);
 
 impl Coalition {
     async fn repeat(
@@ -93,35 +115,60 @@ impl Coalition {
         id: OperationId,
         deadline: Deadline,
     ) -> Result<Vec<Claim>, Failure<Claim>> {
-        let answers = self.recall(shared, deadline).await?;
-        let unknown: Vec<usize> = (0..answers.len())
-            .filter(|at| answers[*at] == Claim::Unknown)
-            .collect();
-        if unknown.is_empty() {
-            return Ok(answers);
-        }
-        let key_at = |at: &usize| self.keys[self.own.start + at];
-        let keys: Vec<Fingerprint> = unknown.iter().map(key_at).collect();
-        let kind = Kind::Claim {
-            ttl: self.ttl,
-            id: id.part(0),
-            attempts_before: 1,
-        };
-        let claimed = run_part(shared, kind, &keys, &[], deadline).await;
-        let (failed, claimed) = outcomes_of(claimed);
-        let mut outcomes: Vec<_> = answers.into_iter().map(Outcome::Answered).collect();
-        for (at, outcome) in unknown.into_iter().zip(claimed) {
-            outcomes[at] = outcome;
+        let pieces = (0..).zip(&self.pieces);
+        let repeated =
+            pieces.map(|(index, piece)| self.repeat_piece(shared, id.part(index), piece, deadline));
+        let mut outcomes = vec![Outcome::MaybeApplied; self.keys.len()];
+        let mut failed = None;
+        for (piece, (reason, of_piece)) in self.pieces.iter().zip(join_all(repeated).await) {
+            failed = failed.or(reason);
+            for (position, outcome) in piece.positions.iter().zip(of_piece) {
+                outcomes[*position] = outcome;
+            }
         }
         result_of(failed, outcomes)
     }
 
-    /// What nodes remember that the claim's keys were told; `Unknown` where they do not.
-    async fn recall(
+    /// Repeats a piece; what is not remembered of it is claimed as the operation `id`.
+    async fn repeat_piece(
         &self,
         shared: &Shared,
+        id: OperationId,
+        piece: &ClaimPiece,
         deadline: Deadline,
-    ) -> Result<Vec<Claim>, Failure<Claim>> {
+    ) -> Outcomes {
+        let (failed, mut outcomes) = match &piece.travelled {
+            Some(travelled) => travelled.recall(shared, self.ttl, deadline).await,
+            None => {
+                let unknown = Outcome::Answered(Claim::Unknown);
+                (None, vec![unknown; piece.positions.len()])
+            }
+        };
+        let unknown: Vec<usize> = (0..outcomes.len())
+            .filter(|at| outcomes[*at] == Outcome::Answered(Claim::Unknown))
+            .collect();
+        if unknown.is_empty() {
+            return (failed, outcomes);
+        }
+        let key_at = |at: &usize| self.keys[piece.positions[*at]];
+        let keys: Vec<Fingerprint> = unknown.iter().map(key_at).collect();
+        let kind = Kind::Claim {
+            ttl: self.ttl,
+            id,
+            attempts_before: 1,
+        };
+        let claimed = run_part(shared, kind, &keys, &[], deadline).await;
+        let (reason, claimed) = outcomes_of(claimed);
+        for (at, outcome) in unknown.into_iter().zip(claimed) {
+            outcomes[at] = outcome;
+        }
+        (failed.or(reason), outcomes)
+    }
+}
+
+impl Travelled {
+    /// What nodes remember that the claim's keys were told; `Unknown` where they do not.
+    async fn recall(&self, shared: &Shared, ttl: Ttl, deadline: Deadline) -> Outcomes {
         let routing = shared.router.current();
         let slot = |key: &Fingerprint| routing.table.slot_of(key.top());
         let own_slots: HashSet<u32> = self.keys[self.own.clone()].iter().map(slot).collect();
@@ -130,13 +177,16 @@ impl Coalition {
             .collect();
         let keys: Vec<Fingerprint> = positions.iter().map(|at| self.keys[*at]).collect();
         let kind = Kind::Recall {
-            ttl: self.ttl,
+            ttl,
             id: self.operation,
         };
-        let told = run_part::<Claim>(shared, kind, &keys, &[], deadline).await;
-        let told = told.map_err(|failure| {
-            Failure::new(failure.reason, vec![Outcome::MaybeApplied; self.own.len()])
-        })?;
+        let told = match run_part::<Claim>(shared, kind, &keys, &[], deadline).await {
+            Ok(told) => told,
+            Err(failure) => {
+                let outcomes = vec![Outcome::MaybeApplied; self.own.len()];
+                return (Some(failure.reason), outcomes);
+            }
+        };
         // Whether another caller of the batch ever heard that it was first with an equal key, nobody knows here.
         let firsts_of_others: HashSet<Fingerprint> = positions
             .iter()
@@ -146,11 +196,10 @@ impl Coalition {
             .collect();
         let own = positions.iter().zip(told);
         let own = own.filter(|(at, _)| self.own.contains(at));
-        Ok(own
-            .map(|(at, answer)| match answer {
-                Claim::Duplicate if firsts_of_others.contains(&self.keys[*at]) => Claim::Unknown,
-                answer => answer,
-            })
-            .collect())
+        let own = own.map(|(at, answer)| match answer {
+            Claim::Duplicate if firsts_of_others.contains(&self.keys[*at]) => Claim::Unknown,
+            answer => answer,
+        });
+        (None, own.map(Outcome::Answered).collect())
     }
 }

@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::call::Failure;
+use super::repeat::Travelled;
+use crate::{
+    call::{Failure, Outcome},
+    error::NotApplied,
+};
 
 /// A batch ends by its callers' deadlines; whoever has heard nothing for this long after it never will.
 pub(super) const GRACE: Duration = Duration::from_secs(2);
@@ -43,14 +47,30 @@ pub(super) struct Told<A> {
     pub(super) result: Result<Answers<A>, Box<Failure<A>>>,
     /// Tells whoever waits for it that the caller has it. Unread, it is dropped with the rest.
     pub(super) heard: Option<watch::Sender<bool>>,
+    /// Of a claim that may have to be repeated: how it travelled.
+    pub(super) travelled: Option<Box<Travelled>>,
 }
 
 impl<A> Told<A> {
-    /// The caller takes it.
-    pub(super) fn hear(self) -> Result<Answers<A>, Failure<A>> {
+    /// What it was, to the caller who takes it.
+    pub(super) fn hear(self) -> Heard<A> {
         if let Some(heard) = self.heard {
             heard.send_replace(true);
         }
-        self.result.map_err(|failure| *failure)
+        (self.result.map_err(|failure| *failure), self.travelled)
     }
 }
+
+impl<A: Copy> Told<A> {
+    /// That `keys` keys have become this, without an answer.
+    pub(super) fn failed(reason: NotApplied, outcome: Outcome<A>, keys: usize) -> Self {
+        Self {
+            result: Err(Box::new(Failure::new(reason, vec![outcome; keys]))),
+            heard: None,
+            travelled: None,
+        }
+    }
+}
+
+/// What a caller has taken.
+pub(super) type Heard<A> = (Result<Answers<A>, Failure<A>>, Option<Box<Travelled>>);
