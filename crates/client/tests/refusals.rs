@@ -19,6 +19,7 @@ use keydb_client::{
     Claim::{self, First},
     Client, ErrorKind, GetError, KeyOutcome, NotApplied, Operation, WriteError,
 };
+use keydb_core::Fingerprint;
 use keydb_proto::{
     refusal_status,
     shard::{ClaimReply, ErrorCode, GetReply, RangeKeys, RefusalCode},
@@ -265,6 +266,85 @@ fn nothing_remembered(ranges: &[RangeKeys]) -> ClaimReply {
         unknown: all(ranges),
         ..ClaimReply::default()
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_a_range_that_is_not_recalled_a_repeated_small_claim_gets_its_other_answers() {
+    let (listener, map) = one_node(16).await;
+    let range_of = |key: &String| {
+        let fingerprint = Fingerprint::of(key.as_bytes(), map.hash.seed).unwrap();
+        map.ranges[map.range_index_of(fingerprint.top())].id.0
+    };
+    let keys: Vec<String> = (0..60).map(|number| number.to_string()).collect();
+    let closed = range_of(&keys[0]);
+    let forgotten = keys.iter().map(range_of).find(|range| *range != closed);
+    let forgotten = forgotten.expect("these keys are in several ranges");
+    let mut script = Script::of(&map);
+    let claims = Notes::new();
+    let noted = claims.clone();
+    script.claim = Box::new(move |request| {
+        let ranges = request.ranges;
+        let reply = if request.only_remembered {
+            let mut unknown = vec![0_u8; all(&ranges).len()];
+            let mut at = 0;
+            for range in &ranges {
+                for _ in 0..range.key_count {
+                    if range.range_id == forgotten {
+                        unknown[at / 8] |= 1 << (at % 8);
+                    }
+                    at += 1;
+                }
+            }
+            let refused: Vec<_> = ranges
+                .iter()
+                .filter(|range| range.range_id == closed)
+                .copied()
+                .collect();
+            let first = all_first(&ranges);
+            Ok(ClaimReply {
+                first: first
+                    .first
+                    .iter()
+                    .zip(&unknown)
+                    .map(|(first, unknown)| first & !unknown)
+                    .collect(),
+                unknown: unknown.into(),
+                refused: refuse_all(&refused, RefusalCode::Closed),
+                ..first
+            })
+        } else {
+            match noted.add(
+                ranges
+                    .iter()
+                    .map(|range| range.range_id)
+                    .collect::<Vec<_>>(),
+            ) {
+                0 => Err(Status::unknown("nobody knows")),
+                _ => Ok(all_first(&ranges)),
+            }
+        };
+        Box::pin(async { reply })
+    });
+    let fake = Fake::start(listener, script).await;
+    let client = Client::connect(fake.config().with_retry_count(Some(0)))
+        .await
+        .unwrap();
+    let error = client.claim(&keys, hour()).await.unwrap_err();
+    let operation = maybe_applied(&error).operation.unwrap();
+    let repeat = Operation::with_id(operation);
+    let error = client.claim_as(repeat, &keys, hour()).await.unwrap_err();
+    let maybe = maybe_applied(&error);
+    for (key, outcome) in keys.iter().zip(maybe.outcomes.iter()) {
+        let expected = match range_of(key) == closed {
+            true => KeyOutcome::MaybeApplied,
+            false => KeyOutcome::Claimed(First),
+        };
+        assert_eq!(*outcome, expected, "{key}");
+    }
+    assert_eq!(maybe.operation, Some(operation));
+    assert_eq!(maybe.kind, ErrorKind::RangeClosed);
+    // Nothing but what was forgotten is claimed again.
+    assert_eq!(claims.all()[1..], [vec![forgotten]]);
 }
 
 /// What the node says that refused a claim for good.

@@ -3,7 +3,7 @@
 //! Nodes remember the operation of each batch, range by range, with all keys of the range. So what travelled in one batch is repeated
 //! in two steps: nodes are asked what the batch's keys in these ranges were told, which applies nothing; and the keys that nothing
 //! is remembered of are claimed as the repeat of an operation of the caller's own. The pieces of a call, which travelled in batches
-//! of their own, are repeated side by side.
+//! of their own, are repeated side by side. A range that does not say what it remembers leaves its own keys without an answer.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -167,7 +167,7 @@ impl Coalition {
 }
 
 impl Travelled {
-    /// What nodes remember that the claim's keys were told; `Unknown` where they do not.
+    /// What nodes remember that the claim's keys were told: `Unknown` where they do not, no answer where they did not say.
     async fn recall(&self, shared: &Shared, ttl: Ttl, deadline: Deadline) -> Outcomes {
         let routing = shared.router.current();
         let slot = |key: &Fingerprint| routing.table.slot_of(key.top());
@@ -180,26 +180,26 @@ impl Travelled {
             ttl,
             id: self.operation,
         };
-        let told = match run_part::<Claim>(shared, kind, &keys, &[], deadline).await {
-            Ok(told) => told,
-            Err(failure) => {
-                let outcomes = vec![Outcome::MaybeApplied; self.own.len()];
-                return (Some(failure.reason), outcomes);
-            }
-        };
+        let told = run_part::<Claim>(shared, kind, &keys, &[], deadline).await;
+        let (failed, told) = outcomes_of(told);
+        let first = Outcome::Answered(Claim::First);
         // Whether another caller of the batch ever heard that it was first with an equal key, nobody knows here.
         let firsts_of_others: HashSet<Fingerprint> = positions
             .iter()
             .zip(&told)
-            .filter(|(at, answer)| **answer == Claim::First && !self.own.contains(at))
+            .filter(|(at, told)| **told == first && !self.own.contains(at))
             .map(|(at, _)| self.keys[*at])
             .collect();
         let own = positions.iter().zip(told);
         let own = own.filter(|(at, _)| self.own.contains(at));
-        let own = own.map(|(at, answer)| match answer {
-            Claim::Duplicate if firsts_of_others.contains(&self.keys[*at]) => Claim::Unknown,
-            answer => answer,
+        let outcomes = own.map(|(at, told)| match told {
+            Outcome::Answered(Claim::Duplicate) if firsts_of_others.contains(&self.keys[*at]) => {
+                Outcome::Answered(Claim::Unknown)
+            }
+            Outcome::Answered(answer) => Outcome::Answered(answer),
+            // Recalling applies nothing; what the batch did is not known.
+            Outcome::NotApplied | Outcome::MaybeApplied => Outcome::MaybeApplied,
         });
-        (None, own.map(Outcome::Answered).collect())
+        (failed, outcomes.collect())
     }
 }
