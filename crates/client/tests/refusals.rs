@@ -347,6 +347,51 @@ async fn beside_a_range_that_is_not_recalled_a_repeated_small_claim_gets_its_oth
     assert_eq!(claims.all()[1..], [vec![forgotten]]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn no_sending_of_a_batch_can_be_applied_after_the_repeat_of_one_of_its_claims() {
+    let (listener, map) = one_node(1).await;
+    let mut script = Script::of(&map);
+    let started = Instant::now();
+    let clock_ms = move || NOW_MS + started.elapsed().as_millis() as u64;
+    let of_cluster = map.clone();
+    script.get_map = Box::new(move |_| {
+        let reply = map_reply(&of_cluster, clock_ms());
+        Box::pin(async { Ok(reply) })
+    });
+    let notes = Notes::new();
+    let noted = notes.clone();
+    script.claim = Box::new(move |request| {
+        let reply = match noted.add((clock_ms(), request.header.unwrap().not_after_unix_ms)) {
+            // It may still be on its way, as far as the client can know.
+            0 => Err(Status::unavailable("connection reset")),
+            _ => Ok(ClaimReply {
+                header: header(1, clock_ms()),
+                ..all_first(&request.ranges)
+            }),
+        };
+        Box::pin(async { reply })
+    });
+    let fake = Fake::start(listener, script).await;
+    let mut config = fake.config();
+    config.retry_count = Some(0);
+    let client = Client::connect(config).await.unwrap();
+    let error = client.claim_one("a", hour()).await.unwrap_err();
+    let repeat = Operation::with_id(maybe_applied(&error).operation.unwrap());
+    // One that has no time to wait for that asks nothing.
+    let hasty = client.with_call_timeout(Duration::from_millis(20));
+    may_be_stored(hasty.claim_as(repeat, ["a"], hour()).await, repeat);
+    let claims = client.claim_as(repeat, ["a"], hour()).await;
+    assert_eq!(claims.unwrap(), [First]);
+    let [(_, not_after_ms), (repeated_ms, _)] = notes.all()[..] else {
+        panic!("one sending, one repeat");
+    };
+    assert!(
+        not_after_ms <= repeated_ms,
+        "repeated {} ms too early",
+        not_after_ms - repeated_ms
+    );
+}
+
 /// What the node says that refused a claim for good.
 fn refused(result: Result<Vec<Claim>, WriteError>) -> Arc<str> {
     match result {

@@ -1,6 +1,6 @@
 //! The callers of a batch.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use keydb_core::{Fingerprint, OperationId};
 use tokio::{
@@ -30,6 +30,8 @@ pub(super) struct Callers<A> {
     calls: Vec<Call<A>>,
     /// What the batch is claimed as.
     claim: Option<OperationId>,
+    /// Until when a node may still come by the batch, as far as calls that failed have to know.
+    valid_until: Option<Instant>,
     coalescer: Arc<Coalescer>,
 }
 
@@ -79,6 +81,7 @@ impl<A> Callers<A> {
             outcomes,
             calls,
             claim: kind.operation(),
+            valid_until: None,
             coalescer,
         }
     }
@@ -108,14 +111,7 @@ impl<A: Coalesced> Callers<A> {
         let heard = call.heard.take();
         let follows = std::mem::take(&mut call.follows);
         let repeatable = failed.is_some() || waiting.is_piece;
-        let travelled = match self.claim.filter(|_| repeatable) {
-            Some(operation) => Some(Box::new(Travelled {
-                operation,
-                keys: Arc::clone(&self.keys),
-                own: start..end,
-            })),
-            None => None,
-        };
+        let travelled = repeatable.then(|| self.travelled(start..end)).flatten();
         if waiting.keys == 1
             && follows.is_empty()
             && let Some(Outcome::Answered(answer)) = self.outcomes[start]
@@ -144,6 +140,19 @@ impl<A: Coalesced> Callers<A> {
         let tell_later = async move { tell(when_heard(outcomes, start, follows).await) };
         let shared = &self.coalescer.shared;
         shared.tasks.spawn_on(tell_later, &shared.runtime);
+    }
+
+    /// How these keys travelled, if they are claimed.
+    fn travelled(&self, own: Range<usize>) -> Option<Box<Travelled>> {
+        let operation = self.claim?;
+        let is_uncertain = |outcome| matches!(outcome, &Some(Outcome::MaybeApplied));
+        let uncertain = self.outcomes[own.clone()].iter().any(is_uncertain);
+        Some(Box::new(Travelled {
+            operation,
+            keys: Arc::clone(&self.keys),
+            own,
+            valid_until: self.valid_until.filter(|_| uncertain),
+        }))
     }
 }
 
@@ -205,6 +214,7 @@ impl<A: Coalesced> AnswerReceiver for Callers<A> {
     }
 
     fn failed(&mut self, positions: &[u32], reason: NotApplied, progress: &PartProgress) {
+        self.valid_until = progress.valid_until();
         for position in positions {
             let position = *position as usize;
             if self.outcomes[position].is_some() {

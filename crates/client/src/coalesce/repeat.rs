@@ -3,7 +3,12 @@
 //! Nodes remember the operation of each batch, range by range, with all keys of the range. So what travelled in one batch is repeated
 //! in two steps: nodes are asked what the batch's keys in these ranges were told, which applies nothing; and the keys that nothing
 //! is remembered of are claimed as the repeat of an operation of the caller's own. The pieces of a call, which travelled in batches
-//! of their own, are repeated side by side. A range that does not say what it remembers leaves its own keys without an answer.
+//! of their own, are repeated side by side.
+//!
+//! A sending of the batch that came after a repeat had claimed its keys would find them present, and have them remembered as
+//! duplicates that the next repeat is told. So nobody is asked before the batch's last sending is valid no longer.
+//!
+//! A range that does not say what it remembers leaves its own keys without an answer.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -14,7 +19,7 @@ use std::{
 
 use futures_util::future::join_all;
 use keydb_core::{Claim, Fingerprint, OperationId, Ttl};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::{
     call::{Failure, Kind, Outcome, outcomes_of, result_of, run_part},
@@ -53,6 +58,8 @@ pub(super) struct Travelled {
     pub(super) keys: Arc<Vec<Fingerprint>>,
     /// Which of them are the claim's.
     pub(super) own: Range<usize>,
+    /// Until when a node may still come by these keys; `None`: all sendings with them have been answered.
+    pub(super) valid_until: Option<Instant>,
 }
 
 /// The claims that may have been applied, by the ids that their callers were given.
@@ -169,6 +176,10 @@ impl Coalition {
 impl Travelled {
     /// What nodes remember that the claim's keys were told: `Unknown` where they do not, no answer where they did not say.
     async fn recall(&self, shared: &Shared, ttl: Ttl, deadline: Deadline) -> Outcomes {
+        if let Some(valid_until) = self.valid_until {
+            let wait = sleep_until(valid_until.min(deadline.at));
+            let _ = shared.unless_closed(wait).await;
+        }
         let routing = shared.router.current();
         let slot = |key: &Fingerprint| routing.table.slot_of(key.top());
         let own_slots: HashSet<u32> = self.keys[self.own.clone()].iter().map(slot).collect();

@@ -7,7 +7,7 @@
 //! order, so a node that remembers one of them gives the others its answers; only the last sending's are read, as the ones before
 //! have been given up. A sending that comes after its repeat was answered and forgotten would be taken for a new claim. But by
 //! then its `not_after` has passed: the repeat is not sent before. A caller that repeats an operation itself does not wait like
-//! that, and a node that nothing was heard of yet may have a slower clock than it was thought to have; there it is the nodes'
+//! that (where its claim travelled with others, its repeat does), and a node that nothing was heard of yet may have a slower clock than it was thought to have; there it is the nodes'
 //! memory that must outlast a sending, minutes against [`CLAIM_VALID_MAX`](step::CLAIM_VALID_MAX) and the difference of two
 //! clocks.
 

@@ -9,6 +9,7 @@ use std::{
 };
 
 use keydb_core::NodeId;
+use tokio::time::Instant;
 
 use crate::{call::outcome::Outcome, cluster::Node, error::ErrorKind};
 
@@ -31,6 +32,8 @@ struct Talk {
     /// Requests on their way, by node.
     sent: BTreeMap<NodeId, (usize, String)>,
     last_error: Option<(ErrorKind, Arc<str>)>,
+    /// From when on no sending is valid any more.
+    valid_until: Option<Instant>,
 }
 
 impl PartProgress {
@@ -74,9 +77,10 @@ impl PartProgress {
         }
     }
 
-    /// A request to `node` is on its way.
-    pub(super) fn request_begins(&self, node: &Node) {
+    /// A request to `node` is on its way, which takes it for valid until then.
+    pub(super) fn request_begins(&self, node: &Node, valid_until: Instant) {
         self.talk(|talk| {
+            talk.valid_until = talk.valid_until.max(Some(valid_until));
             let entry = talk.sent.entry(node.id());
             entry.or_insert_with(|| (0, node.to_string())).0 += 1;
         });
@@ -92,6 +96,11 @@ impl PartProgress {
                 }
             }
         });
+    }
+
+    /// Until when a node may still come by a request; `None`: there was none.
+    pub(crate) fn valid_until(&self) -> Option<Instant> {
+        self.talk(|talk| talk.valid_until)
     }
 
     pub(super) fn error(&self, kind: ErrorKind, message: &Arc<str>) {

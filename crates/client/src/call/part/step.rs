@@ -165,7 +165,7 @@ impl Part<'_> {
         let valid_until = self.valid_until();
         // From here on the request may be applied, whatever becomes of this future.
         self.progress.sent(&sending.share.positions);
-        self.progress.request_begins(node);
+        self.progress.request_begins(node, valid_until);
         let not_after = node.clock().at(valid_until);
         let result = exchange(self.shared, self.kind, sending, self.expiries, not_after).await;
         self.progress.request_ends(node);
