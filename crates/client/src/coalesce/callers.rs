@@ -1,6 +1,6 @@
 //! The callers of a batch.
 
-use std::{ops::Range, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use keydb_core::{Fingerprint, OperationId};
 use tokio::{
@@ -10,13 +10,14 @@ use tokio::{
 
 use super::{
     coalescer::{Coalesced, Coalescer},
+    no_room::NoRoom,
     queue::{Batch, Waiting},
     repeat::Travelled,
     told::{Answers, HEARD_WITHIN, Told},
 };
 use crate::{
     call::{AnswerReceiver, FingerprintMap, Kind, Outcome, PartProgress, result_of},
-    error::NotApplied,
+    error::{ErrorKind, NotApplied},
 };
 
 /// Each caller until it is told.
@@ -32,6 +33,9 @@ pub(super) struct Callers<A> {
     claim: Option<OperationId>,
     /// Until when a node may still come by the batch, as far as calls that failed have to know.
     valid_until: Option<Instant>,
+    /// Whether calls that a node has no room for are taken back, and those that were.
+    takes_back: bool,
+    taken_back: Vec<NoRoom<A>>,
     coalescer: Arc<Coalescer>,
 }
 
@@ -82,12 +86,27 @@ impl<A> Callers<A> {
             calls,
             claim: kind.operation(),
             valid_until: None,
+            takes_back: false,
+            taken_back: Vec::new(),
             coalescer,
+        }
+    }
+
+    /// Takes calls back that a node has no room for, see [`NoRoom`].
+    pub(super) fn taking_back(self) -> Self {
+        Self {
+            takes_back: true,
+            ..self
         }
     }
 
     pub(super) fn keys(&self) -> Arc<Vec<Fingerprint>> {
         Arc::clone(&self.keys)
+    }
+
+    /// The calls that were taken back.
+    pub(super) fn into_taken_back(self) -> Vec<NoRoom<A>> {
+        self.taken_back
     }
 }
 
@@ -211,6 +230,52 @@ impl<A: Coalesced> AnswerReceiver for Callers<A> {
         for index in complete {
             self.tell(index);
         }
+    }
+
+    fn takes_back(
+        &mut self,
+        positions: &[u32],
+        reason: &NotApplied,
+        progress: &PartProgress,
+    ) -> bool {
+        // A put is refused by a full disk whether its keys are there or not.
+        if !self.takes_back || (self.claim.is_none() && reason.kind() == ErrorKind::DiskFull) {
+            return false;
+        }
+        let mut keys_of_call = BTreeMap::<usize, usize>::new();
+        for position in positions {
+            let position = *position as usize;
+            let is_applied = progress.outcome(position, A::from_bits(false, false));
+            if !matches!(is_applied, Outcome::NotApplied) {
+                // It has to be repeated under the same operation.
+                return false;
+            }
+            let call = self.call_of[position] as usize;
+            *keys_of_call.entry(call).or_default() += 1;
+        }
+        let is_whole = |(index, keys): (&usize, &usize)| {
+            let waiting = self.calls[*index].waiting.as_ref();
+            waiting.is_some_and(|waiting| waiting.keys == *keys)
+        };
+        // A single call is refused for keys of its own.
+        if keys_of_call.len() == 1 || !keys_of_call.iter().all(is_whole) {
+            return false;
+        }
+        let mut batch = Batch::empty();
+        for (index, keys) in keys_of_call {
+            let call = &mut self.calls[index];
+            let own = call.start..call.start + keys;
+            call.open = 0;
+            self.outcomes[own.clone()].fill(Some(Outcome::NotApplied));
+            if let Some(waiting) = call.waiting.take() {
+                batch.push(waiting, self.keys[own].iter().copied());
+            }
+        }
+        self.taken_back.push(NoRoom {
+            batch,
+            reason: reason.clone(),
+        });
+        true
     }
 
     fn failed(&mut self, positions: &[u32], reason: NotApplied, progress: &PartProgress) {

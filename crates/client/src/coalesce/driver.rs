@@ -171,7 +171,10 @@ async fn run_batch<A: Coalesced>(coalescer: Arc<Coalescer>, id: QueueId, batch: 
     let deadline = Deadline::new(first.since, shared.config.call_timeout);
     shared.observe(|it| it.batch(batch.calls.len(), batch.keys.len()));
     let kind = A::kind(id.ttl);
-    let mut callers = Callers::new(batch, kind, coalescer);
+    let mut callers = Callers::new(batch, kind, Arc::clone(&coalescer)).taking_back();
     let keys = callers.keys();
     run_part_for(&mut callers, &shared, kind, &keys, &[], deadline).await;
+    for no_room in callers.into_taken_back() {
+        no_room.run(&coalescer, id.ttl, deadline).await;
+    }
 }

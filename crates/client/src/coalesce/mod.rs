@@ -9,6 +9,9 @@
 //! So a node that is down or silent holds up no calls but those with keys of its own. Each caller is told as soon as all its keys
 //! have been answered: a range that is closed or full fails the calls with keys of its own only.
 //!
+//! A node without room for new keys refuses a batch that has one as a whole. Its calls are looked at again then: those whose keys
+//! are all there are answered for, see [`no_room`].
+//!
 //! When the caller of a `First` has gone away, nobody was told `First`, so the `Duplicate`s of equal keys in later calls become
 //! `Unknown`. A caller can go away between the delivery of its answer and its next turn, so these `Duplicate`s wait until the
 //! `First` has been heard. Of equal keys the first in the batch is the one that can be `First`, and all pieces of a call come into
@@ -17,6 +20,7 @@
 mod callers;
 mod coalescer;
 mod driver;
+mod no_room;
 mod queue;
 mod repeat;
 mod small_call;

@@ -117,23 +117,33 @@ pub(super) struct Batch<A> {
 }
 
 impl<A> Batch<A> {
+    /// Of no calls.
+    pub(super) fn empty() -> Self {
+        Self {
+            keys: Vec::new(),
+            calls: Vec::new(),
+        }
+    }
+
+    /// Adds a call with these keys.
+    pub(super) fn push(&mut self, call: Waiting<A>, keys: impl IntoIterator<Item = Fingerprint>) {
+        self.keys.extend(keys);
+        self.calls.push(call);
+    }
+
     /// Leaves out the calls that nobody waits for any more. Nothing of them has been sent.
     pub(super) fn without_gone(self) -> Self {
         if !self.calls.iter().any(|call| call.reply.is_closed()) {
             return self;
         }
-        let mut left = Self {
-            keys: Vec::new(),
-            calls: Vec::new(),
-        };
+        let mut left = Self::empty();
         let mut keys = self.keys.into_iter();
         for call in self.calls {
             let own = keys.by_ref().take(call.keys);
             if call.reply.is_closed() {
                 own.for_each(drop);
             } else {
-                left.keys.extend(own);
-                left.calls.push(call);
+                left.push(call, own);
             }
         }
         left

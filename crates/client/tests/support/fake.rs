@@ -22,6 +22,7 @@ type Answer<T, R> = Box<dyn Fn(T) -> BoxFuture<'static, Result<R, Status>> + Sen
 /// What a fake node does; each may be changed before it starts.
 pub struct Script {
     pub get: Answer<GetRequest, GetReply>,
+    pub put: Answer<PutRequest, PutReply>,
     pub claim: Answer<ClaimRequest, ClaimReply>,
     pub get_map: Answer<GetMapRequest, GetMapReply>,
     pub create_snapshots: Answer<CreateSnapshotsRequest, CreateSnapshotsReply>,
@@ -76,6 +77,7 @@ impl Script {
         let map = map.clone();
         Self {
             get: Box::new(|_| Box::pin(async { Err(Status::unimplemented("get")) })),
+            put: Box::new(|_| Box::pin(async { Err(Status::unimplemented("put")) })),
             claim: Box::new(|_| Box::pin(async { Err(Status::unimplemented("claim")) })),
             get_map: Box::new(move |_| {
                 let reply = map_reply(&map, NOW_MS);
@@ -165,8 +167,8 @@ impl ShardService for Service {
         (self.0.get)(request.into_inner()).await.map(Response::new)
     }
 
-    async fn put(&self, _: Request<PutRequest>) -> Result<Response<PutReply>, Status> {
-        Err(Status::unimplemented("put"))
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutReply>, Status> {
+        (self.0.put)(request.into_inner()).await.map(Response::new)
     }
 
     async fn claim(&self, request: Request<ClaimRequest>) -> Result<Response<ClaimReply>, Status> {

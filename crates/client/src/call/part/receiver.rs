@@ -12,6 +12,12 @@ pub(crate) trait AnswerReceiver: Send {
 
     /// These keys will not get an answer.
     fn failed(&mut self, positions: &[u32], reason: NotApplied, progress: &PartProgress);
+
+    /// A node has refused all these keys together, as there is no room for those of them that are new. Whether the receiver takes
+    /// them back, so that the part has no more to do with them.
+    fn takes_back(&mut self, _: &[u32], _: &NotApplied, _: &PartProgress) -> bool {
+        false
+    }
 }
 
 /// All answers for one caller.

@@ -6,9 +6,12 @@ use super::{
     receiver::AnswerReceiver,
     step::{Failed, Part, Retry, Step, UncertainSendings},
 };
-use crate::call::{
-    outcome::Answer,
-    request::{Reply, RequestFailure, Sending},
+use crate::{
+    call::{
+        outcome::Answer,
+        request::{Reply, RequestFailure, Sending},
+    },
+    error::ErrorKind,
 };
 
 impl Part<'_> {
@@ -122,8 +125,13 @@ impl Part<'_> {
             self.account(&request_failure, positions, range.attempt, uncertain);
         }
         let positions = sending.share.positions;
+        let refused = request_failure.refused();
+        let no_room = matches!(refused.kind(), ErrorKind::MemoryLimit | ErrorKind::DiskFull);
+        if no_room && receiver.takes_back(&positions, &refused, &self.progress) {
+            return None;
+        }
         if request_failure.permanent {
-            receiver.failed(&positions, request_failure.refused(), &self.progress);
+            receiver.failed(&positions, refused, &self.progress);
             return None;
         }
         // The node may have left, moved, or have another clock than we thought: look around while waiting.
