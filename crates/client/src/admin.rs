@@ -12,7 +12,6 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Code, Request, Response, Status};
 
 use crate::{
-    backoff,
     call::run_entries,
     client::Client,
     cluster::{Node, Routing, describe},
@@ -324,7 +323,7 @@ async fn create_on(
             Err(error) => return Err(error),
         }
         // Where the time is up, the next attempt says so.
-        let pause = sleep(backoff::pause(config.retry_delay, retry));
+        let pause = sleep(config.pause_before(retry));
         let _ = timeout_at(deadline.at, pause).await;
         retry += 1;
     }

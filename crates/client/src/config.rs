@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use keydb_core::Namespace;
+use keydb_core::{Namespace, random};
 
 use crate::observer::{Observer, SharedObserver};
 
@@ -59,7 +59,15 @@ macro_rules! with {
     };
 }
 
+/// The longest pause before a retry, unless the first one is longer.
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(2);
+
 impl ClientConfig {
+    /// How long to wait before retry `retry`, counted from 0.
+    pub(crate) fn pause_before(&self, retry: u32) -> Duration {
+        random::backoff(self.retry_delay, RETRY_DELAY_MAX, retry)
+    }
+
     /// The defaults: retries from 100 ms on for as long as a call's 10 s last, the default namespace, coalescing on, 8,192 keys a request, 16 requests in flight a node.
     ///
     /// ```

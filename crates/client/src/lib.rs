@@ -42,7 +42,6 @@
 //! `claim(keys, 5 min)`, do the work, `put(keys, 30 days)`: a worker that dies in between loses its claim after five minutes.
 
 mod admin;
-mod backoff;
 mod call;
 mod client;
 mod cluster;

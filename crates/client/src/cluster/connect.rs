@@ -10,7 +10,6 @@ use super::{
     routing::{Routing, read_map},
 };
 use crate::{
-    backoff,
     config::ClientConfig,
     error::{ConnectError, MapRejected},
 };
@@ -103,7 +102,7 @@ impl Asked<'_> {
                     Err(error) => error.to_string(),
                 },
             };
-            sleep(backoff::pause(config.retry_delay, retry)).await;
+            sleep(config.pause_before(retry)).await;
         }
         unreachable!("the loop above counts further than anyone waits")
     }

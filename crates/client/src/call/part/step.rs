@@ -7,7 +7,6 @@ use tokio::time::{Instant, sleep_until};
 
 use super::progress::PartProgress;
 use crate::{
-    backoff,
     call::{
         kind::Kind,
         request::{Reply, RequestFailure, Sending, exchange},
@@ -135,7 +134,7 @@ impl Part<'_> {
         if config.retry_count.is_some_and(|max| keys.retries >= max) {
             return Stepped::GivenUp(keys);
         }
-        let until = Instant::now() + backoff::pause(config.retry_delay, keys.retries);
+        let until = Instant::now() + config.pause_before(keys.retries);
         sleep_until(keys.not_before.map_or(until, |it| until.max(it))).await;
         Stepped::Ready(Retry {
             retries: keys.retries + 1,
