@@ -10,7 +10,7 @@ mod support;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
@@ -270,18 +270,30 @@ fn nothing_remembered(ranges: &[RangeKeys]) -> ClaimReply {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn beside_a_range_that_is_not_recalled_a_repeated_small_claim_gets_its_other_answers() {
+    not_recalled(RefusalCode::Closed, ErrorKind::RangeClosed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_small_claim_goes_on_while_a_range_of_it_is_not_recalled() {
+    not_recalled(RefusalCode::Loading, ErrorKind::NotReady).await;
+}
+
+/// Repeats a small claim while a node refuses to say what it remembers of one range, has forgotten another, and knows the others.
+async fn not_recalled(code: RefusalCode, kind: ErrorKind) {
     let (listener, map) = one_node(16).await;
     let range_of = |key: &String| {
         let fingerprint = Fingerprint::of(key.as_bytes(), map.hash.seed).unwrap();
         map.ranges[map.range_index_of(fingerprint.top())].id.0
     };
     let keys: Vec<String> = (0..60).map(|number| number.to_string()).collect();
-    let closed = range_of(&keys[0]);
-    let forgotten = keys.iter().map(range_of).find(|range| *range != closed);
+    let refused = range_of(&keys[0]);
+    let forgotten = keys.iter().map(range_of).find(|range| *range != refused);
     let forgotten = forgotten.expect("these keys are in several ranges");
     let mut script = Script::of(&map);
     let claims = Notes::new();
-    let noted = claims.clone();
+    let noted: Notes<Vec<u32>> = claims.clone();
+    let repeats = Arc::new(AtomicBool::new(false));
+    let repeating = Arc::clone(&repeats);
     script.claim = Box::new(move |request| {
         let ranges = request.ranges;
         let reply = if request.only_remembered {
@@ -295,9 +307,9 @@ async fn beside_a_range_that_is_not_recalled_a_repeated_small_claim_gets_its_oth
                     at += 1;
                 }
             }
-            let refused: Vec<_> = ranges
+            let refusals: Vec<_> = ranges
                 .iter()
-                .filter(|range| range.range_id == closed)
+                .filter(|range| range.range_id == refused)
                 .copied()
                 .collect();
             let first = all_first(&ranges);
@@ -309,42 +321,37 @@ async fn beside_a_range_that_is_not_recalled_a_repeated_small_claim_gets_its_oth
                     .map(|(first, unknown)| first & !unknown)
                     .collect(),
                 unknown: unknown.into(),
-                refused: refuse_all(&refused, RefusalCode::Closed),
+                refused: refuse_all(&refusals, code),
                 ..first
             })
+        } else if repeating.load(SeqCst) {
+            noted.add(ranges.iter().map(|range| range.range_id).collect());
+            Ok(all_first(&ranges))
         } else {
-            match noted.add(
-                ranges
-                    .iter()
-                    .map(|range| range.range_id)
-                    .collect::<Vec<_>>(),
-            ) {
-                0 => Err(Status::unknown("nobody knows")),
-                _ => Ok(all_first(&ranges)),
-            }
+            Err(Status::unknown("nobody knows"))
         };
         Box::pin(async { reply })
     });
     let fake = Fake::start(listener, script).await;
-    let client = Client::connect(fake.config().with_retry_count(Some(0)))
-        .await
-        .unwrap();
+    let config = fake.config().with_call_timeout(Duration::from_secs(2));
+    let client = Client::connect(config).await.unwrap();
     let error = client.claim(&keys, hour()).await.unwrap_err();
     let operation = maybe_applied(&error).operation.unwrap();
     let repeat = Operation::with_id(operation);
+    repeats.store(true, SeqCst);
     let error = client.claim_as(repeat, &keys, hour()).await.unwrap_err();
     let maybe = maybe_applied(&error);
     for (key, outcome) in keys.iter().zip(maybe.outcomes.iter()) {
-        let expected = match range_of(key) == closed {
+        let expected = match range_of(key) == refused {
             true => KeyOutcome::MaybeApplied,
             false => KeyOutcome::Claimed(First),
         };
         assert_eq!(*outcome, expected, "{key}");
     }
     assert_eq!(maybe.operation, Some(operation));
-    assert_eq!(maybe.kind, ErrorKind::RangeClosed);
+    assert_eq!(maybe.kind, kind);
     // Nothing but what was forgotten is claimed again.
-    assert_eq!(claims.all()[1..], [vec![forgotten]]);
+    assert_eq!(claims.all(), [[forgotten]]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

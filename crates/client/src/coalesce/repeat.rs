@@ -8,7 +8,7 @@
 //! A sending of the batch that came after a repeat had claimed its keys would find them present, and have them remembered as
 //! duplicates that the next repeat is told. So nobody is asked before the batch's last sending is valid no longer.
 //!
-//! A range that does not say what it remembers leaves its own keys without an answer.
+//! A range that does not say what it remembers leaves its own keys without an answer, and holds up no others.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -19,10 +19,17 @@ use std::{
 
 use futures_util::future::join_all;
 use keydb_core::{Claim, Fingerprint, OperationId, Ttl};
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    join,
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
 
 use crate::{
-    call::{Failure, Kind, Outcome, outcomes_of, result_of, run_part},
+    call::{
+        AnswerReceiver, Failure, Kind, Outcome, PartProgress, outcomes_of, result_of, run_part,
+        run_part_for,
+    },
     error::NotApplied,
     shared::{Deadline, Shared},
 };
@@ -136,7 +143,7 @@ impl Coalition {
         result_of(failed, outcomes)
     }
 
-    /// Repeats a piece; what is not remembered of it is claimed as the operation `id`.
+    /// Repeats a piece; what is not remembered of it is claimed as the operation `id`, as soon as that is known.
     async fn repeat_piece(
         &self,
         shared: &Shared,
@@ -144,38 +151,53 @@ impl Coalition {
         piece: &ClaimPiece,
         deadline: Deadline,
     ) -> Outcomes {
-        let (failed, mut outcomes) = match &piece.travelled {
-            Some(travelled) => travelled.recall(shared, self.ttl, deadline).await,
-            None => {
-                let unknown = Outcome::Answered(Claim::Unknown);
-                (None, vec![unknown; piece.positions.len()])
-            }
+        let count = piece.positions.len();
+        let (forgotten, mut to_claim) = mpsc::channel::<Vec<usize>>(count);
+        let recall = async move {
+            let Some(travelled) = &piece.travelled else {
+                let _ = forgotten.try_send((0..count).collect());
+                return (None, vec![Outcome::MaybeApplied; count]);
+            };
+            travelled
+                .recall(shared, self.ttl, forgotten, deadline)
+                .await
         };
-        let unknown: Vec<usize> = (0..outcomes.len())
-            .filter(|at| outcomes[*at] == Outcome::Answered(Claim::Unknown))
-            .collect();
-        if unknown.is_empty() {
-            return (failed, outcomes);
-        }
-        let key_at = |at: &usize| self.keys[piece.positions[*at]];
-        let keys: Vec<Fingerprint> = unknown.iter().map(key_at).collect();
         let kind = Kind::Claim {
             ttl: self.ttl,
             id,
             attempts_before: 1,
         };
-        let claimed = run_part(shared, kind, &keys, &[], deadline).await;
-        let (reason, claimed) = outcomes_of(claimed);
-        for (at, outcome) in unknown.into_iter().zip(claimed) {
+        let claim = async {
+            let mut failed = None;
+            let mut claimed = Vec::new();
+            while let Some(forgotten) = to_claim.recv().await {
+                let key_at = |at: &usize| self.keys[piece.positions[*at]];
+                let keys: Vec<Fingerprint> = forgotten.iter().map(key_at).collect();
+                let told = run_part(shared, kind, &keys, &[], deadline).await;
+                let (reason, outcomes) = outcomes_of(told);
+                failed = failed.or(reason);
+                claimed.extend(forgotten.into_iter().zip(outcomes));
+            }
+            (failed, claimed)
+        };
+        let ((not_recalled, mut outcomes), (not_claimed, claimed)) = join!(recall, claim);
+        for (at, outcome) in claimed {
             outcomes[at] = outcome;
         }
-        (failed.or(reason), outcomes)
+        (not_recalled.or(not_claimed), outcomes)
     }
 }
 
 impl Travelled {
-    /// What nodes remember that the claim's keys were told: `Unknown` where they do not, no answer where they did not say.
-    async fn recall(&self, shared: &Shared, ttl: Ttl, deadline: Deadline) -> Outcomes {
+    /// What nodes remember that the claim's keys were told: `Unknown` where they do not, which `forgotten` hears at once; no answer
+    /// where they did not say.
+    async fn recall(
+        &self,
+        shared: &Shared,
+        ttl: Ttl,
+        forgotten: mpsc::Sender<Vec<usize>>,
+        deadline: Deadline,
+    ) -> Outcomes {
         if let Some(valid_until) = self.valid_until {
             let wait = sleep_until(valid_until.min(deadline.at));
             let _ = shared.unless_closed(wait).await;
@@ -191,26 +213,62 @@ impl Travelled {
             ttl,
             id: self.operation,
         };
-        let told = run_part::<Claim>(shared, kind, &keys, &[], deadline).await;
-        let (failed, told) = outcomes_of(told);
-        let first = Outcome::Answered(Claim::First);
+        let mut recalled = Recalled {
+            travelled: self,
+            positions,
+            outcomes: vec![Outcome::MaybeApplied; self.own.len()],
+            failed: None,
+            forgotten,
+        };
+        run_part_for(&mut recalled, shared, kind, &keys, &[], deadline).await;
+        (recalled.failed, recalled.outcomes)
+    }
+}
+
+/// Takes what nodes remember of a batch.
+#[derive(Debug)]
+struct Recalled<'a> {
+    travelled: &'a Travelled,
+    /// Which keys of the batch they are asked for.
+    positions: Vec<usize>,
+    /// Of the claim's own keys.
+    outcomes: Vec<Outcome<Claim>>,
+    /// Why some have no answer, the first time that it happened.
+    failed: Option<NotApplied>,
+    /// Hears which own keys nothing is remembered of. There is a place for each of them.
+    forgotten: mpsc::Sender<Vec<usize>>,
+}
+
+impl AnswerReceiver for Recalled<'_> {
+    type Answer = Claim;
+
+    fn answered(&mut self, positions: &[u32], answers: impl Iterator<Item = Claim> + Clone) {
+        let Travelled { keys, own, .. } = self.travelled;
+        let at = |position: &u32| self.positions[*position as usize];
+        let told = positions.iter().map(at).zip(answers);
         // Whether another caller of the batch ever heard that it was first with an equal key, nobody knows here.
-        let firsts_of_others: HashSet<Fingerprint> = positions
-            .iter()
-            .zip(&told)
-            .filter(|(at, told)| **told == first && !self.own.contains(at))
-            .map(|(at, _)| self.keys[*at])
+        let firsts_of_others: HashSet<Fingerprint> = told
+            .clone()
+            .filter(|(at, answer)| *answer == Claim::First && !own.contains(at))
+            .map(|(at, _)| keys[at])
             .collect();
-        let own = positions.iter().zip(told);
-        let own = own.filter(|(at, _)| self.own.contains(at));
-        let outcomes = own.map(|(at, told)| match told {
-            Outcome::Answered(Claim::Duplicate) if firsts_of_others.contains(&self.keys[*at]) => {
-                Outcome::Answered(Claim::Unknown)
+        let mut forgotten = Vec::new();
+        for (at, answer) in told.filter(|(at, _)| own.contains(at)) {
+            let answer = match answer {
+                Claim::Duplicate if firsts_of_others.contains(&keys[at]) => Claim::Unknown,
+                answer => answer,
+            };
+            self.outcomes[at - own.start] = Outcome::Answered(answer);
+            if answer == Claim::Unknown {
+                forgotten.push(at - own.start);
             }
-            Outcome::Answered(answer) => Outcome::Answered(answer),
-            // Recalling applies nothing; what the batch did is not known.
-            Outcome::NotApplied | Outcome::MaybeApplied => Outcome::MaybeApplied,
-        });
-        (failed, outcomes.collect())
+        }
+        if !forgotten.is_empty() {
+            let _ = self.forgotten.try_send(forgotten);
+        }
+    }
+
+    fn failed(&mut self, _: &[u32], reason: NotApplied, _: &PartProgress) {
+        self.failed.get_or_insert(reason);
     }
 }
