@@ -30,9 +30,11 @@ Every run through a cluster has an ID. A run that fails says with which command 
 again then, and what it has written so far is to be discarded. The ID is made up, unless --run gives one; then it must be another one
 for each input (a date belongs into that of a nightly job), and one that was used is refused without --again. --again=N says that the
 first N lines were sent before, a bare --again that any may have been. Nodes remember the answers of recent batches only
-(KEYDB_ANSWER_MEMORY_AGE, 5 minutes, and KEYDB_ANSWER_MEMORY_BYTES); keys that they no longer remember are unknown, so their lines
-are written. The same goes for lines that came in other batches the first time, which is possible where the input is a pipe: of that, a
-part of a batch goes when nothing has come for 100 ms. Input from files always makes the same batches.";
+(KEYDB_ANSWER_MEMORY_AGE, 5 minutes, and KEYDB_ANSWER_MEMORY_BYTES). In a batch that is repeated and not remembered, because that was
+long ago, or the first run did not come so far, keys that are there are unknown, so their lines are written, duplicates within the
+input included: a bare --again loses nothing, and --again=N, as the failed run names it, doubles less. The same goes for lines that
+came in other batches the first time, which is possible where the input is a pipe: of that, a part of a batch goes when nothing has
+come for 100 ms. Input from files always makes the same batches.";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]

@@ -73,7 +73,7 @@ impl ClusterClaimer {
             }
             self.was_used = true;
             Failure::failed(format!(
-                "run {:?} was used before, for this very input: to repeat that run give it --again as well; another input takes another ID",
+                "run {:?} was used before, and claimed a batch of just these keys: to repeat that run on the same input give it a bare --again; another input takes another ID",
                 self.run.id
             ))
         })

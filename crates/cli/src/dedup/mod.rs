@@ -38,7 +38,7 @@ use crate::{
     embedded::EmbeddedKeys,
     exit::Failure,
     lines::{Batch, Extract, Fill, Format, Input, Limits, Line, Lines, Stopper},
-    output::{Stdout, json_line, say, shell_word},
+    output::{Stdout, json_line, say, shell_word, thousands},
     signals::{self, StopSignals},
 };
 
@@ -78,17 +78,24 @@ pub(crate) fn run(args: DedupArgs) -> Result<ExitCode, Failure> {
     stop_at_signals(lines.stopper())?;
     let writer = Writer::new(out, duplicates, Progress::start());
     let (counts, sent, result) = pump(&lines, claimer, writer, args.strict)?;
-    let result = result.and_then(|()| check_keys(&args, &counts));
     let elapsed = started.elapsed();
     if args.json {
         say(&json_line(&counts.json(elapsed))?);
     } else {
         say(&format!("keydb dedup: {}", counts.text(elapsed)));
     }
-    match result {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(failure) => Err(failure.with_line(&how_to_go_on(&args, run.as_ref(), sent))),
+    if let Err(failure) = result {
+        return Err(failure.with_line(&how_to_go_on(&args, run.as_ref(), sent)));
     }
+    // To go on would be of no use: nothing was claimed.
+    check_keys(&args, &counts)?;
+    if counts.unknown > 0 {
+        say(&format!(
+            "keydb: {} lines were written though they may be duplicates: of a run that is repeated, nodes remember what recent batches were told (KEYDB_ANSWER_MEMORY_AGE, 5 minutes), and what is not remembered is unknown where its key is there",
+            thousands(counts.unknown)
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A signal ends the input, so that what has been claimed is written; a second one ends the process.
@@ -129,7 +136,7 @@ fn check_keys(args: &DedupArgs, counts: &Counts) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::failed(format!(
-        "none of the {} lines has a key where it was looked for, so all of them were written: is the field or the JSON pointer right?",
+        "none of the {} lines has a key where it was looked for, so nothing was claimed, and all of them were written: is the field or the JSON pointer right?",
         counts.lines
     )))
 }
@@ -223,14 +230,22 @@ fn how_to_go_on(args: &DedupArgs, run: Option<&Run>, sent: Again) -> String {
             };
             let stdin = args.inputs().contains(&Input::Stdin);
             let words = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+            let environment = from_environment(|name| std::env::var(name).ok());
             format!(
-                "to go on, give it the same input from its start{}, and discard what was written so far: {}",
+                "to go on, within minutes, give it the same input from its start{}, and discard what was written so far: {environment}{}",
                 if stdin { " on standard input" } else { "" },
                 repeat_command(words, &run.id, &again)
             )
         }
         None => "nothing is kept of this run; start it again".to_owned(),
     }
+}
+
+/// The settings that say which keys of which cluster are meant, as words before a command.
+fn from_environment(variable: impl Fn(&str) -> Option<String>) -> String {
+    let said = |name: &&str| Some(format!("{name}={} ", shell_word(&variable(name)?)));
+    let names = ["KEYDB_NODE_ADDRESSES", "KEYDB_NAMESPACE"];
+    names.iter().filter_map(said).collect()
 }
 
 /// A line without a key, at the earliest `before` lines after the beginning of the input.
@@ -335,6 +350,14 @@ mod tests {
         );
         let file = repeated("keydb dedup -- --run", "--again=3");
         assert_eq!(file, "keydb dedup --run 7f --again=3 -- --run");
+    }
+
+    #[test]
+    fn what_the_environment_says_of_cluster_and_namespace_is_said_again() {
+        let none = from_environment(|_| None);
+        assert_eq!(none, "");
+        let set = |name: &str| (name == "KEYDB_NAMESPACE").then(|| "job a".to_owned());
+        assert_eq!(from_environment(set), "KEYDB_NAMESPACE='job a' ");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! can be on their way at a time. When nothing is left the driver ends and the queue goes, so an idle client has neither. Drivers
 //! run where the client was connected, whoever calls: a caller's runtime may end while others' calls wait.
 //!
-//! So a node that is down or silent holds up no calls but those with keys of its own. Each caller is told as soon as all its keys
+//! So a node that is down or silent holds up no calls but those with keys of its own, and for a second those of equal keys behind them. Each caller is told as soon as all its keys
 //! have been answered: a range that is closed or full fails the calls with keys of its own only.
 //!
 //! A node without room for new keys refuses a batch that has one as a whole. Its calls are looked at again then: those whose keys

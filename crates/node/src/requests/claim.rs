@@ -180,7 +180,7 @@ impl Work for Claiming<'_> {
                 self.commit.wait_for(self.operation.remembered_lsn());
                 self.group.new += answers.count();
                 self.group.in_doubt = true;
-                self.group.until = Some(answers.expiry());
+                self.group.until = Some(answers.expiry().min(self.moment.expiry));
             }
             Recall::Doubt => self.group.in_doubt = true,
             Recall::Nothing => {}

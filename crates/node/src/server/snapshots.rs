@@ -56,10 +56,10 @@ pub(crate) async fn open_range(
         ))
     })?;
     let range = &table.ranges()[index];
-    if table.are_loading() {
-        return Err(not_possible(
-            "the node is still loading its keys, also those of this range that it has; try again when no range is loading",
-        ));
+    if range.readiness().is_none() {
+        return Err(not_possible(&format!(
+            "hash range {id} is still loading what is left of it; try again when it is closed"
+        )));
     }
     let snapshots = snapshotter(node)?;
     if range.is_ready() && !range.is_given_up() {

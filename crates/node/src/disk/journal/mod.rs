@@ -345,6 +345,8 @@ impl Journal {
             let _ = thread.join();
             self.shared.room.stop();
         }
+        // Also where the threads were left to themselves.
+        self.shared.room.stop();
         self.shared.queue.error().map_or(Ok(()), Err)
     }
 }

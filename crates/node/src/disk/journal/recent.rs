@@ -18,6 +18,8 @@ pub(crate) struct Recent {
     /// Each as it was encoded, in order.
     records: VecDeque<Bytes>,
     bytes: usize,
+    /// How many of them somebody is looking at, to write a file of them. They do not count, unless there come to be as many again.
+    looked_at_bytes: usize,
     bytes_max: usize,
     /// Records up to here are lost.
     lost: Option<Lsn>,
@@ -46,6 +48,7 @@ impl Recent {
             to: from,
             records: VecDeque::new(),
             bytes: 0,
+            looked_at_bytes: 0,
             bytes_max,
             lost: None,
             has_overflowed: false,
@@ -72,15 +75,16 @@ impl Recent {
         self.to = self.to.next();
         self.bytes += record.len();
         self.records.push_back(record.into());
-        self.has_overflowed |= self.bytes > self.bytes_max;
+        let new_bytes = self.bytes - self.looked_at_bytes;
+        self.has_overflowed |= new_bytes > self.bytes_max || self.bytes > 2 * self.bytes_max;
         if self.has_overflowed {
             self.lose(self.to);
         }
     }
 
-    /// How many bytes they have, and how many they may have.
+    /// How many bytes they have that nobody is looking at, and how many they may have.
     pub(super) const fn bytes(&self) -> (usize, usize) {
-        (self.bytes, self.bytes_max)
+        (self.bytes - self.looked_at_bytes, self.bytes_max)
     }
 
     /// The last record.
@@ -88,15 +92,18 @@ impl Recent {
         self.to
     }
 
-    /// The records up to `to`; none where more than those are lost.
+    /// The records up to `to`, to be looked at; none where more than those are lost. Where too many had come, they are kept again from
+    /// here on.
     pub(super) fn up_to(&mut self, to: Lsn) -> RecentRecords {
         self.has_overflowed = false;
         let to = to.clamp(self.from, self.to);
         let count = (to.0 - self.from.0) as usize;
+        let records: Vec<Bytes> = self.records.iter().take(count).cloned().collect();
+        self.looked_at_bytes = records.iter().map(Bytes::len).sum();
         RecentRecords {
             from: self.from,
             to,
-            records: self.records.iter().take(count).cloned().collect(),
+            records,
             lost: self.lost,
         }
     }
@@ -108,6 +115,7 @@ impl Recent {
         {
             self.from = self.from.next();
             self.bytes -= record.len();
+            self.looked_at_bytes = self.looked_at_bytes.saturating_sub(record.len());
         }
         self.from = self.from.max(to);
     }
@@ -144,7 +152,7 @@ mod tests {
     fn records_that_follow_each_other_are_kept_until_a_file_has_them() {
         let mut recent = recent(10, &[1, 2, 3]);
         assert_eq!(lengths(recent.up_to(Lsn(12))), (10, 12, vec![1, 2], None));
-        assert_eq!(recent.bytes(), (6, 100));
+        assert_eq!(recent.bytes(), (3, 100));
         recent.written(Lsn(12));
         recent.push(vec![0; 4]);
         assert_eq!(lengths(recent.up_to(Lsn(99))), (12, 14, vec![3, 4], None));
@@ -166,6 +174,22 @@ mod tests {
         // A file of some that were lost meanwhile.
         recent.written(Lsn(2));
         assert_eq!(lengths(recent.up_to(Lsn(5))), (4, 5, vec![5], Some(4)));
+    }
+
+    #[test]
+    fn what_is_being_written_takes_no_room_from_what_comes_meanwhile() {
+        let mut recent = recent(0, &[60]);
+        recent.up_to(Lsn(1));
+        recent.push(vec![0; 90]);
+        assert_eq!(recent.up_to(Lsn(1)).lost, None);
+        recent.written(Lsn(1));
+        assert_eq!(recent.bytes(), (90, 100));
+        // Where it comes to nothing, there is an end to it as well.
+        recent.up_to(Lsn(2));
+        recent.push(vec![0; 60]);
+        recent.up_to(Lsn(3));
+        recent.push(vec![0; 60]);
+        assert_eq!(recent.up_to(Lsn(4)).lost, Some(Lsn(4)));
     }
 
     #[test]

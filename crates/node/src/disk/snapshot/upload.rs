@@ -202,6 +202,10 @@ impl Uploader {
                 continue;
             }
             let mut there = named_by(current);
+            // What was found to be nowhere is looked for until no manifest names it any more.
+            for name in &shared.state().nowhere {
+                there.remove(name);
+            }
             if is_check_due {
                 self.retain_found(&mut there, manifest).await?;
             }

@@ -206,13 +206,20 @@ impl<'a> Maker<'a> {
     fn is_early(&self) -> bool {
         let journal = &self.shared.journal;
         let file_bytes: u64 = self.manifest.files.iter().map(|file| file.size_bytes).sum();
-        let is_large = journal.bytes() > JOURNAL_BYTES_MIN.max(file_bytes / 2);
+        let large_bytes = JOURNAL_BYTES_MIN.max(file_bytes / 2);
+        let is_large = journal.bytes() > large_bytes.max(self.early_cut_bytes());
         if (is_large || self.may_make_room()) && journal.committed() > self.manifest.lsn {
             return true;
         }
         let (recent, recent_max) = journal.recent_bytes();
         // A delta of so many records, soon too many to keep, pays off against that many keys.
         recent > recent_max / 2 && (recent as u64) < self.shared.key_count() * 6
+    }
+
+    /// From which size on an early round cuts the journal.
+    fn early_cut_bytes(&self) -> u64 {
+        let answers_bytes = self.shared.node.answers.bytes() as u64;
+        EARLY_CUT_BYTES_MIN.max(answers_bytes * EARLY_CUT_ANSWERS_MIN)
     }
 
     /// Whether the disk is full, and a cut of the journal would change that.
@@ -250,6 +257,7 @@ impl<'a> Maker<'a> {
         // A journal has what files lack, so a node that stops does not wait for full ones.
         let only_delta = due.closing && self.shared.journal.is_synced();
         self.delta(table, due.full && !only_delta, &mut pace)?;
+        self.recent.records = Vec::new();
         if !only_delta {
             self.fulls(table, &mut pace)?;
         }
@@ -259,9 +267,7 @@ impl<'a> Maker<'a> {
             self.manifest.complete_to_ms = complete_to_ms;
         }
         self.put_to_use()?;
-        let answers_bytes = self.shared.node.answers.bytes() as u64;
-        let early_cut_bytes = EARLY_CUT_BYTES_MIN.max(answers_bytes * EARLY_CUT_ANSWERS_MIN);
-        let is_worth_it = self.shared.journal.bytes() >= early_cut_bytes;
+        let is_worth_it = self.shared.journal.bytes() >= self.early_cut_bytes();
         let makes_room = self.may_make_room();
         if makes_room {
             self.last_cut_for_room = Some(Instant::now());
@@ -368,9 +374,10 @@ impl<'a> Maker<'a> {
         let lost = nowhere.iter().filter_map(|name| self.manifest.file(name));
         chosen.extend(lost.flat_map(|file| file.ranges.iter().copied()));
         let unnamed_bytes_max = unnamed_bytes_max(self.shared.key_count() * ENTRY_BYTES_MAX);
-        let (mut unnamed_bytes, mut bytes, started) = (0, 0, Instant::now());
+        let (mut made, mut unnamed_bytes, mut bytes, started) = (0, 0, 0, Instant::now());
         for range in ready.iter().filter(|range| chosen.contains(&range.id)) {
             let size_bytes = self.full(table, range, pace)?;
+            made += 1;
             bytes += size_bytes;
             unnamed_bytes += size_bytes;
             if unnamed_bytes > unnamed_bytes_max {
@@ -379,8 +386,8 @@ impl<'a> Maker<'a> {
             }
         }
         self.merge_deltas(table, &ready, &candidates, pace)?;
-        if !chosen.is_empty() {
-            info!(node = %self.shared.node.id, ranges = chosen.len(), bytes, ms = started.elapsed().as_millis() as u64, "made full snapshots");
+        if made > 0 {
+            info!(node = %self.shared.node.id, ranges = made, bytes, ms = started.elapsed().as_millis() as u64, "made full snapshots");
         }
         if let Some(lost) = self.recent.lost.take() {
             self.shared.journal.recent_recovered(lost);

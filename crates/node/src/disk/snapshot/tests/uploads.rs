@@ -515,16 +515,31 @@ async fn of_a_range_that_has_all_its_keys_files_that_are_nowhere_are_made_again(
     std::fs::remove_file(rig.root().join("snapshots").join(&lost)).unwrap();
     let object = object_key(NODE, &lost);
     rig.storage.inner.delete(&object).await.unwrap();
-    // It is missed at the hourly look.
+    // A newer manifest is on its way when it is missed at the hourly look.
+    rig.storage
+        .goes_wrong(|name, key| (name == "put" && key.starts_with("manifests/")).then_some(DOWN));
+    run.put(&rig.keys(100..200, EXPIRY)).await;
+    run.snapshots.shared.request(false).unwrap();
+    eventually(async || run.snapshots.shared.progress.borrow().uploads_failed.count > 0).await;
     pass(Duration::from_secs(4000)).await;
-    let warned = || !run.node.warnings.all().is_empty();
+    let warned = || {
+        let warnings = run.node.warnings.all();
+        warnings
+            .iter()
+            .any(|text| text.contains("neither on the disk"))
+    };
     eventually(async || warned()).await;
+    // Its upload is no such look, and does not make up for it.
+    rig.storage.works();
+    let local = run.local().write_nonce;
+    eventually(async || rig.remote().await.unwrap().write_nonce == local).await;
+    assert!(warned());
     run.snapshot().await;
     run.snapshot().await;
     assert!(run.local().file(&lost).is_none());
     eventually(async || !warned()).await;
     run.kill().await;
     let run = rig.start().await;
-    assert_eq!(run.keys(), rig.keys(0..100, EXPIRY));
+    assert_eq!(run.keys(), rig.keys(0..200, EXPIRY));
     run.stop().await;
 }
