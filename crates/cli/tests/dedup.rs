@@ -361,7 +361,7 @@ fn a_run_without_an_id_that_fails_names_the_command_that_goes_on_and_loses_nothi
     let said = break_off(&dev, &["dedup", path]);
     let command = command_to_go_on(&said);
     assert!(command.contains("--run "), "{command}");
-    let args: Vec<&str> = command.split_whitespace().skip(1).collect();
+    let args = args_of(command);
     let again = dev.client(&args).output().unwrap();
     assert_code(&again, 0);
     assert!(stdout(&again) == lines, "{}", stderr(&again));
@@ -466,6 +466,15 @@ fn command_to_go_on(said: &str) -> &str {
     line.rsplit_once(": ").unwrap().1
 }
 
+/// What follows the program in a command, and the settings before it.
+fn args_of(command: &str) -> Vec<&str> {
+    let words = command.split_whitespace();
+    words
+        .skip_while(|word| word.starts_with("KEYDB_"))
+        .skip(1)
+        .collect()
+}
+
 /// Runs `keydb dedup` and closes its output after the first few bytes; returns what it said.
 fn break_off(dev: &Dev, args: &[&str]) -> String {
     let mut child = dev
@@ -492,12 +501,12 @@ fn a_run_whose_pipe_was_closed_can_be_repeated_from_the_start() {
     assert!(said.contains("closed the pipe"), "{said}");
     // The command that it names breaks off as well, and names another.
     let command = command_to_go_on(&said);
-    let args: Vec<&str> = command.split_whitespace().skip(1).collect();
+    let args = args_of(command);
     let said = break_off(&dev, &args);
     let command = command_to_go_on(&said);
     assert_eq!(command.matches("--again").count(), 1, "{command}");
     // That does it: what had been claimed is written again, and nothing twice.
-    let args: Vec<&str> = command.split_whitespace().skip(1).collect();
+    let args = args_of(command);
     let again = dev.client(&args).output().unwrap();
     assert_code(&again, 0);
     assert!(stdout(&again) == lines, "{}", stderr(&again));

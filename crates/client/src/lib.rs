@@ -67,3 +67,8 @@ pub use keydb_core::{
 pub use observer::{CallKind, Observer};
 pub use operation::Operation;
 pub use status::{DiskStatus, NodeStatus, RangeState, RangeStatus};
+
+/// What the README shows.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -89,7 +89,7 @@ pub(crate) fn run(args: DedupArgs) -> Result<ExitCode, Failure> {
     }
     // To go on would be of no use: nothing was claimed.
     check_keys(&args, &counts)?;
-    if counts.unknown > 0 {
+    if counts.unknown > 0 && !args.json {
         say(&format!(
             "keydb: {} lines were written though they may be duplicates: of a run that is repeated, nodes remember what recent batches were told (KEYDB_ANSWER_MEMORY_AGE, 5 minutes), and what is not remembered is unknown where its key is there",
             thousands(counts.unknown)
