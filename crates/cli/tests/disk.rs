@@ -341,10 +341,19 @@ fn a_closed_range_is_given_up_by_itself_and_what_is_lost_is_said() {
             assert!(stderr(&refused).contains(why), "{}", stderr(&refused));
         }
     }
+    let keys = fs::read(cluster.path("keys.txt")).unwrap();
+    // Of a command that fails for this range, the other keys' answers are there.
+    for (command, answer) in [("get", "present\t"), ("claim", "duplicate\t")] {
+        let asked = with_input(&mut cluster.command([command]), &keys);
+        assert!(!asked.status.success());
+        let answers = stdout(&asked);
+        let answered = answers.lines().count();
+        assert!((500..1000).contains(&answered), "{answered}");
+        assert!(answers.lines().all(|line| line.starts_with(answer)));
+    }
     let opened = cluster.json(["recover", "--range", "3", "--accept-loss", "--json"]);
     assert_eq!((&opened["range"], &opened["node"]), (&3.into(), &0.into()));
     assert!(opened["lost"].as_str().unwrap().contains(name), "{opened}");
-    let keys = fs::read(cluster.path("keys.txt")).unwrap();
     let claimed = with_input(&mut cluster.command(["claim", "--ttl", "1h"]), &keys);
     assert_code(&claimed, 0);
     let again = cluster.run(["recover", "--range", "3"]);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use clap::Args;
-use keydb_client::{Claim, Client};
+use keydb_client::{Claim, Client, GetError, KeyOutcome, WriteError};
 use keydb_core::{KEY_BYTES_MAX, KeyError, Ttl, hex};
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -171,29 +171,40 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Asks about keys and writes their answers.
+    /// Asks about keys and writes their answers; those that are known also where the call fails for others.
     fn answer<'k, I: Iterator<Item = &'k [u8]>>(
         &mut self,
         count: usize,
         keys: impl Fn() -> I,
     ) -> Result<(), Failure> {
-        let answers: Vec<&'static str> = match self.operation {
-            Operation::Put(ttl) => {
-                self.runtime.block_on(self.client.put(keys(), ttl))?;
-                vec!["stored"; count]
-            }
-            Operation::Get => {
-                let present = self.runtime.block_on(self.client.get(keys()))?;
-                let text = |present| if present { "present" } else { "absent" };
-                present.into_iter().map(text).collect()
-            }
-            Operation::Claim(ttl) => {
-                let claims = self.runtime.block_on(self.client.claim(keys(), ttl))?;
-                claims.into_iter().map(claim_text).collect()
-            }
+        let (runtime, client) = (self.runtime, self.client);
+        let (answers, ended) = match self.operation {
+            Operation::Put(ttl) => match runtime.block_on(client.put(keys(), ttl)) {
+                Ok(()) => (vec![Some("stored"); count], Ok(())),
+                Err(error) => (known(&error), Err(error.into())),
+            },
+            Operation::Get => match runtime.block_on(client.get(keys())) {
+                Ok(present) => (
+                    present.into_iter().map(get_text).map(Some).collect(),
+                    Ok(()),
+                ),
+                Err(GetError::Partial(partial)) => (
+                    partial.answers.iter().map(|it| it.map(get_text)).collect(),
+                    Err(GetError::Partial(partial).into()),
+                ),
+                Err(error) => (Vec::new(), Err(error.into())),
+            },
+            Operation::Claim(ttl) => match runtime.block_on(client.claim(keys(), ttl)) {
+                Ok(claims) => (
+                    claims.into_iter().map(claim_text).map(Some).collect(),
+                    Ok(()),
+                ),
+                Err(error) => (known(&error), Err(error.into())),
+            },
         };
         let mut text = Vec::new();
         for (key, answer) in keys().zip(answers) {
+            let Some(answer) = answer else { continue };
             if self.json {
                 text.extend_from_slice(json_line(&Answer::new(key, answer))?.as_bytes());
                 text.push(b'\n');
@@ -204,8 +215,26 @@ impl Session<'_> {
                 text.push(self.terminator);
             }
         }
-        self.out.write(&text)
+        self.out.write(&text)?;
+        ended
     }
+}
+
+/// What a write that failed knows of each key.
+fn known(error: &WriteError) -> Vec<Option<&'static str>> {
+    let WriteError::MaybeApplied(what) = error else {
+        return Vec::new();
+    };
+    let text = |outcome: &KeyOutcome| match outcome {
+        KeyOutcome::Claimed(claim) => Some(claim_text(*claim)),
+        KeyOutcome::Stored => Some("stored"),
+        _ => None,
+    };
+    what.outcomes.iter().map(text).collect()
+}
+
+const fn get_text(present: bool) -> &'static str {
+    if present { "present" } else { "absent" }
 }
 
 /// Refuses a batch of `input` as a whole if one of its lines is no key; `before` lines have been worked on already.
