@@ -82,7 +82,7 @@ pub(crate) async fn claim(node: &Node, request: &ClaimRequest) -> Result<ClaimRe
                     first: Bitmap::new(plan.fingerprints.len()),
                     unknown: None,
                     expects_present: true,
-                    group: GroupState::default(),
+                    group: None,
                     repeated_ranges: Vec::new(),
                     refused: Vec::new(),
                     partially_applied: Vec::new(),
@@ -139,7 +139,8 @@ struct Claiming<'a> {
     unknown: Option<Bitmap>,
     /// The last step has found all of its keys. The next one may as well, and then it needs not keep others from reading.
     expects_present: bool,
-    group: GroupState,
+    /// The group that is being worked on; nothing where all of it was remembered.
+    group: Option<GroupState>,
     repeated_ranges: Vec<u32>,
     refused: Vec<RangeRefusal>,
     /// The groups that the key set refused half-way: this reply tells nothing of them. What the keys before the refused one would
@@ -148,10 +149,9 @@ struct Claiming<'a> {
 }
 
 /// The group that is being worked on.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct GroupState {
-    /// Nothing: all of it was remembered.
-    claimed: Option<ClaimedKeys>,
+    claimed: ClaimedKeys,
     /// What is not remembered begins here, and what was applied ends there.
     new: usize,
     applied: usize,
@@ -159,37 +159,38 @@ struct GroupState {
     in_doubt: bool,
     is_refused: bool,
     /// When the first of the keys that were told `First` are over, and with them the answers.
-    until: Option<Expiry>,
+    until: Expiry,
 }
 
 impl Work for Claiming<'_> {
     fn begin(&mut self, _: usize, range: &OwnedRange, group: Group) -> Group {
         let keys = self.fingerprints.slice(group.start, group.end);
         let claimed = ClaimedKeys::new(range.id, keys);
-        self.group = GroupState {
-            claimed: Some(claimed),
+        let mut state = GroupState {
+            claimed,
             new: group.start,
             applied: group.end,
             in_doubt: group.attempt > 0,
             is_refused: false,
-            until: Some(self.moment.expiry),
+            until: self.moment.expiry,
         };
         match self.operation.recall(claimed) {
             Recall::Same(answers) | Recall::Prefix(answers) => {
                 answers.answer(&mut self.first, &mut self.unknown, group.start);
                 self.commit.wait_for(self.operation.remembered_lsn());
-                self.group.new += answers.count();
-                self.group.in_doubt = true;
-                self.group.until = Some(answers.expiry().min(self.moment.expiry));
+                state.new += answers.count();
+                state.in_doubt = true;
+                state.until = state.until.min(answers.expiry());
             }
-            Recall::Doubt => self.group.in_doubt = true,
+            Recall::Doubt => state.in_doubt = true,
             Recall::Nothing => {}
         }
-        if self.group.new == group.end {
+        let rest = group.rest_from(state.new);
+        self.group = (state.new < group.end).then_some(state);
+        if self.group.is_none() {
             self.repeated_ranges.push(range.id.0);
-            self.group.claimed = None;
         }
-        group.rest_from(self.group.new)
+        rest
     }
 
     fn step(
@@ -215,16 +216,18 @@ impl Work for Claiming<'_> {
         let Err(error) = stored else {
             return ControlFlow::Continue(());
         };
-        self.group.applied = start + present_prefix(&set, keys, times);
-        self.group.is_refused = true;
+        let applied = start + present_prefix(&set, keys, times);
         drop(set);
+        if let Some(state) = &mut self.group {
+            state.applied = applied;
+            state.is_refused = true;
+        }
         self.refused.push(full(range, error));
         ControlFlow::Break(())
     }
 
     fn end(&mut self, _: &OwnedRange, group: Group) {
-        let state = std::mem::take(&mut self.group);
-        let Some(claimed) = state.claimed else {
+        let Some(state) = self.group.take() else {
             return;
         };
         if state.is_refused {
@@ -238,10 +241,8 @@ impl Work for Claiming<'_> {
         if state.in_doubt {
             self.doubt(group.start, state.new, state.applied);
         }
-        if let Some(expiry) = state.until {
-            self.operation.expire_by(expiry);
-        }
-        let answered = claimed.prefix(state.applied - group.start);
+        self.operation.expire_by(state.until);
+        let answered = state.claimed.prefix(state.applied - group.start);
         self.operation
             .record(answered, &self.first, self.unknown.as_ref(), group.start);
     }

@@ -79,6 +79,11 @@ impl Goal {
         }
     }
 
+    /// Whether the request has come to it, or has failed since `before`.
+    fn has_ended(self, request: u64, before: &Progress, now: &Progress) -> bool {
+        self.reached(now) >= request || self.failure_since(before, now).is_some()
+    }
+
     /// What has stood in the way since `before`.
     fn failure_since<'a>(self, before: &Progress, now: &'a Progress) -> Option<&'a str> {
         let since =
@@ -208,9 +213,7 @@ impl Snapshotter {
             .shared
             .request(full)
             .ok_or_else(|| STOPPING.to_owned())?;
-        let ended = progress.wait_for(|now| {
-            goal.reached(now) >= ticket || goal.failure_since(&before, now).is_some()
-        });
+        let ended = progress.wait_for(|now| goal.has_ended(ticket, &before, now));
         let now = match timeout_at(deadline, ended).await {
             Ok(Ok(now)) => now.clone(),
             Ok(Err(_)) => return Err(STOPPING.to_owned()),
@@ -265,9 +268,7 @@ impl Snapshotter {
         let made = progress.borrow_and_update().clone();
         if made.made >= ticket {
             let goal = Goal::Uploaded;
-            let ended = progress.wait_for(|now| {
-                goal.reached(now) >= ticket || goal.failure_since(&before, now).is_some()
-            });
+            let ended = progress.wait_for(|now| goal.has_ended(ticket, &before, now));
             // The time may be up, which the progress shows as well.
             let _ = timeout_at(deadline, ended).await;
             let now = self.shared.progress.borrow().clone();
