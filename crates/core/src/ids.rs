@@ -107,6 +107,11 @@ random_id! {
     OperationId
 }
 
+random_id! {
+    /// Which copy of a range: what one move session brings to the range's next owner. Void when that session breaks.
+    CopyId
+}
+
 impl OperationId {
     /// The id of part `index` of this operation: the same parts have the same ids each time.
     ///

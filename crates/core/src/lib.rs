@@ -38,8 +38,8 @@ pub use bitmap::Bitmap;
 pub use claim::Claim;
 pub use clock::{Clock, ManualClock, SinceBoot};
 pub use cluster_map::{
-    ClusterMap, Durability, Follower, FollowerRole, FollowerState, HashSpec, MapError, NewCluster,
-    NodeEntry, NodeState, RangeEntry, Target,
+    ClusterMap, Durability, HandedFrom, HashSpec, MapError, NewCluster, NodeEntry, NodeState,
+    Phase, RangeEntry, Target,
 };
 pub use fingerprint::{
     FINGERPRINT_BYTES, Fingerprint, HashSeed, KEY_BYTES_MAX, KeyError, PackedFingerprints,
@@ -47,7 +47,7 @@ pub use fingerprint::{
 };
 pub use hash_range::{HASH_RANGES_MAX, HashRange, RangeCountError, RangeId};
 pub use hex::hex;
-pub use ids::{ClusterId, IdError, Incarnation, NodeId, OperationId};
+pub use ids::{ClusterId, CopyId, IdError, Incarnation, NodeId, OperationId};
 pub use journal::{
     JournalError, RECORD_BYTES_MAX, Record, RecordBody, RecordError, RecordGroup,
     SEGMENT_HEADER_BYTES, SegmentHeader, Write, decode_record, encode_record, find_record,

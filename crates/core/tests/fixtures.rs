@@ -11,16 +11,19 @@ mod support;
 use std::{borrow::Cow, fs};
 
 use keydb_core::{
-    AnswerEntry, AnswersDraft, AnswersFile, Bitmap, ClusterId, ClusterMap, Durability, Entry,
-    Expiry, FileKind, Footer, HashRange, HashSeed, Incarnation, Lsn, Manifest, NodeId,
-    OperationAnswers, OperationId, PackedFingerprints, RangeId, Record, RecordBody, RecordGroup,
-    SEGMENT_HEADER_BYTES, SectionHeader, SegmentHeader, SnapshotHeader, SnapshotKind, UnixMillis,
-    UnixSeconds, Write, decode_record, encode_record,
+    AnswerEntry, AnswersDraft, AnswersFile, Bitmap, ClusterId, ClusterMap, CopyId, Durability,
+    Entry, Expiry, FileKind, Footer, HandedFrom, HashRange, HashSeed, Incarnation, Lsn, Manifest,
+    NodeId, NodeState, OperationAnswers, OperationId, PackedFingerprints, Phase, RangeId, Record,
+    RecordBody, RecordGroup, SEGMENT_HEADER_BYTES, SectionHeader, SegmentHeader, SnapshotHeader,
+    SnapshotKind, Target, UnixMillis, UnixSeconds, Write, decode_record, encode_record,
 };
 use support::{Sections, entry, fixture, read_snapshot, seconds, write_snapshot};
 
 const CLUSTER: ClusterId = ClusterId::from_bytes(*b"fixture cluster.");
 const DISK: Incarnation = Incarnation::from_bytes(*b"the fixture disk");
+const OTHER_DISK: Incarnation = Incarnation::from_bytes(*b"the other's disk");
+const SCALING: OperationId = OperationId::from_bytes(*b"fixture scaling.");
+const COPY: CopyId = CopyId::from_bytes(*b"the fixture copy");
 const SEED: HashSeed = HashSeed::new(0x0123_4567_89ab_cdef);
 
 /// Numbers that look random, from the recurrence of a linear congruential generator (Knuth's MMIX).
@@ -253,6 +256,16 @@ fn a_cluster_map_of_version_1_reads() {
     assert_eq!(map.ranges.len(), 4);
     assert_eq!(map.bounds(1), full_section().0.bounds);
     assert_eq!(map.nodes[1].address, "keydb-1:50051");
+    assert_eq!(map.nodes[1].state, NodeState::Leaving);
+    let target = map.target.as_ref().unwrap();
+    assert_eq!(target.operation_id, SCALING);
+    assert_eq!(target.addresses, ["keydb-0:50051"]);
+    assert_eq!(target.phase, Phase::HandOver);
+    assert_eq!(map.ranges[1].successor, Some(NodeId(0)));
+    let from = map.ranges[3].from.as_ref().unwrap();
+    assert_eq!((from.node, from.generation), (NodeId(1), 1));
+    assert_eq!(from.copy, COPY);
+    assert_eq!(map.to_json(), fixture("map.json"));
 }
 
 /// Formats in which there is one way to say a thing are still written as they were.
@@ -325,11 +338,31 @@ fn write_fixtures() {
     }];
     write("manifest.json", &manifest.to_json());
 
-    let map = ClusterMap::create(&keydb_core::NewCluster {
+    let mut map = ClusterMap::create(&keydb_core::NewCluster {
         addresses: vec!["keydb-0:50051".to_owned(), "keydb-1:50051".to_owned()],
         range_count: 4,
         durability: Durability::Journal,
     })
     .unwrap();
+    map.epoch = 7;
+    map.nodes[0].disk_id = Some(DISK);
+    map.nodes[1].disk_id = Some(OTHER_DISK);
+    map.nodes[1].state = NodeState::Leaving;
+    map.target = Some(Target {
+        operation_id: SCALING,
+        addresses: vec!["keydb-0:50051".to_owned()],
+        phase: Phase::HandOver,
+        started_ms: UnixMillis(1_700_000_000_789),
+        unknown: serde_json::Map::new(),
+    });
+    map.ranges[1].successor = Some(NodeId(0));
+    map.ranges[3].generation = 2;
+    map.ranges[3].owner = NodeId(0);
+    map.ranges[3].from = Some(HandedFrom {
+        node: NodeId(1),
+        generation: 1,
+        copy: COPY,
+        unknown: serde_json::Map::new(),
+    });
     write("map.json", &map.to_json());
 }

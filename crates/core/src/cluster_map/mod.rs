@@ -4,14 +4,16 @@
 //! which node owns which hash range. Maps are ordered by `(lineage, epoch)`; nobody goes back to a lower one. Fields that this
 //! build does not know are kept when a map is rewritten; features that it would have to know are listed in `required_features`.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod check;
+#[cfg(test)]
+mod tests;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::{
-    ClusterId, HashRange, HashSeed, Incarnation, NodeId, OperationId, RangeCountError, RangeId,
-    UnixMillis, place,
+    ClusterId, CopyId, HashRange, HashSeed, Incarnation, NodeId, OperationId, RangeCountError,
+    RangeId, UnixMillis, place,
 };
 
 const FORMAT: u32 = 1;
@@ -113,35 +115,16 @@ pub struct NodeEntry {
     pub unknown: Map<String, Value>,
 }
 
-/// How far a follower is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FollowerState {
-    /// Still loading or behind the stream.
-    CatchingUp,
-    /// Has all that was acknowledged.
-    InSync,
-}
-
-/// What a follower is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FollowerRole {
-    /// The range's next owner.
-    Successor,
-    /// A copy that may take over.
-    Replica,
-}
-
-/// A node that follows a range's owner.
+/// Whom a range came from, as long as the new owner has not said that it has begun.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Follower {
-    /// Which node.
+pub struct HandedFrom {
+    /// The owner before, which goes on answering until it hands over.
     pub node: NodeId,
-    /// How far it is.
-    pub state: FollowerState,
-    /// What it is for.
-    pub role: FollowerRole,
+    /// The generation of its ownership.
+    #[serde(rename = "gen")]
+    pub generation: u64,
+    /// The copy that the new owner has of the range.
+    pub copy: CopyId,
     /// Fields that this build does not know.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
@@ -160,23 +143,38 @@ pub struct RangeEntry {
     pub generation: u64,
     /// The node that answers for the range.
     pub owner: NodeId,
-    /// The nodes that follow the owner.
-    #[serde(default)]
-    pub followers: Vec<Follower>,
+    /// The node that the range is to move to: a scaling operation wants it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<NodeId>,
+    /// The owner before, while the range is being handed over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<HandedFrom>,
     /// Fields that this build does not know.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
+}
+
+/// How far a scaling operation may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Successors copy their ranges; no range changes its owner.
+    Copy,
+    /// Ranges change their owners as soon as their successors have everything.
+    HandOver,
 }
 
 /// The membership that a scaling operation is on its way to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// The scaling operation.
-    pub id: OperationId,
-    /// The members when it is done.
-    pub nodes: Vec<NodeEntry>,
-    /// How many ranges have already moved.
-    pub moved_ranges: u32,
+    pub operation_id: OperationId,
+    /// The addresses of the members when it is done.
+    pub addresses: Vec<String>,
+    /// How far it may go.
+    pub phase: Phase,
+    /// When it was planned, in milliseconds since the Unix epoch.
+    pub started_ms: UnixMillis,
     /// Fields that this build does not know.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,
@@ -205,8 +203,6 @@ pub struct ClusterMap {
     pub replicas: u32,
     /// How far clocks may differ, in milliseconds.
     pub clock_error_max_ms: u64,
-    /// How long a follower's acknowledgement lets the owner answer, in milliseconds.
-    pub lease_ms: u64,
     /// The members.
     pub nodes: Vec<NodeEntry>,
     /// Where a scaling operation is going, while one runs.
@@ -272,7 +268,8 @@ impl ClusterMap {
                 start: range.start(),
                 generation: 1,
                 owner,
-                followers: Vec::new(),
+                successor: None,
+                from: None,
                 unknown: Map::new(),
             });
         let map = Self {
@@ -291,7 +288,6 @@ impl ClusterMap {
             durability: new.durability,
             replicas: 0,
             clock_error_max_ms: 2000,
-            lease_ms: 2000,
             nodes,
             target: None,
             ranges: ranges.collect(),
@@ -330,10 +326,9 @@ impl ClusterMap {
         Ok(map)
     }
 
-    /// The map as JSON, unknown fields included.
+    /// The map as JSON, unknown fields included. Without white space: two fifths less where there are many ranges.
     pub fn to_json(&self) -> Vec<u8> {
-        serde_json::to_vec_pretty(self)
-            .expect("a map has only string keys, so it always serialises")
+        serde_json::to_vec(self).expect("a map has only string keys, so it always serialises")
     }
 
     /// What orders maps: a higher lineage, then a higher epoch, is newer.
@@ -374,61 +369,11 @@ impl ClusterMap {
     pub fn range_index_of(&self, top: u64) -> usize {
         self.ranges.partition_point(|range| range.start <= top) - 1
     }
-
-    fn check(&self) -> Result<(), MapError> {
-        let inconsistent = |what: String| Err(MapError::Inconsistent(what));
-        if self.hash.algorithm != HASH_ALGORITHM || self.hash.bits != HASH_BITS {
-            return Err(MapError::Unsupported {
-                what: format!("hash {} with {} bits", self.hash.algorithm, self.hash.bits),
-            });
-        }
-        if self.nodes.is_empty() {
-            return Err(MapError::NoNodes);
-        }
-        let mut addresses = BTreeMap::new();
-        let mut ids = BTreeSet::new();
-        for node in &self.nodes {
-            if !ids.insert(node.id) {
-                return inconsistent(format!("node {} is listed twice", node.id));
-            }
-            if let Some(other) = addresses.insert(&node.address, node.id) {
-                return inconsistent(format!(
-                    "nodes {other} and {} have the same address {:?}",
-                    node.id, node.address
-                ));
-            }
-        }
-        if self.ranges.first().is_none_or(|first| first.start != 0) {
-            return inconsistent("the first range does not start at 0".to_owned());
-        }
-        if let Some(pair) = self
-            .ranges
-            .windows(2)
-            .find(|pair| pair[0].start >= pair[1].start)
-        {
-            return inconsistent(format!(
-                "range {} does not start after range {}",
-                pair[1].id, pair[0].id
-            ));
-        }
-        let mut range_ids = BTreeSet::new();
-        for range in &self.ranges {
-            if !range_ids.insert(range.id) {
-                return inconsistent(format!("range {} is listed twice", range.id));
-            }
-            if !ids.contains(&range.owner) {
-                return inconsistent(format!(
-                    "range {} is owned by node {}, which is not a member",
-                    range.id, range.owner
-                ));
-            }
-        }
-        Ok(())
-    }
 }
 
 impl NodeEntry {
-    fn new(id: NodeId, address: &str) -> Self {
+    /// An active member that no node has registered as yet.
+    pub(crate) fn new(id: NodeId, address: &str) -> Self {
         Self {
             id,
             disk_id: None,
@@ -439,116 +384,5 @@ impl NodeEntry {
             last_loss_ms: None,
             unknown: Map::new(),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn three_nodes() -> ClusterMap {
-        let addresses = (0..3).map(|id| format!("keydb-{id}:50051")).collect();
-        ClusterMap::create(&NewCluster {
-            addresses,
-            range_count: 128,
-            durability: Durability::Memory,
-        })
-        .unwrap()
-    }
-
-    fn edited(edit: impl FnOnce(&mut Value)) -> Result<ClusterMap, MapError> {
-        let mut json: Value = serde_json::from_slice(&three_nodes().to_json()).unwrap();
-        edit(&mut json);
-        ClusterMap::from_json(&serde_json::to_vec(&json).unwrap())
-    }
-
-    #[test]
-    fn a_map_reads_back_from_its_json() {
-        let map = three_nodes();
-        assert_eq!(ClusterMap::from_json(&map.to_json()), Ok(map));
-    }
-
-    #[test]
-    fn unknown_fields_are_kept_at_every_level() {
-        let map = edited(|json| {
-            json["later"] = 1.into();
-            json["hash"]["later"] = 2.into();
-            json["nodes"][1]["later"] = 3.into();
-            json["ranges"][5]["later"] = 4.into();
-        })
-        .unwrap();
-        let back: Value = serde_json::from_slice(&map.successor().to_json()).unwrap();
-        assert_eq!(back["later"], 1);
-        assert_eq!(back["hash"]["later"], 2);
-        assert_eq!(back["nodes"][1]["later"], 3);
-        assert_eq!(back["ranges"][5]["later"], 4);
-    }
-
-    #[test]
-    fn another_format_or_an_unknown_feature_or_mode_is_refused() {
-        let unsupported =
-            |map: Result<ClusterMap, MapError>| matches!(map, Err(MapError::Unsupported { .. }));
-        assert!(unsupported(edited(
-            |json| *json = serde_json::json!({"format": 2})
-        )));
-        assert!(unsupported(edited(
-            |json| json["required_features"] = serde_json::json!(["splits"])
-        )));
-        assert!(unsupported(edited(|json| json["hash"]["bits"] = 64.into())));
-        assert!(matches!(
-            edited(|json| json["durability"] = "eventually".into()),
-            Err(MapError::Malformed(_))
-        ));
-    }
-
-    #[test]
-    fn a_map_that_contradicts_itself_is_refused() {
-        let inconsistent =
-            |map: Result<ClusterMap, MapError>| matches!(map, Err(MapError::Inconsistent(_)));
-        assert!(inconsistent(edited(
-            |json| json["ranges"][0]["start"] = "0000000000000001".into()
-        )));
-        assert!(inconsistent(edited(
-            |json| json["ranges"][3]["start"] = json["ranges"][2]["start"].clone()
-        )));
-        assert!(inconsistent(edited(
-            |json| json["ranges"][3]["owner"] = 9.into()
-        )));
-        assert!(inconsistent(edited(
-            |json| json["ranges"][3]["id"] = 4.into()
-        )));
-        assert!(inconsistent(edited(
-            |json| json["nodes"][0]["id"] = 1.into()
-        )));
-        assert!(inconsistent(edited(
-            |json| json["nodes"][0]["address"] = "keydb-1:50051".into()
-        )));
-        assert!(matches!(
-            edited(|json| json["ranges"][3]["start"] = "xyz".into()),
-            Err(MapError::Malformed(_))
-        ));
-    }
-
-    #[test]
-    fn every_fingerprint_falls_into_the_range_that_contains_it() {
-        let map = three_nodes();
-        for top in [
-            0,
-            1,
-            u64::MAX / 128,
-            u64::MAX / 2,
-            u64::MAX / 2 + 1,
-            u64::MAX,
-        ] {
-            assert!(map.bounds(map.range_index_of(top)).contains(top), "{top:x}");
-        }
-    }
-
-    #[test]
-    fn a_successor_is_newer_and_has_its_own_nonce() {
-        let map = three_nodes();
-        let next = map.successor();
-        assert!(next.version() > map.version());
-        assert_ne!(next.write_nonce, map.write_nonce);
     }
 }
