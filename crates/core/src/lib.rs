@@ -3,7 +3,7 @@
 //! - A key is its [`Fingerprint`]: the top 96 bits of a seeded XXH3-128.
 //! - It lives until an [`Expiry`], which a [`Ttl`] gives it.
 //! - It belongs to one [`HashRange`], the unit of ownership.
-//! - The [`ClusterMap`] says which node owns which range.
+//! - The [`ClusterMap`] says which node owns which range; [`scaling`] is how that changes.
 //! - A [`KeySet`] holds the keys of one range and answers for them.
 //!
 //! Nothing here reads a file, a socket or the wall clock: time comes in as an argument, and what must be random comes from
@@ -30,6 +30,7 @@ mod operation_answers;
 mod origin;
 mod placement;
 pub mod random;
+pub mod scaling;
 mod snapshot;
 mod ttl;
 

@@ -67,12 +67,13 @@ pub fn place(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::{collection, prelude::*};
 
     use super::*;
 
-    fn loads(owners: &[NodeId], members: &[NodeId]) -> Vec<usize> {
+    /// How many ranges each of the members owns.
+    pub(crate) fn loads(owners: &[NodeId], members: &[NodeId]) -> Vec<usize> {
         members
             .iter()
             .map(|member| owners.iter().filter(|owner| *owner == member).count())
@@ -80,7 +81,7 @@ mod tests {
     }
 
     /// The fewest moves that give balanced loads: every member keeps what it may, `extra` of them one more than the others.
-    fn fewest_moves(current: &[Option<NodeId>], members: &[NodeId]) -> usize {
+    pub(crate) fn fewest_moves(current: &[Option<NodeId>], members: &[NodeId]) -> usize {
         let (base, extra) = (current.len() / members.len(), current.len() % members.len());
         let owned = members.iter().map(|member| {
             current
