@@ -34,6 +34,10 @@ miri:
 bench-formats *arguments:
     cargo bench -p keydb-core --bench snapshot -- {{arguments}}
 
+# The cluster map of a large cluster: its size, and how long it takes to read, write and plan it.
+bench-map *arguments:
+    cargo bench -p keydb-core --bench cluster_map -- {{arguments}}
+
 # The journal's group commit beside plain appending and syncing on the disk of this folder.
 bench-journal *arguments:
     cargo bench -p keydb-node --bench journal -- {{arguments}}
