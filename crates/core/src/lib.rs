@@ -25,6 +25,7 @@ mod journal;
 mod keyset;
 mod lsn;
 mod manifest;
+pub mod moving;
 mod namespace;
 mod operation_answers;
 mod origin;
