@@ -39,6 +39,12 @@ pub(crate) async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Pro
         }
     };
     let json = if bytes.is_empty() { &b"{}"[..] } else { &bytes };
+    // A list would be read as the fields' values in their order.
+    if json.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Problem::bad(
+            "the body is not a JSON object: give one in {}",
+        ));
+    }
     let mut reader = serde_json::Deserializer::from_slice(json);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let field = error.path().to_string();

@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-use keydb_core::{NodeId, OperationId, Phase, RangeId, UnixMillis, scaling::PlannedMove};
+use keydb_core::{
+    ClusterMap, NodeId, OperationId, Phase, RangeId, UnixMillis, scaling::PlannedMove,
+};
 use keydb_proto::shard::{
     GetMapRequest, RangeMove, ScaleMember, ScaleOperationRequest, ScaleReply, ScaleRequest,
 };
@@ -107,6 +109,24 @@ pub struct ScaleProgress {
 }
 
 impl ScaleProgress {
+    /// How far the operation is that runs by this map, if one does.
+    pub fn of(map: &ClusterMap) -> Option<Self> {
+        let target = map.target.as_ref()?;
+        let ranges = map.ranges.iter();
+        let waiting = ranges.clone().filter(|it| it.successor.is_some()).count();
+        let handing_over = ranges.filter(|it| it.from.is_some()).count();
+        let planned = target.moves.map_or(0, |moves| moves as usize);
+        Some(Self {
+            operation: target.operation_id,
+            addresses: target.addresses.clone(),
+            phase: target.phase,
+            started: target.started_ms,
+            moves: planned.max(waiting + handing_over),
+            waiting,
+            handing_over,
+        })
+    }
+
     /// How many ranges have changed hands.
     pub const fn moved(&self) -> usize {
         self.moves.saturating_sub(self.waiting + self.handing_over)
@@ -267,28 +287,7 @@ impl AdminClient {
         };
         let header = self.ask_member(known).await?.header.unwrap_or_default();
         self.follow((header.lineage, header.epoch)).await;
-        let map = self.cluster_map();
-        let Some(target) = &map.target else {
-            return Ok(None);
-        };
-        let waiting = map
-            .ranges
-            .iter()
-            .filter(|it| it.successor.is_some())
-            .count();
-        let handing_over = map.ranges.iter().filter(|it| it.from.is_some()).count();
-        Ok(Some(ScaleProgress {
-            operation: target.operation_id,
-            addresses: target.addresses.clone(),
-            phase: target.phase,
-            started: target.started_ms,
-            moves: target
-                .moves
-                .map_or(0, |moves| moves as usize)
-                .max(waiting + handing_over),
-            waiting,
-            handing_over,
-        }))
+        Ok(ScaleProgress::of(&self.cluster_map()))
     }
 
     /// Waits until `operation` has ended, at most for `limit`; `seen` is told how far it is, several times a second. It does not end
