@@ -110,13 +110,8 @@ fn an_unknown_setting_is_refused_and_the_nearest_one_suggested() {
         "{error}"
     );
     // Settings of later work do nothing yet, so they do not exist yet.
-    for name in ["KEYDB_OPERATOR_PORT", "KEYDB_ZONE"] {
-        assert!(
-            read(&[(name, "1")])
-                .unwrap_err()
-                .contains("no setting of this name")
-        );
-    }
+    let error = read(&[("KEYDB_ZONE", "1")]).unwrap_err();
+    assert!(error.contains("no setting of this name"), "{error}");
 }
 
 #[test]
