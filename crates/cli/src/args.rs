@@ -33,7 +33,8 @@ pub(crate) struct KeyspaceArgs {
 #[derive(Debug, Clone)]
 pub(crate) struct Addresses(pub(crate) Vec<String>);
 
-fn addresses(text: &str) -> Result<Addresses, String> {
+/// Reads addresses.
+pub(crate) fn addresses(text: &str) -> Result<Addresses, String> {
     settings::addresses(text).map(Addresses)
 }
 

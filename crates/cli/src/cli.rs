@@ -12,7 +12,9 @@ use crate::{
         journal::JournalArgs,
         keys::{self, GetArgs, WriteArgs},
         node::NodeArgs,
+        operator::OperatorArgs,
         recover::RecoverArgs,
+        scale::{ScaleArgs, operations::OperationsArgs},
         snapshot::SnapshotArgs,
         status::StatusArgs,
     },
@@ -51,6 +53,8 @@ pub(crate) enum Command {
     Init(InitArgs),
     /// Run one node of a cluster, as the settings say
     Node(NodeArgs),
+    /// Serve scaling, snapshots and keys over HTTP
+    Operator(OperatorArgs),
     /// Run a whole cluster in this process, to try KeyDB on one machine
     Dev(DevArgs),
     /// Store keys
@@ -65,6 +69,10 @@ pub(crate) enum Command {
     Dedup(Box<DedupArgs>),
     /// Show nodes, hash ranges, keys, memory and durability
     Status(StatusArgs),
+    /// Change which nodes the cluster has
+    Scale(ScaleArgs),
+    /// Show the scaling operation that runs
+    Operations(OperationsArgs),
     /// Make, show, check and carry snapshots
     Snapshot(SnapshotArgs),
     /// Store a list of keys in bulk

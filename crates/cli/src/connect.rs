@@ -46,6 +46,18 @@ pub(crate) fn announce(settings: &Settings) {
 pub(crate) fn config(args: &ConnectArgs) -> Result<ClientConfig, Failure> {
     let settings = ClientSettings::read(settings::environment()?)?;
     logging::start(settings.log.as_deref().unwrap_or("warn"));
+    Ok(config_by(args, settings))
+}
+
+/// The same of an operator, and the port that it listens on.
+pub(crate) fn operator_config(args: &ConnectArgs) -> Result<(ClientConfig, u16), Failure> {
+    let settings = ClientSettings::of_operator(settings::environment()?)?;
+    logging::start(settings.log.as_deref().unwrap_or("info"));
+    let port = settings.operator_port;
+    Ok((config_by(args, settings), port))
+}
+
+fn config_by(args: &ConnectArgs, settings: ClientSettings) -> ClientConfig {
     let addresses = match (&args.addresses, settings.addresses) {
         (Some(Addresses(flag)), _) => flag.clone(),
         (None, Some(environment)) => environment,
@@ -54,7 +66,7 @@ pub(crate) fn config(args: &ConnectArgs) -> Result<ClientConfig, Failure> {
     let mut config = ClientConfig::new(addresses);
     config.call_timeout = args.timeout;
     config.namespace = settings.namespace.unwrap_or_default();
-    Ok(config)
+    config
 }
 
 /// [`config`] for a command that sends keys. The flag outranks the environment here, too.

@@ -2,7 +2,7 @@
 
 use std::{fmt, process::ExitCode};
 
-use keydb_client::{ConnectError, GetError, NotApplied, WriteError};
+use keydb_client::{AdminError, ConnectError, GetError, NotApplied, WriteError};
 use keydb_storage::UpdateError;
 
 /// The exit codes of every command, as `--help` prints them. [`Code`] holds the numbers.
@@ -130,6 +130,17 @@ impl From<WriteError> for Failure {
                 Self::new(Code::Uncertain, what.to_string())
             }
         }
+    }
+}
+
+impl From<AdminError> for Failure {
+    fn from(error: AdminError) -> Self {
+        let code = match error {
+            AdminError::Invalid { .. } => Code::Usage,
+            AdminError::Conflict { .. } | AdminError::Refused { .. } => Code::Failed,
+            _ => Code::Uncertain,
+        };
+        Self::new(code, error.to_string())
     }
 }
 

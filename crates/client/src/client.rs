@@ -437,7 +437,7 @@ impl Client {
     }
 
     /// When a call that begins now ends.
-    fn deadline(&self) -> Deadline {
+    pub(crate) fn deadline(&self) -> Deadline {
         let timeout = self.timeout.unwrap_or(self.shared().config.call_timeout);
         Deadline::new(Instant::now(), timeout)
     }

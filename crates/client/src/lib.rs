@@ -36,7 +36,7 @@
 //! reply does not turn a `First` into a `Duplicate`. What a program would act on is an [`ErrorKind`].
 //!
 //! # Looking after a cluster
-//! [`AdminClient`] has every node make a snapshot, and asks what the nodes hold.
+//! [`AdminClient`] has every node make a snapshot, asks what the nodes hold, and scales the cluster.
 //!
 //! # Exactly-once work
 //! `claim(keys, 5 min)`, do the work, `put(keys, 30 days)`: a worker that dies in between loses its claim after five minutes.
@@ -53,16 +53,20 @@ mod operation;
 mod shared;
 mod status;
 
-pub use admin::{AdminClient, AdminError, RangeOpened, SnapshotsCreated};
+pub use admin::{
+    AdminClient, AdminError, RangeOpened, ScalePlanned, ScalePreview, ScaleProgress,
+    SnapshotsCreated,
+};
 pub use client::Client;
 pub use config::{ClientConfig, Coalescing};
 pub use error::{
     ConnectError, ErrorKind, GetError, KeyOutcome, MaybeApplied, NotApplied, PartialGet, WriteError,
 };
+pub use keydb_core::scaling::PlannedMove;
 pub use keydb_core::{
     Claim, ClusterMap, Durability, IdError, Incarnation, KEY_BYTES_MAX, KeyError, Lsn, MapError,
-    NAMESPACE_BYTES_MAX, Namespace, NamespaceError, NodeEntry, NodeId, OperationId, RangeEntry,
-    RangeId, Ttl, TtlError, UnixMillis,
+    NAMESPACE_BYTES_MAX, Namespace, NamespaceError, NodeEntry, NodeId, OperationId, Phase,
+    RangeEntry, RangeId, Ttl, TtlError, UnixMillis,
 };
 pub use observer::{CallKind, Observer};
 pub use operation::Operation;

@@ -31,11 +31,6 @@ impl Shared {
         }
     }
 
-    /// Of a call that begins now and may take as long as configured.
-    pub(crate) fn deadline(&self) -> Deadline {
-        Deadline::new(Instant::now(), self.config.call_timeout)
-    }
-
     /// Tells the observer, if there is one.
     pub(crate) fn observe(&self, tell: impl FnOnce(&dyn Observer)) {
         if let Some(observer) = &self.config.observer {

@@ -353,6 +353,7 @@ fn write_fixtures() {
         addresses: vec!["keydb-0:50051".to_owned()],
         phase: Phase::HandOver,
         started_ms: UnixMillis(1_700_000_000_789),
+        moves: None,
         unknown: serde_json::Map::new(),
     });
     map.ranges[1].successor = Some(NodeId(0));

@@ -116,6 +116,7 @@ impl Running {
         let mut server = JoinSet::new();
         server.spawn(serve(
             Arc::clone(node),
+            store.clone(),
             listeners.grpc,
             stop.clone(),
             cut.clone(),

@@ -35,7 +35,8 @@ pub fn refusal_status(code: ErrorCode, message: impl Into<String>) -> Status {
             Code::FailedPrecondition
         }
         ErrorCode::OperationIdUsed => Code::AlreadyExists,
-        ErrorCode::NoMap | ErrorCode::Stopping => Code::Unavailable,
+        ErrorCode::Conflict => Code::Aborted,
+        ErrorCode::NoMap | ErrorCode::Stopping | ErrorCode::StorageUnavailable => Code::Unavailable,
         ErrorCode::Overloaded | ErrorCode::OverMemoryLimit | ErrorCode::DiskFull => {
             Code::ResourceExhausted
         }

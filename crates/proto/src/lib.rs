@@ -4,14 +4,14 @@ mod convert;
 
 pub use convert::{FieldError, error_code, id_field, refusal_status};
 
-/// `keydb.shard.v1`: what the routing client and a node say to each other.
+/// `keydb.shard.v1`: what the routing client, and those who look after a cluster, say to a node.
 #[allow(
     missing_docs,
     unreachable_pub,
     unused_qualifications,
     clippy::all,
     clippy::unwrap_used,
-    reason = "generated; documented in proto/keydb/shard/v1/shard.proto"
+    reason = "generated; documented in proto/keydb/shard/v1"
 )]
 pub mod shard {
     tonic::include_proto!("keydb.shard.v1");

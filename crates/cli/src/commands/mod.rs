@@ -7,7 +7,9 @@ pub(crate) mod init;
 pub(crate) mod journal;
 pub(crate) mod keys;
 pub(crate) mod node;
+pub(crate) mod operator;
 pub(crate) mod recover;
+pub(crate) mod scale;
 pub(crate) mod snapshot;
 pub(crate) mod status;
 

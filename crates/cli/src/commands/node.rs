@@ -187,7 +187,7 @@ pub(super) fn failure(id: NodeId, error: &NodeError) -> Failure {
 }
 
 /// Listens at `port`, which `setting` gave, on every interface, with IPv6 where the machine has it.
-async fn listen(port: u16, setting: &str) -> Result<TcpListener, Failure> {
+pub(super) async fn listen(port: u16, setting: &str) -> Result<TcpListener, Failure> {
     let listener = match TcpListener::bind(("::", port)).await {
         Err(error)
             if matches!(

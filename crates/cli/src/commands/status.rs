@@ -3,11 +3,13 @@
 use std::{collections::BTreeMap, fmt::Write, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
-use keydb_client::{ClientConfig, DiskStatus, GetError, NodeStatus, RangeState, RangeStatus};
+use keydb_client::{
+    ClientConfig, DiskStatus, GetError, NodeStatus, RangeState, RangeStatus, ScaleProgress,
+};
 use keydb_core::{ClusterMap, Durability, NodeEntry, NodeState, RangeId, UnixMillis};
 use serde_json::{Value, json};
 
-use super::durability_meaning;
+use super::{durability_meaning, scale::operations};
 use crate::{
     args::ConnectArgs,
     connect,
@@ -98,6 +100,10 @@ fn as_text(map: &ClusterMap, nodes: &Nodes) -> String {
         durability_meaning(map.durability)
     );
     let _ = writeln!(text, "ranges      {}", map.ranges.len());
+    if let Some(progress) = ScaleProgress::of(map) {
+        let (to, line) = (progress.addresses.join(", "), operations::line(&progress));
+        let _ = writeln!(text, "scaling     to {to}: {line}");
+    }
     let _ = writeln!(
         text,
         "keys        {}, {} of memory{}\n",
@@ -310,6 +316,7 @@ fn as_json(map: &ClusterMap, nodes: &Nodes) -> Value {
         "ranges": map.ranges.len(),
         "keys": total(nodes, |status| status.keys),
         "key_bytes": total(nodes, |status| status.key_bytes),
+        "operation": ScaleProgress::of(map).as_ref().map(operations::as_json),
         "nodes": nodes.iter().map(node_json).collect::<Vec<_>>(),
     })
 }

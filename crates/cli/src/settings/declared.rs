@@ -18,6 +18,9 @@ use super::{
 pub(super) const PREFIX: &str = "KEYDB_";
 /// The port of a node's gRPC service unless `KEYDB_PORT` says otherwise.
 pub(crate) const PORT_DEFAULT: u16 = 50051;
+/// Which setting says where an operator listens, and where it does otherwise.
+pub(crate) const OPERATOR_PORT_SETTING: &str = "KEYDB_OPERATOR_PORT";
+pub(crate) const OPERATOR_PORT_DEFAULT: u16 = 8080;
 /// How many hash ranges a new cluster gets unless `KEYDB_TOTAL_HASH_RANGES` says otherwise.
 pub(crate) const HASH_RANGES_DEFAULT: u32 = 128;
 const MINUTE: Duration = Duration::from_secs(60);
@@ -148,6 +151,7 @@ settings! {
         parse::number(1..=REQUEST_KEYS_BOUND), ToString::to_string;
     Node "KEYDB_REQUESTS_IN_FLIGHT_MAX" requests_in_flight_max: usize = Limits::default().requests_in_flight_max,
         parse::number(1..=REQUESTS_IN_FLIGHT_BOUND), ToString::to_string;
+    Operator "KEYDB_OPERATOR_PORT" operator_port: u16 = OPERATOR_PORT_DEFAULT, parse::port, ToString::to_string;
     Client "KEYDB_NAMESPACE" namespace: Option<Namespace> = None, parse::namespace, |_| String::new();
     /// (info)
     Both "KEYDB_LOG" log: Option<String> = None, parse::log_filter,
@@ -171,6 +175,8 @@ pub(super) enum Reader {
     Node,
     /// Clients of a cluster.
     Client,
+    /// Operators.
+    Operator,
     /// All of them.
     Both,
 }

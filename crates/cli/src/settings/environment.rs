@@ -39,7 +39,11 @@ pub(super) fn known(
             continue;
         }
         match DECLARED.iter().find(|declared| declared.name == name) {
-            Some(_) if is_from_kubernetes(&name, &value) && reader == Reader::Node => {
+            Some(declared)
+                if is_from_kubernetes(&name, &value)
+                    && declared.is_read_by(reader)
+                    && reader != Reader::Client =>
+            {
                 problems.of(&name, &value, format!("was set by Kubernetes for a Service, and hides the setting of that name; {KUBERNETES_CURE}"));
             }
             _ if is_from_kubernetes(&name, &value) => from_kubernetes.push(name),

@@ -14,7 +14,10 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use declared::{Effective, HASH_RANGES_DEFAULT, PORT_DEFAULT, Settings, help};
+pub(crate) use declared::{
+    Effective, HASH_RANGES_DEFAULT, OPERATOR_PORT_DEFAULT, OPERATOR_PORT_SETTING, PORT_DEFAULT,
+    Settings, help,
+};
 pub(crate) use environment::environment;
 pub(crate) use memory::available_bytes as available_memory_bytes;
 pub(crate) use parse::{addresses, duration, namespace};

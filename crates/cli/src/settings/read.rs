@@ -22,6 +22,8 @@ pub(crate) struct ClientSettings {
     pub(crate) namespace: Option<Namespace>,
     /// The log filter.
     pub(crate) log: Option<String>,
+    /// Where an operator listens.
+    pub(crate) operator_port: u16,
 }
 
 impl ClientSettings {
@@ -29,13 +31,28 @@ impl ClientSettings {
     pub(crate) fn read(
         vars: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, SettingsError> {
+        Self::of(vars, Reader::Client)
+    }
+
+    /// The same of an operator, which has a setting of its own.
+    pub(crate) fn of_operator(
+        vars: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, SettingsError> {
+        Self::of(vars, Reader::Operator)
+    }
+
+    fn of(
+        vars: impl IntoIterator<Item = (String, String)>,
+        reader: Reader,
+    ) -> Result<Self, SettingsError> {
         let mut problems = Problems::default();
-        let settings = each(vars, Reader::Client, &mut problems);
+        let settings = each(vars, reader, &mut problems);
         problems.into_result()?;
         Ok(Self {
             addresses: settings.node_addresses.value,
             namespace: settings.namespace.value,
             log: settings.log.value,
+            operator_port: settings.operator_port.value,
         })
     }
 }

@@ -110,13 +110,8 @@ fn an_unknown_setting_is_refused_and_the_nearest_one_suggested() {
         "{error}"
     );
     // Settings of later work do nothing yet, so they do not exist yet.
-    for name in ["KEYDB_OPERATOR_PORT", "KEYDB_ZONE"] {
-        assert!(
-            read(&[(name, "1")])
-                .unwrap_err()
-                .contains("no setting of this name")
-        );
-    }
+    let error = read(&[("KEYDB_ZONE", "1")]).unwrap_err();
+    assert!(error.contains("no setting of this name"), "{error}");
 }
 
 #[test]
@@ -302,8 +297,23 @@ fn every_setting_of_a_node_is_shown() {
         .map(|setting| setting.name)
         .collect();
     let names = DECLARED.iter().map(|declared| declared.name);
-    let of_nodes = names.filter(|name| *name != "KEYDB_NAMESPACE");
+    let of_others = ["KEYDB_NAMESPACE", "KEYDB_OPERATOR_PORT"];
+    let of_nodes = names.filter(|name| !of_others.contains(name));
     assert_eq!(shown, of_nodes.collect::<Vec<_>>());
+}
+
+#[test]
+fn only_an_operator_minds_what_hides_its_port() {
+    let read = |value: &str| {
+        let var = || [("KEYDB_OPERATOR_PORT".to_owned(), value.to_owned())];
+        let client = ClientSettings::read(var()).is_ok();
+        let operator = ClientSettings::of_operator(var()).map(|it| it.operator_port);
+        (client, operator.map_err(|error| error.to_string()))
+    };
+    assert_eq!(read("9090"), (true, Ok(9090)));
+    let (client, operator) = read("tcp://10.96.0.7:8080");
+    assert!(client && operator.unwrap_err().contains("enableServiceLinks"));
+    assert!(read("no port").1.unwrap_err().contains("1 to 65535"));
 }
 
 /// A variable is found by the name of its field.

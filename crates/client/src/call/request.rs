@@ -135,16 +135,19 @@ impl RequestFailure {
 fn kind_of(code: ErrorCode) -> ErrorKind {
     match code {
         ErrorCode::WrongCluster => ErrorKind::WrongCluster,
-        ErrorCode::WrongNode | ErrorCode::NoMap => ErrorKind::NotReady,
+        ErrorCode::WrongNode | ErrorCode::NoMap | ErrorCode::StorageUnavailable => {
+            ErrorKind::NotReady
+        }
         ErrorCode::Overloaded => ErrorKind::Overloaded,
         ErrorCode::Stopping => ErrorKind::ShuttingDown,
         ErrorCode::TooLate => ErrorKind::Deadline,
         ErrorCode::OverMemoryLimit => ErrorKind::MemoryLimit,
         ErrorCode::DiskFull => ErrorKind::DiskFull,
         ErrorCode::OperationIdUsed => ErrorKind::OperationIdUsed,
-        ErrorCode::InvalidRequest | ErrorCode::NotPossible | ErrorCode::Unspecified => {
-            ErrorKind::InvalidRequest
-        }
+        ErrorCode::InvalidRequest
+        | ErrorCode::NotPossible
+        | ErrorCode::Conflict
+        | ErrorCode::Unspecified => ErrorKind::InvalidRequest,
     }
 }
 

@@ -7,7 +7,9 @@ use std::{
 };
 
 use keydb_core::{Durability, Incarnation, NodeEntry, NodeId, UnixMillis};
-use keydb_proto::shard::{ReplyHeader, shard_service_client::ShardServiceClient};
+use keydb_proto::shard::{
+    ReplyHeader, admin_service_client::AdminServiceClient, shard_service_client::ShardServiceClient,
+};
 use tokio::{sync::Semaphore, time::Instant};
 use tonic::{
     ConnectError, Status,
@@ -29,6 +31,14 @@ const REPLY_BYTES_MAX: usize = 64 << 20;
 /// # Errors
 /// What is wrong with the address.
 pub(crate) fn connection(address: &str) -> Result<ShardServiceClient<Channel>, String> {
+    Ok(speaking_of_keys(channel(address)?))
+}
+
+fn speaking_of_keys(channel: Channel) -> ShardServiceClient<Channel> {
+    ShardServiceClient::new(channel).max_decoding_message_size(REPLY_BYTES_MAX)
+}
+
+fn channel(address: &str) -> Result<Channel, String> {
     let port = address
         .rsplit_once(':')
         .map(|(host, port)| (host, port.parse::<u16>()));
@@ -43,7 +53,7 @@ pub(crate) fn connection(address: &str) -> Result<ShardServiceClient<Channel>, S
         .keep_alive_timeout(PING_TIMEOUT)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-    Ok(ShardServiceClient::new(endpoint.connect_lazy()).max_decoding_message_size(REPLY_BYTES_MAX))
+    Ok(endpoint.connect_lazy())
 }
 
 /// What a node's clock showed, and when we learned it.
@@ -73,7 +83,7 @@ impl ClockSample {
 pub(crate) struct Node {
     id: NodeId,
     address: String,
-    connection: ShardServiceClient<Channel>,
+    channel: Channel,
     /// A permit for each request that may be on its way.
     pub(crate) in_flight: Arc<Semaphore>,
     seen: Mutex<Seen>,
@@ -96,7 +106,7 @@ impl Node {
         Ok(Self {
             id: entry.id,
             address: entry.address.clone(),
-            connection: connection(&entry.address)?,
+            channel: channel(&entry.address)?,
             in_flight: Arc::new(Semaphore::new(requests_in_flight_max)),
             seen: Mutex::new(Seen {
                 incarnation: None,
@@ -115,7 +125,12 @@ impl Node {
 
     /// A handle for one call.
     pub(crate) fn connection(&self) -> ShardServiceClient<Channel> {
-        self.connection.clone()
+        speaking_of_keys(self.channel.clone())
+    }
+
+    /// The same for one that changes the cluster map.
+    pub(crate) fn admin_connection(&self) -> AdminServiceClient<Channel> {
+        AdminServiceClient::new(self.channel.clone()).max_decoding_message_size(REPLY_BYTES_MAX)
     }
 
     /// Whether this is still how the member is reached.

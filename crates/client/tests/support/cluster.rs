@@ -91,6 +91,14 @@ impl Cluster {
         self.running[index] = Some(self.run(index, listener));
     }
 
+    /// The nodes that have not been stopped.
+    pub fn running(&self) -> Vec<usize> {
+        let running = self.running.iter().enumerate();
+        running
+            .filter_map(|(index, node)| node.is_some().then_some(index))
+            .collect()
+    }
+
     pub fn map_store(&self) -> MapStore {
         MapStore::new(self.storage.clone())
     }

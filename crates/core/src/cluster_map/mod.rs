@@ -175,6 +175,9 @@ pub struct Target {
     pub phase: Phase,
     /// When it was planned, in milliseconds since the Unix epoch.
     pub started_ms: UnixMillis,
+    /// How many ranges the plan moves, so that it can be told how far it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moves: Option<u32>,
     /// Fields that this build does not know.
     #[serde(flatten)]
     pub unknown: Map<String, Value>,

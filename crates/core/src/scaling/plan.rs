@@ -97,6 +97,7 @@ pub fn plan_scale(
     changed |= map.ranges.iter().any(|range| range.from.is_some());
     // A list that is not empty leaves active members.
     changed |= set_successors(&mut next).map_err(|_| ScaleError::NoMembers)?;
+    let moves = moves(&next);
     next.target = Some(Target {
         operation_id: operation,
         addresses: members
@@ -105,10 +106,11 @@ pub fn plan_scale(
             .collect(),
         phase: Phase::Copy,
         started_ms: now,
+        moves: u32::try_from(moves.len()).ok(),
         unknown: Map::new(),
     });
     Ok(ScalePlan {
-        moves: moves(&next),
+        moves,
         joins: new.iter().map(|member| member.id).collect(),
         leaves: leaving(&next),
         map: changed.then_some(next),

@@ -32,6 +32,7 @@ use crate::{
     cluster::membership_state::MembershipState,
     cluster::probe::refuse_to_be_second,
     cluster::registration::{self, Written},
+    cluster::scaling::Finisher,
     disk::data_dir::{self, DataDir},
     disk::journal::JournalSizes,
     disk::recovery::{Recovered, Recovery},
@@ -56,6 +57,7 @@ pub(crate) struct Membership {
     /// The version of the object that the map in force was read from.
     known: Option<Version>,
     contact: Contact,
+    finisher: Finisher,
     older_map_seen: bool,
     /// The disk that this one is about to take the place of.
     predecessor: Option<Incarnation>,
@@ -77,6 +79,7 @@ impl Membership {
     pub(crate) fn new(node: Arc<Node>, store: MapStore) -> Self {
         Self {
             contact: Contact::new(Arc::clone(&node)),
+            finisher: Finisher::default(),
             node,
             store,
             waiting: None,
@@ -214,6 +217,7 @@ impl Membership {
     async fn follow_up(&mut self, stored: (u64, u64)) {
         self.uncounted_loss |= self.node.take_loss();
         self.count_loss(stored).await;
+        self.finisher.look(&self.node, &self.store, stored).await;
         if let Some(data_dir) = &self.data_dir {
             self.contact.keep_clock(data_dir.root()).await;
         }

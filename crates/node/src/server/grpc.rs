@@ -17,8 +17,12 @@ use futures_util::{
 };
 use keydb_proto::{
     refusal_status,
-    shard::{ErrorCode, shard_service_server::ShardServiceServer},
+    shard::{
+        ErrorCode, admin_service_server::AdminServiceServer,
+        shard_service_server::ShardServiceServer,
+    },
 };
+use keydb_storage::MapStore;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -38,7 +42,9 @@ use tonic::{
 };
 use tracing::{debug, warn};
 
-use crate::{node::Node, server::service::Service, server::snapshots::SNAPSHOT_TIMEOUT};
+use crate::{
+    node::Node, server::admin::Admin, server::service::Service, server::snapshots::SNAPSHOT_TIMEOUT,
+};
 
 /// Connections at the same time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 8192;
@@ -66,6 +72,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Serves the connections that `listener` accepts, until `stop`; then until the last request in progress has ended, or `cut`.
 pub(crate) async fn serve(
     node: Arc<Node>,
+    store: MapStore,
     listener: TcpListener,
     stop: CancellationToken,
     cut: CancellationToken,
@@ -77,6 +84,11 @@ pub(crate) async fn serve(
         .saturating_add(16);
     let service = ShardServiceServer::new(Service(Arc::clone(&node)))
         .max_decoding_message_size(limits.message_bytes_max);
+    let admin = AdminServiceServer::new(Admin {
+        node: Arc::clone(&node),
+        store,
+    })
+    .max_decoding_message_size(limits.message_bytes_max);
     Server::builder()
         .max_concurrent_streams(streams_max)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -84,6 +96,7 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(NamedLimit(service))
+        .add_service(NamedLimit(admin))
         .serve_with_incoming_shutdown(connections(listener, cut), stop.cancelled_owned())
         .await
 }

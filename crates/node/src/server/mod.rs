@@ -2,9 +2,11 @@
 //!
 //! - `grpc` accepts connections, `service` speaks `keydb.shard.v1.ShardService` on them, `admission` lets requests in until the
 //!   node stops, `request_counters` counts them;
+//! - `admin` speaks `keydb.shard.v1.AdminService`, and hands on to `cluster`, which changes the cluster map;
 //! - `snapshots` has snapshots made when an operator asks for it;
 //! - `status` is what the node says of itself, `http` tells it to probes and Prometheus.
 
+pub(crate) mod admin;
 pub(crate) mod admission;
 pub(crate) mod grpc;
 pub(crate) mod http;

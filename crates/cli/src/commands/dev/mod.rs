@@ -17,6 +17,7 @@ use clap::Args;
 use keydb_client::{Client, ClientConfig, NodeStatus, RangeState};
 use keydb_core::{Clock, NodeId};
 use keydb_node::{NodeError, SystemClock};
+use keydb_operator::{OperatorConfig, OperatorError};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -24,13 +25,13 @@ use tokio::{
 };
 
 use self::home::Home;
-use super::{durability_meaning, node};
+use super::{durability_meaning, node, operator};
 use crate::{
     connect,
     exit::Failure,
     logging,
     output::{Stdout, say, shell_word},
-    settings::{ClientSettings, PORT_DEFAULT, environment},
+    settings::{ClientSettings, OPERATOR_PORT_DEFAULT, PORT_DEFAULT, environment},
     signals::StopSignals,
 };
 
@@ -40,7 +41,7 @@ Examples:
   keydb dev --nodes 5
   keydb dev --dir ./my-keys                  the same keys again after a restart
 
-It listens on 127.0.0.1 only, at the ports from 50051 on where they are free. Ctrl-C stops it, and all keys are forgotten, unless
+It listens on 127.0.0.1 only, at the ports from 50051 on, and 8080 for its operator, where they are free. Ctrl-C stops it, and all keys are forgotten, unless
 there is a --dir.";
 
 /// The most nodes of a cluster in one process.
@@ -74,7 +75,12 @@ async fn serve(args: &DevArgs) -> Result<(), Failure> {
     let mut signals = StopSignals::listen()?;
     let cannot_listen =
         |error: io::Error| Failure::failed(format!("cannot listen on 127.0.0.1: {error}"));
-    let listeners = listen(args.nodes).await.map_err(cannot_listen)?;
+    let mut listeners = Vec::new();
+    for port in (PORT_DEFAULT..).take(usize::from(args.nodes)) {
+        listeners.push(listen(port).await.map_err(cannot_listen)?);
+    }
+    let http = listen(OPERATOR_PORT_DEFAULT).await.map_err(cannot_listen)?;
+    let http_port = http.local_addr().map_err(cannot_listen)?.port();
     let ports = listeners
         .iter()
         .map(|listener| Ok(listener.local_addr()?.port()))
@@ -106,12 +112,17 @@ async fn serve(args: &DevArgs) -> Result<(), Failure> {
                 let _ = stopped.changed().await;
             },
         );
-        nodes.spawn(async move { (id, node.await) });
+        nodes.spawn(async move { Ended::Node(id, node.await) });
     }
+    let mut stop_operator = stopped.clone();
+    let operator = keydb_operator::run(OperatorConfig::new(&addresses), http, async move {
+        let _ = stop_operator.changed().await;
+    });
+    nodes.spawn(async move { Ended::Operator(operator.await) });
     // Ends only when something is wrong.
     let greet = async {
         wait_until_ready(&addresses).await?;
-        Stdout::open()?.write(greeting(&ports, &home).as_bytes())?;
+        Stdout::open()?.write(greeting(&ports, http_port, &home).as_bytes())?;
         pending::<Result<(), Failure>>().await
     };
     let mut failure = tokio::select! {
@@ -137,14 +148,20 @@ async fn serve(args: &DevArgs) -> Result<(), Failure> {
     }
 }
 
-type Ended = Result<(NodeId, Result<(), NodeError>), JoinError>;
+/// What runs here, when it has ended.
+enum Ended {
+    Node(NodeId, Result<(), NodeError>),
+    Operator(Result<(), OperatorError>),
+}
 
-/// What was wrong with a node's end, if anything.
-fn failure_of(ended: Ended) -> Option<Failure> {
+/// What was wrong with an end, if anything.
+fn failure_of(ended: Result<Ended, JoinError>) -> Option<Failure> {
     match ended {
-        Ok((_, Ok(()))) => None,
-        Ok((id, Err(error))) => Some(node::failure(id, &error)),
-        Err(error) => Some(Failure::failed(format!("a node failed: {error}"))),
+        Ok(Ended::Node(id, ended)) => ended.err().map(|error| node::failure(id, &error)),
+        Ok(Ended::Operator(ended)) => ended.err().map(|error| operator::failure(&error)),
+        Err(error) => Some(Failure::failed(format!(
+            "a node or the operator failed: {error}"
+        ))),
     }
 }
 
@@ -174,23 +191,18 @@ fn is_loading(status: &NodeStatus) -> bool {
     ranges.any(|range| range.state == RangeState::Loading)
 }
 
-/// Listens once a node: at the ports from the default on, or where one is taken, at any free one.
-async fn listen(count: u16) -> io::Result<Vec<TcpListener>> {
-    let mut listeners = Vec::new();
-    for port in (PORT_DEFAULT..).take(usize::from(count)) {
-        let listener = match TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-                TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?
-            }
-            other => other?,
-        };
-        listeners.push(listener);
+/// Listens at a port, or where it is taken, at any free one.
+async fn listen(port: u16) -> io::Result<TcpListener> {
+    match TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await
+        }
+        other => other,
     }
-    Ok(listeners)
 }
 
 /// What runs where, and what to try next.
-fn greeting(ports: &[u16], home: &Home) -> String {
+fn greeting(ports: &[u16], http_port: u16, home: &Home) -> String {
     let mut text = format!(
         "KeyDB {}: a cluster of {} in this process\n",
         env!("CARGO_PKG_VERSION"),
@@ -207,6 +219,7 @@ fn greeting(ports: &[u16], home: &Home) -> String {
         };
         let _ = writeln!(text, "  node {id}  127.0.0.1:{port}{note}");
     }
+    let _ = writeln!(text, "  operator  http://127.0.0.1:{http_port}");
     let durability = home.durability();
     let _ = writeln!(
         text,
@@ -230,6 +243,7 @@ Try in another terminal:
   {keydb} get{address} alice carol
   {keydb} dedup{address} FILE > FILE.unique
   {keydb} status{address}
+  curl http://127.0.0.1:{http_port}/info
 
 Ctrl-C stops it.
 "

@@ -1,22 +1,13 @@
-//! The node's metrics in Prometheus' text format
-//! (<https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format>).
+//! The node's metrics, for Prometheus.
 
-use std::fmt::{Display, Write};
-
-use keydb_core::hex;
+use keydb_core::{MetricsText, hex};
 use keydb_proto::shard::{DiskStatus, RangeState};
 
 use super::StatusSnapshot;
 
-/// What the text is.
-pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
-
 /// Everything that is measured.
 pub(super) fn text(status: &StatusSnapshot) -> String {
-    let mut out = Text {
-        written: String::with_capacity(8192),
-        name: "",
-    };
+    let mut out = MetricsText::default();
     let reply = &status.reply;
     let header = reply.header.clone().unwrap_or_default();
     out.metric("keydb_build_info", "gauge", "Which build runs.");
@@ -79,10 +70,10 @@ pub(super) fn text(status: &StatusSnapshot) -> String {
         let now_ms = header.node_time_unix_ms;
         self::disk(&mut out, disk, reply.started_unix_ms, now_ms);
     }
-    out.written
+    out.into_text()
 }
 
-fn memory(out: &mut Text, status: &StatusSnapshot) {
+fn memory(out: &mut MetricsText, status: &StatusSnapshot) {
     let reply = &status.reply;
     out.gauge(
         "keydb_keys",
@@ -121,7 +112,7 @@ fn memory(out: &mut Text, status: &StatusSnapshot) {
     );
 }
 
-fn request_counters(out: &mut Text, status: &StatusSnapshot) {
+fn request_counters(out: &mut MetricsText, status: &StatusSnapshot) {
     let request_counters = &status.request_counters;
     out.gauge(
         "keydb_requests_in_flight",
@@ -162,7 +153,7 @@ fn request_counters(out: &mut Text, status: &StatusSnapshot) {
     }
 }
 
-fn disk(out: &mut Text, disk: &DiskStatus, started_ms: u64, now_ms: u64) {
+fn disk(out: &mut MetricsText, disk: &DiskStatus, started_ms: u64, now_ms: u64) {
     // Until something is there, its age counts from the node's start.
     let age = |complete_to_ms: u64| {
         let from = if complete_to_ms == 0 {
@@ -210,50 +201,6 @@ fn disk(out: &mut Text, disk: &DiskStatus, started_ms: u64, now_ms: u64) {
         "Whether the disk has no room for the journal, so that writes are refused.",
         u8::from(disk.full),
     );
-}
-
-/// The text as it is being written.
-struct Text {
-    written: String,
-    /// The metric that samples belong to.
-    name: &'static str,
-}
-
-impl Text {
-    fn metric(&mut self, name: &'static str, kind: &str, help: &str) {
-        let _ = write!(self.written, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
-        self.name = name;
-    }
-
-    fn sample(&mut self, labels: &[(&str, &dyn Display)], value: impl Display) {
-        self.written.push_str(self.name);
-        for (index, (label, text)) in labels.iter().enumerate() {
-            let before = if index == 0 { '{' } else { ',' };
-            let text = escaped(&text.to_string());
-            let _ = write!(self.written, "{before}{label}=\"{text}\"");
-        }
-        if !labels.is_empty() {
-            self.written.push('}');
-        }
-        let _ = writeln!(self.written, " {value}");
-    }
-
-    fn gauge(&mut self, name: &'static str, help: &str, value: impl Display) {
-        self.metric(name, "gauge", help);
-        self.sample(&[], value);
-    }
-
-    fn counter(&mut self, name: &'static str, help: &str, value: impl Display) {
-        self.metric(name, "counter", help);
-        self.sample(&[], value);
-    }
-}
-
-fn escaped(label: &str) -> String {
-    label
-        .replace('\\', "\\\\")
-        .replace('"', "\\\"")
-        .replace('\n', "\\n")
 }
 
 fn seconds(ms: u64) -> f64 {

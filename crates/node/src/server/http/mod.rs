@@ -21,6 +21,7 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
+use keydb_core::MetricsText;
 use keydb_proto::shard::{NodeStatusReply, RangeState};
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -123,7 +124,7 @@ async fn ready(State(status): State<Status>) -> impl IntoResponse {
 
 async fn metrics_text(State(status): State<Status>) -> impl IntoResponse {
     (
-        [(CONTENT_TYPE, metrics::CONTENT_TYPE)],
+        [(CONTENT_TYPE, MetricsText::CONTENT_TYPE)],
         metrics::text(&status()),
     )
 }

@@ -1,6 +1,11 @@
-//! What an operator asks of a cluster's nodes.
+//! What an operator asks of a cluster's nodes: of all of them, or, in `scaling`, of whichever member answers.
 
-use std::{sync::Arc, time::Duration};
+mod scaling;
+
+use std::{
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use keydb_core::{ClusterMap, Entry, Lsn, NodeEntry, NodeId, RangeId, UnixMillis};
@@ -11,6 +16,7 @@ use keydb_proto::{
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Code, Request, Response, Status};
 
+pub use self::scaling::{ScalePlanned, ScalePreview, ScaleProgress};
 use crate::{
     call::run_entries,
     client::Client,
@@ -48,6 +54,8 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct AdminClient {
     client: Client,
+    /// The member that answered last, as its index in the map: the next to be asked what any of them can do.
+    answering: Arc<AtomicUsize>,
 }
 
 /// What a node has in object storage after [`AdminClient::create_snapshots`].
@@ -115,6 +123,18 @@ pub enum AdminError {
         /// Which node, and why.
         message: Arc<str>,
     },
+    /// What was asked for cannot be: an address where nobody answers, say. Nothing was changed; ask for something else.
+    #[error("{message}")]
+    Invalid {
+        /// What is wrong, and what would be right.
+        message: Arc<str>,
+    },
+    /// The cluster's state does not allow it as it is now: another scaling operation runs, or none. Nothing was changed.
+    #[error("{message}")]
+    Conflict {
+        /// What stands in the way, and what to do about it.
+        message: Arc<str>,
+    },
     /// The node did not answer in time, in any of the attempts. What was asked may have been done.
     #[error("no answer (attempts made: {attempts}): {last_error}")]
     Unavailable {
@@ -131,7 +151,10 @@ pub enum AdminError {
 impl From<Client> for AdminClient {
     /// The same connection, for those who look after the cluster.
     fn from(client: Client) -> Self {
-        Self { client }
+        Self {
+            client,
+            answering: Arc::default(),
+        }
     }
 }
 
@@ -205,7 +228,7 @@ impl AdminClient {
     ) -> Vec<(NodeEntry, Result<SnapshotsCreated, AdminError>)> {
         let shared = self.client.shared();
         let routing = shared.router.current();
-        let deadline = shared.deadline();
+        let deadline = self.client.deadline();
         let asked = routing.map.nodes.iter().map(async |entry| {
             let made = create_on(shared, &routing, entry, full, deadline);
             let made = shared.unless_closed(made).await;
@@ -245,7 +268,7 @@ impl AdminClient {
             cluster_id: shared.router.cluster_id_bytes(),
             range_id: range.0,
         };
-        let deadline = shared.deadline();
+        let deadline = self.client.deadline();
         let mut connection = node.connection();
         let asked = connection.open_range(timed(request, deadline));
         let reply = shared.unless_closed(reply_of(node, asked, deadline, 1));
@@ -279,7 +302,7 @@ impl AdminClient {
     /// ```
     pub async fn put_entries(&self, entries: &[Entry]) -> Result<(), WriteError> {
         let shared = self.client.shared();
-        Ok(run_entries(shared, entries, shared.deadline()).await?)
+        Ok(run_entries(shared, entries, self.client.deadline()).await?)
     }
 
     /// Stops the client, as [`Client::close`] does.
@@ -346,11 +369,20 @@ async fn reply_of<T>(
     let last_error = match timeout_at(deadline.at, asked).await {
         Ok(Ok(reply)) => return Ok(reply.into_inner()),
         Ok(Err(status)) => {
-            let message = format!("{node}: {}", describe(&status)).into();
-            if is_refusal(&status) {
-                return Err(AdminError::Refused { message });
+            let message: Arc<str> = format!("{node}: {}", describe(&status)).into();
+            match error_code(&status) {
+                // A node's word about the request and the cluster, rather than about itself.
+                Some(ErrorCode::Conflict) => {
+                    let message = status.message().into();
+                    return Err(AdminError::Conflict { message });
+                }
+                Some(ErrorCode::InvalidRequest) => {
+                    let message = status.message().into();
+                    return Err(AdminError::Invalid { message });
+                }
+                _ if is_refusal(&status) => return Err(AdminError::Refused { message }),
+                _ => message,
             }
-            message
         }
         Err(_) => format!("{node} took longer than {:?}", deadline.timeout).into(),
     };
@@ -368,7 +400,10 @@ fn is_refusal(status: &Status) -> bool {
     match error_code(status) {
         Some(code) => !matches!(
             code,
-            ErrorCode::NoMap | ErrorCode::Overloaded | ErrorCode::Stopping
+            ErrorCode::NoMap
+                | ErrorCode::Overloaded
+                | ErrorCode::Stopping
+                | ErrorCode::StorageUnavailable
         ),
         // A node that does not know the call.
         None => status.code() == Code::Unimplemented,

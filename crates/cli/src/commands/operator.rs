@@ -1,0 +1,57 @@
+//! `keydb operator`: scaling, snapshots and keys over HTTP.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use keydb_operator::{OperatorConfig, OperatorError};
+
+use super::node::listen;
+use crate::{
+    args::ConnectArgs,
+    connect,
+    exit::{Code, Failure},
+    settings::OPERATOR_PORT_SETTING,
+    signals::StopSignals,
+};
+
+const EXAMPLES: &str = "\
+It holds no state and no credentials of the object storage: the cluster's nodes do what is asked. Any number may run.
+KEYDB_OPERATOR_PORT says where it listens (8080), KEYDB_NODE_ADDRESSES or --addresses where the cluster is.
+
+Examples:
+  KEYDB_NODE_ADDRESSES=keydb-0:50051,keydb-1:50051 keydb operator
+  curl localhost:8080/info
+  curl localhost:8080/autoScale -d '{\"addresses\":[\"keydb-0:50051\",\"keydb-1:50051\",\"keydb-2:50051\"]}'";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct OperatorArgs {
+    #[command(flatten)]
+    pub(crate) connect: ConnectArgs,
+}
+
+pub(crate) fn run(args: &OperatorArgs) -> Result<ExitCode, Failure> {
+    let (client, port) = connect::operator_config(&args.connect)?;
+    connect::runtime()?.block_on(async {
+        let mut signals = StopSignals::listen()?;
+        let listener = listen(port, OPERATOR_PORT_SETTING).await?;
+        let config = OperatorConfig { client };
+        let stopped = async {
+            let name = signals.next().await;
+            tracing::info!("{name}: stopping");
+        };
+        keydb_operator::run(config, listener, stopped)
+            .await
+            .map_err(|error| failure(&error))
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Why an operator ended.
+pub(super) fn failure(error: &OperatorError) -> Failure {
+    let code = match error {
+        OperatorError::Connect(_) => Code::Usage,
+        OperatorError::Server(_) => Code::Failed,
+    };
+    Failure::new(code, error.to_string())
+}

@@ -1,0 +1,536 @@
+//! Changes of a cluster's membership: any member that answers writes them into the cluster map, and by the map everybody knows how
+//! far they are. Each verb can be repeated, and nothing is done twice.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use keydb_core::{
+    ClusterMap, NodeId, OperationId, Phase, RangeId, UnixMillis, scaling::PlannedMove,
+};
+use keydb_proto::shard::{
+    GetMapRequest, RangeMove, ScaleMember, ScaleOperationRequest, ScaleReply, ScaleRequest,
+};
+use tokio::time::{Instant, sleep, timeout_at};
+use tonic::{Response, Status};
+
+use super::{AdminClient, AdminError, RETRIES_DEFAULT, reply_of, timed};
+use crate::{
+    cluster::{MapVersion, Node},
+    shared::Deadline,
+};
+
+/// A member that is silent for so long makes room for another one.
+const ATTEMPT_MIN: Duration = Duration::from_secs(5);
+/// How often it is looked how far an operation is.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// How long before a node is asked again that does not go by its own change yet.
+const FOLLOW_PAUSE: Duration = Duration::from_millis(20);
+/// What a key takes on its way to another node, at most: a fingerprint and an expiry.
+const KEY_BYTES: u64 = 16;
+/// What a node moves in a second unless it is told otherwise.
+const MOVE_BYTES_A_SECOND: u64 = 32 << 20;
+/// What planning, the last records and handing over take together.
+const MOVE_OVERHEAD: Duration = Duration::from_secs(2);
+
+/// A change of membership, as it was planned.
+///
+/// ```
+/// fn line(planned: &keydb_client::ScalePlanned) -> String {
+///     format!("{} ranges move; {} nodes join, {} leave", planned.moves.len(), planned.joins.len(), planned.leaves.len())
+/// }
+/// # let _ = line;
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ScalePlanned {
+    /// The operation that does it; `None` where there is nothing to do, and in a preview.
+    pub operation: Option<OperationId>,
+    /// Whether this call began it (or would have). Otherwise it ran already, or there is nothing to do.
+    pub changed: bool,
+    /// The ranges that are still to move.
+    pub moves: Vec<PlannedMove>,
+    /// The nodes that become members, with their addresses.
+    pub joins: Vec<(NodeId, String)>,
+    /// The members that leave, with their addresses.
+    pub leaves: Vec<(NodeId, String)>,
+}
+
+/// What a change of membership would move.
+///
+/// ```
+/// fn line(preview: &keydb_client::ScalePreview) -> String {
+///     format!("{} keys in {} ranges, about {:?}", preview.keys, preview.planned.moves.len(), preview.expected)
+/// }
+/// # let _ = line;
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ScalePreview {
+    /// The plan.
+    pub planned: ScalePlanned,
+    /// How many keys the ranges have that would move, of those whose owners answered.
+    pub keys: u64,
+    /// What these take on their way, about.
+    pub bytes: u64,
+    /// How long it would take, by the usual speed of moves; load on the nodes makes it longer.
+    pub expected: Duration,
+    /// Owners that did not answer: of their ranges the keys are not counted.
+    pub silent: Vec<NodeId>,
+}
+
+/// How far a scaling operation is, by the cluster map.
+///
+/// ```
+/// fn line(progress: &keydb_client::ScaleProgress) -> String {
+///     format!("{} of {} ranges have moved", progress.moved(), progress.moves)
+/// }
+/// # let _ = line;
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ScaleProgress {
+    /// Which operation.
+    pub operation: OperationId,
+    /// The members' addresses when it is done.
+    pub addresses: Vec<String>,
+    /// Whether ranges are only copied, or change their owners as well.
+    pub phase: Phase,
+    /// When it was planned, by the clock of the node that did.
+    pub started: UnixMillis,
+    /// How many ranges it moves altogether.
+    pub moves: usize,
+    /// How many of them have not changed their owners yet.
+    pub waiting: usize,
+    /// How many have, and the owner before still answers.
+    pub handing_over: usize,
+}
+
+impl ScaleProgress {
+    /// How far the operation is that runs by this map, if one does.
+    pub fn of(map: &ClusterMap) -> Option<Self> {
+        let target = map.target.as_ref()?;
+        let ranges = map.ranges.iter();
+        let waiting = ranges.clone().filter(|it| it.successor.is_some()).count();
+        let handing_over = ranges.filter(|it| it.from.is_some()).count();
+        let planned = target.moves.map_or(0, |moves| moves as usize);
+        Some(Self {
+            operation: target.operation_id,
+            addresses: target.addresses.clone(),
+            phase: target.phase,
+            started: target.started_ms,
+            moves: planned.max(waiting + handing_over),
+            waiting,
+            handing_over,
+        })
+    }
+
+    /// How many ranges have changed hands.
+    pub const fn moved(&self) -> usize {
+        self.moves.saturating_sub(self.waiting + self.handing_over)
+    }
+}
+
+impl AdminClient {
+    /// Plans the way to a cluster of exactly the nodes at `addresses`, and has the nodes copy the ranges that are to move. No range
+    /// changes its owner before [`scale_complete`](Self::scale_complete). New nodes must run, and wait to become members.
+    ///
+    /// # Errors
+    /// See [`AdminError`]; after [`Unavailable`](AdminError::Unavailable) the plan may have been made, and asking again is safe.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// # let address = client.cluster_map().nodes[0].address.clone();
+    /// # let admin = keydb_client::AdminClient::from(client);
+    /// // With the members that there are, nothing is to be done.
+    /// let planned = admin.scale(&[address]).await.unwrap();
+    /// assert!(!planned.changed && planned.operation.is_none());
+    /// # });
+    /// ```
+    pub async fn scale(&self, addresses: &[String]) -> Result<ScalePlanned, AdminError> {
+        self.plan(addresses, false).await
+    }
+
+    /// What [`scale`](Self::scale) would move, without a change.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// # let address = client.cluster_map().nodes[0].address.clone();
+    /// # let admin = keydb_client::AdminClient::from(client);
+    /// use keydb_client::AdminError;
+    ///
+    /// assert_eq!(admin.preview(&[address.clone()]).await.unwrap().keys, 0);
+    /// let error = admin.preview(&[address.clone(), address]).await.unwrap_err();
+    /// assert!(matches!(error, AdminError::Invalid { .. }), "{error}");
+    /// # });
+    /// ```
+    pub async fn preview(&self, addresses: &[String]) -> Result<ScalePreview, AdminError> {
+        let planned = self.plan(addresses, true).await?;
+        let mut keys_of: HashMap<(NodeId, RangeId), u64> = HashMap::new();
+        let mut silent = BTreeSet::new();
+        for (member, status) in self.node_info().await {
+            match status {
+                Ok(status) => keys_of.extend(
+                    status
+                        .ranges
+                        .iter()
+                        .map(|range| ((member.id, range.id), range.keys)),
+                ),
+                Err(_) => drop(silent.insert(member.id)),
+            }
+        }
+        silent.retain(|node| planned.moves.iter().any(|it| it.from == *node));
+        let (mut keys, mut by_node) = (0, HashMap::<NodeId, u64>::new());
+        for PlannedMove { range, from, to } in &planned.moves {
+            let of_range = keys_of.get(&(*from, *range)).copied().unwrap_or(0);
+            keys += of_range;
+            for node in [from, to] {
+                *by_node.entry(*node).or_default() += of_range * KEY_BYTES;
+            }
+        }
+        // Nodes move at the same time, each at its own speed.
+        let busiest = by_node.into_values().max();
+        Ok(ScalePreview {
+            planned,
+            keys,
+            bytes: keys * KEY_BYTES,
+            expected: busiest.map_or(Duration::ZERO, |bytes| {
+                MOVE_OVERHEAD + Duration::from_millis(bytes * 1000 / MOVE_BYTES_A_SECOND)
+            }),
+            silent: silent.into_iter().collect(),
+        })
+    }
+
+    /// Lets the ranges of the operation that runs change their owners; which operation that is. With `operation`, only that one. It
+    /// ends by itself: see [`wait`](Self::wait).
+    ///
+    /// # Errors
+    /// See [`AdminError`]; [`Conflict`](AdminError::Conflict) when none runs, or another one.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// # let admin = keydb_client::AdminClient::from(client);
+    /// use keydb_client::AdminError;
+    ///
+    /// let error = admin.scale_complete(None).await.unwrap_err();
+    /// assert!(matches!(error, AdminError::Conflict { .. }), "{error}");
+    /// # });
+    /// ```
+    pub async fn scale_complete(
+        &self,
+        operation: Option<OperationId>,
+    ) -> Result<OperationId, AdminError> {
+        let request = self.operation_request(operation);
+        let complete = |node: Arc<Node>, deadline| {
+            let request = timed(request.clone(), deadline);
+            async move { node.admin_connection().scale_complete(request).await }
+        };
+        let reply = self.ask_any(complete).await?;
+        operation_of(&reply).ok_or_else(|| AdminError::Conflict {
+            message: "the scaling operation has just ended".into(),
+        })
+    }
+
+    /// Gives up what has not changed its owner yet, of the operation that runs, or only of `operation`; whether there was one. Owners
+    /// never stop answering for that. To go back where ranges have moved, scale to the nodes that there were before.
+    ///
+    /// # Errors
+    /// See [`AdminError`]; [`Conflict`](AdminError::Conflict) when another one runs.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// # let admin = keydb_client::AdminClient::from(client);
+    /// assert!(!admin.abort(None).await.unwrap());
+    /// # });
+    /// ```
+    pub async fn abort(&self, operation: Option<OperationId>) -> Result<bool, AdminError> {
+        let request = self.operation_request(operation);
+        let abort = |node: Arc<Node>, deadline| {
+            let request = timed(request.clone(), deadline);
+            async move { node.admin_connection().abort_scale(request).await }
+        };
+        Ok(self.ask_any(abort).await?.changed)
+    }
+
+    /// How far the operation is that runs, if one does.
+    ///
+    /// # Errors
+    /// When no member answers.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// # let admin = keydb_client::AdminClient::from(client);
+    /// assert!(admin.operation().await.unwrap().is_none());
+    /// # });
+    /// ```
+    pub async fn operation(&self) -> Result<Option<ScaleProgress>, AdminError> {
+        let router = &self.client.shared().router;
+        let (lineage, epoch) = router.version();
+        let request = GetMapRequest {
+            cluster_id: router.cluster_id_bytes(),
+            lineage,
+            epoch,
+        };
+        let known = |node: Arc<Node>, deadline| {
+            let request = timed(request.clone(), deadline);
+            async move { node.connection().get_map(request).await }
+        };
+        let header = self.ask_member(known).await?.header.unwrap_or_default();
+        self.follow((header.lineage, header.epoch)).await;
+        Ok(ScaleProgress::of(&self.cluster_map()))
+    }
+
+    /// Waits until `operation` has ended, at most for `limit`; `seen` is told how far it is, several times a second. It does not end
+    /// before [`scale_complete`](Self::scale_complete).
+    ///
+    /// # Errors
+    /// [`Unavailable`](AdminError::Unavailable) when it has not ended by then, or no member answers.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// # let admin = keydb_client::AdminClient::from(client);
+    /// use std::time::Duration;
+    /// use keydb_client::OperationId;
+    ///
+    /// // One that does not run is over.
+    /// admin.wait(OperationId::random(), Duration::from_secs(60), |_| {}).await.unwrap();
+    /// # });
+    /// ```
+    pub async fn wait(
+        &self,
+        operation: OperationId,
+        limit: Duration,
+        mut seen: impl FnMut(&ScaleProgress),
+    ) -> Result<(), AdminError> {
+        let end = Instant::now() + limit;
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            let failure = match self.operation().await {
+                Ok(Some(progress)) if progress.operation == operation => {
+                    seen(&progress);
+                    let (moved, moves) = (progress.moved(), progress.moves);
+                    AdminError::Unavailable {
+                        attempts: looks,
+                        last_error: format!(
+                            "scaling operation {operation} has not ended within {limit:?}, and goes on: {moved} of {moves} hash ranges have moved"
+                        )
+                        .into(),
+                    }
+                }
+                Ok(_) => return Ok(()),
+                Err(error @ AdminError::Unavailable { .. }) => error,
+                Err(error) => return Err(error),
+            };
+            if Instant::now() + LOOK_INTERVAL > end {
+                return Err(failure);
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// [`scale`](Self::scale), [`scale_complete`](Self::scale_complete) and [`wait`](Self::wait), one after the other.
+    ///
+    /// # Errors
+    /// As theirs; [`Conflict`](AdminError::Conflict) also when somebody aborted it.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// # let address = client.cluster_map().nodes[0].address.clone();
+    /// # let admin = keydb_client::AdminClient::from(client);
+    /// let limit = std::time::Duration::from_secs(600);
+    /// let show = |progress: &keydb_client::ScaleProgress| println!("{} ranges have moved", progress.moved());
+    /// admin.auto_scale(&[address], limit, show).await.unwrap();
+    /// # });
+    /// ```
+    pub async fn auto_scale(
+        &self,
+        addresses: &[String],
+        limit: Duration,
+        seen: impl FnMut(&ScaleProgress),
+    ) -> Result<ScalePlanned, AdminError> {
+        let planned = self.scale(addresses).await?;
+        let Some(operation) = planned.operation else {
+            return Ok(planned);
+        };
+        self.scale_complete(Some(operation)).await?;
+        self.wait(operation, limit, seen).await?;
+        self.check_members(operation, addresses)?;
+        Ok(planned)
+    }
+
+    /// Whether `operation`, which has ended, came to its end: whether the members are those at `addresses`.
+    ///
+    /// # Errors
+    /// [`Conflict`](AdminError::Conflict) when they are not.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// # let address = client.cluster_map().nodes[0].address.clone();
+    /// # let admin = keydb_client::AdminClient::from(client);
+    /// use keydb_client::OperationId;
+    ///
+    /// let operation = OperationId::random();
+    /// assert!(admin.check_members(operation, &[address]).is_ok());
+    /// assert!(admin.check_members(operation, &["keydb-7:50051".to_owned()]).is_err());
+    /// # });
+    /// ```
+    pub fn check_members(
+        &self,
+        operation: OperationId,
+        addresses: &[String],
+    ) -> Result<(), AdminError> {
+        let map = self.cluster_map();
+        let members: BTreeSet<&str> = map.nodes.iter().map(|node| &*node.address).collect();
+        if members == addresses.iter().map(|it| &**it).collect() {
+            return Ok(());
+        }
+        Err(AdminError::Conflict {
+            message: format!(
+                "scaling operation {operation} has ended before its time: somebody aborted it, or has begun another one since"
+            )
+            .into(),
+        })
+    }
+
+    async fn plan(&self, addresses: &[String], preview: bool) -> Result<ScalePlanned, AdminError> {
+        let request = ScaleRequest {
+            cluster_id: self.client.shared().router.cluster_id_bytes(),
+            operation_id: OperationId::random().to_bytes().to_vec().into(),
+            addresses: addresses.to_vec(),
+            preview,
+        };
+        let scale = |node: Arc<Node>, deadline| {
+            let request = timed(request.clone(), deadline);
+            async move { node.admin_connection().scale(request).await }
+        };
+        let reply = self.ask_any(scale).await?;
+        let members = |members: Vec<ScaleMember>| {
+            let members = members.into_iter();
+            members.map(|it| (NodeId(it.node_id), it.address)).collect()
+        };
+        let planned = |it: &RangeMove| PlannedMove {
+            range: RangeId(it.range_id),
+            from: NodeId(it.from_node),
+            to: NodeId(it.to_node),
+        };
+        Ok(ScalePlanned {
+            operation: operation_of(&reply),
+            changed: reply.changed,
+            moves: reply.moves.iter().map(planned).collect(),
+            joins: members(reply.joins),
+            leaves: members(reply.leaves),
+        })
+    }
+
+    fn operation_request(&self, operation: Option<OperationId>) -> ScaleOperationRequest {
+        let id = operation.map(|id| id.to_bytes().to_vec());
+        ScaleOperationRequest {
+            cluster_id: self.client.shared().router.cluster_id_bytes(),
+            operation_id: id.unwrap_or_default().into(),
+        }
+    }
+
+    /// Has any member change the map, and goes by the change.
+    async fn ask_any<F>(
+        &self,
+        ask: impl Fn(Arc<Node>, Deadline) -> F,
+    ) -> Result<ScaleReply, AdminError>
+    where
+        F: Future<Output = Result<Response<ScaleReply>, Status>>,
+    {
+        let reply = self.ask_member(ask).await?;
+        self.follow((reply.lineage, reply.epoch)).await;
+        Ok(reply)
+    }
+
+    /// Asks members one after the other, until one answers or refuses, the retries are used up or the time is.
+    async fn ask_member<R, F>(
+        &self,
+        ask: impl Fn(Arc<Node>, Deadline) -> F,
+    ) -> Result<R, AdminError>
+    where
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let shared = self.client.shared();
+        let end = self.client.deadline().at;
+        let retries = shared.config.retry_count.unwrap_or(RETRIES_DEFAULT);
+        let mut attempts = 0;
+        for round in 0.. {
+            let routing = shared.router.current();
+            let nodes = routing.nodes();
+            let first = self.answering.load(Ordering::Relaxed);
+            let mut failure = AdminError::Closed;
+            for place in 0..nodes.len() {
+                let index = (first + place) % nodes.len();
+                let node = &nodes[index];
+                let left = end.saturating_duration_since(Instant::now());
+                let share = left / u32::try_from(nodes.len() - place).unwrap_or(u32::MAX);
+                let deadline = Deadline::new(Instant::now(), share.max(ATTEMPT_MIN).min(left));
+                attempts += 1;
+                let asked = reply_of(node, ask(Arc::clone(node), deadline), deadline, attempts);
+                let asked = shared.unless_closed(asked).await;
+                match asked.unwrap_or(Err(AdminError::Closed)) {
+                    Ok(reply) => {
+                        self.answering.store(index, Ordering::Relaxed);
+                        return Ok(reply);
+                    }
+                    // Another one may do it.
+                    Err(error @ (AdminError::Unavailable { .. } | AdminError::Refused { .. })) => {
+                        failure = error;
+                    }
+                    Err(error) => return Err(error),
+                }
+                if Instant::now() >= end {
+                    return Err(failure);
+                }
+            }
+            if round >= retries || matches!(failure, AdminError::Refused { .. }) {
+                return Err(failure);
+            }
+            let pause = sleep(shared.config.pause_before(round));
+            if timeout_at(end, pause).await.is_err() {
+                return Err(failure);
+            }
+        }
+        unreachable!("the loop above ends at the last retry")
+    }
+
+    /// Goes by a map of at least this version, as soon as a member does.
+    async fn follow(&self, version: MapVersion) {
+        let shared = self.client.shared();
+        let deadline = self.client.deadline();
+        while shared.router.version() < version && Instant::now() < deadline.at {
+            let routing = shared.router.current();
+            let index = self.answering.load(Ordering::Relaxed) % routing.nodes().len();
+            let round = shared
+                .router
+                .request_version(&routing.nodes()[index], version);
+            let done = shared.unless_closed(shared.router.finished(round));
+            if !matches!(timeout_at(deadline.at, done).await, Ok(Some(()))) {
+                return;
+            }
+            if shared.router.version() < version {
+                sleep(FOLLOW_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn operation_of(reply: &ScaleReply) -> Option<OperationId> {
+    let id = <[u8; 16]>::try_from(&*reply.operation_id).ok()?;
+    Some(OperationId::from_bytes(id))
+}

@@ -1,0 +1,43 @@
+//! The wire's side of what changes the cluster map.
+
+use std::sync::Arc;
+
+use keydb_proto::shard::{
+    ScaleOperationRequest, ScaleReply, ScaleRequest, admin_service_server::AdminService,
+};
+use keydb_storage::MapStore;
+use tonic::{Request, Response, Status};
+
+use crate::{cluster::scaling, node::Node};
+
+/// `keydb.shard.v1.AdminService` of one node.
+#[derive(Debug)]
+pub(crate) struct Admin {
+    pub(crate) node: Arc<Node>,
+    /// Where the cluster map is.
+    pub(crate) store: MapStore,
+}
+
+#[tonic::async_trait]
+impl AdminService for Admin {
+    async fn scale(&self, request: Request<ScaleRequest>) -> Result<Response<ScaleReply>, Status> {
+        let reply = scaling::scale(&self.node, &self.store, request.get_ref());
+        reply.await.map(Response::new)
+    }
+
+    async fn scale_complete(
+        &self,
+        request: Request<ScaleOperationRequest>,
+    ) -> Result<Response<ScaleReply>, Status> {
+        let reply = scaling::complete(&self.node, &self.store, request.get_ref());
+        reply.await.map(Response::new)
+    }
+
+    async fn abort_scale(
+        &self,
+        request: Request<ScaleOperationRequest>,
+    ) -> Result<Response<ScaleReply>, Status> {
+        let reply = scaling::abort(&self.node, &self.store, request.get_ref());
+        reply.await.map(Response::new)
+    }
+}

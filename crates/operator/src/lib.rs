@@ -1,0 +1,24 @@
+//! KeyDB's operator: scaling, snapshots and keys over HTTP, for people with `curl` and for programs in any language.
+//!
+//! It holds no state and no storage credentials: each call goes to the cluster's nodes through `keydb-client`, and everything about
+//! a scaling operation is in the cluster map. So any number may run; one that was killed is replaced by any other, and without one
+//! the cluster goes on all the same.
+//!
+//! [`run`] is the whole of it. A call comes in through `server`, which limits and counts; `input` reads it, `keys`, `cluster` and
+//! `scaling` do what it asks; `problem` is how it is refused (RFC 9457). `health` is what probes and Prometheus ask.
+
+mod cluster;
+mod config;
+mod health;
+mod input;
+mod keys;
+mod operator;
+mod problem;
+mod scaling;
+mod server;
+
+pub use config::{
+    BODY_BYTES_MAX, KEYS_MAX, OperatorConfig, READ_TIMEOUT, REQUESTS_MAX, SCALE_WAIT_MAX,
+    SNAPSHOT_WAIT_MAX,
+};
+pub use server::{OperatorError, run};

@@ -1,0 +1,125 @@
+//! Why a call is refused, as problem details (<https://www.rfc-editor.org/rfc/rfc9457>).
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use keydb_client::{AdminError, ErrorKind, GetError, WriteError};
+use serde_json::{Map, Value, json};
+
+/// A call that was not done, or perhaps not.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    status: StatusCode,
+    detail: String,
+    /// What programs may act on.
+    members: Map<String, Value>,
+}
+
+/// How soon it is worth asking again.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+impl Problem {
+    pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self {
+            status,
+            detail: detail.into(),
+            members: Map::new(),
+        }
+    }
+
+    /// What was asked for cannot be.
+    pub(crate) fn bad(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+
+    /// The same, of one field.
+    pub(crate) fn bad_field(field: &str, detail: impl std::fmt::Display) -> Self {
+        Self::bad(format!("{field}: {detail}")).with("field", field.into())
+    }
+
+    pub(crate) fn unavailable(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    }
+
+    pub(crate) fn detail(mut self, detail: String) -> Self {
+        self.detail = detail;
+        self
+    }
+
+    pub(crate) fn with(mut self, member: &str, value: Value) -> Self {
+        self.members.insert(member.to_owned(), value);
+        self
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut body = json!({
+            "type": "about:blank",
+            "title": self.status.canonical_reason(),
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+            "success": false,
+        });
+        if let Some(object) = body.as_object_mut() {
+            object.extend(self.members);
+        }
+        let kind = HeaderValue::from_static("application/problem+json");
+        let headers = [(header::CONTENT_TYPE, kind)];
+        let mut response = (self.status, headers, body.to_string()).into_response();
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        response
+    }
+}
+
+/// Of a call for keys that failed with this.
+fn of_kind(kind: ErrorKind, detail: String) -> Problem {
+    let status = match kind {
+        ErrorKind::InvalidKey => StatusCode::BAD_REQUEST,
+        ErrorKind::OperationIdUsed => StatusCode::CONFLICT,
+        ErrorKind::WrongCluster | ErrorKind::InvalidRequest => StatusCode::BAD_GATEWAY,
+        ErrorKind::DiskFull | ErrorKind::MemoryLimit | ErrorKind::RangeFull => {
+            StatusCode::INSUFFICIENT_STORAGE
+        }
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    Problem::new(status, detail)
+}
+
+impl From<GetError> for Problem {
+    fn from(error: GetError) -> Self {
+        of_kind(error.kind(), error.to_string())
+    }
+}
+
+impl From<WriteError> for Problem {
+    fn from(error: WriteError) -> Self {
+        let problem = of_kind(error.kind(), error.to_string());
+        match error {
+            WriteError::NotApplied(_) => problem.with("applied", "no".into()),
+            WriteError::MaybeApplied(what) => {
+                let problem = problem.with("applied", "unknown".into());
+                match what.operation {
+                    Some(id) => problem.with("idempotencyKey", id.to_string().into()),
+                    None => problem,
+                }
+            }
+        }
+    }
+}
+
+impl From<AdminError> for Problem {
+    fn from(error: AdminError) -> Self {
+        let status = match error {
+            AdminError::Invalid { .. } => StatusCode::BAD_REQUEST,
+            AdminError::Conflict { .. } | AdminError::Refused { .. } => StatusCode::CONFLICT,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
+    }
+}

@@ -1,0 +1,190 @@
+//! The calls, and the way in.
+
+use std::{io, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{Method, StatusCode, Uri},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use keydb_client::{Client, ConnectError};
+use tokio::{net::TcpListener, task::JoinSet, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    cluster,
+    config::{OperatorConfig, REQUESTS_MAX},
+    health, keys,
+    operator::{Operator, Shared},
+    problem::Problem,
+    scaling,
+};
+
+/// How long calls in progress have to end.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long before the cluster is looked for again.
+const CONNECT_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the operator can be asked.
+const PATHS: [&str; 15] = [
+    "/get",
+    "/info",
+    "/put",
+    "/claim",
+    "/createSnapshots",
+    "/scale",
+    "/scaleComplete",
+    "/autoScale",
+    "/abort",
+    "/hashRangeMovements",
+    "/lastOperation",
+    "/live",
+    "/ready",
+    "/metrics",
+    OTHER,
+];
+const OTHER: &str = "other";
+
+/// What ended an operator.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    /// It cannot be a client of the cluster: a setting is wrong, or the cluster is not what was expected.
+    #[error("the operator cannot connect to the cluster: {0}")]
+    Connect(#[from] ConnectError),
+    /// The listener cannot be used any more.
+    #[error("the operator's server failed: {0}")]
+    Server(#[from] io::Error),
+}
+
+/// Serves calls on `listener` until `shutdown` ends; then those in progress have some seconds to end. It need not find the cluster at
+/// once: until it does, calls are refused with 503.
+///
+/// # Errors
+/// What ended it, other than `shutdown`.
+pub async fn run(
+    config: OperatorConfig,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<(), OperatorError> {
+    match listener.local_addr() {
+        Ok(address) => info!(%address, "the operator listens"),
+        Err(error) => warn!(%error, "the operator listens"),
+    }
+    let operator = Arc::new(Operator::new(config));
+    let stop = CancellationToken::new();
+    let mut tasks = JoinSet::new();
+    let server = axum::serve(listener, router(Arc::clone(&operator)))
+        .with_graceful_shutdown(stop.clone().cancelled_owned());
+    tasks.spawn(async move { server.await.map_err(OperatorError::from) });
+    tasks.spawn(connect(Arc::clone(&operator)));
+    let ended = tokio::select! {
+        () = shutdown => Ok(()),
+        ended = failure(&mut tasks) => ended,
+    };
+    stop.cancel();
+    if timeout(DRAIN_TIMEOUT, async {
+        while tasks.join_next().await.is_some() {}
+    })
+    .await
+    .is_err()
+    {
+        warn!("calls in progress are cut off");
+    }
+    tasks.shutdown().await;
+    if let Ok(client) = operator.client() {
+        client.clone().close(Duration::ZERO).await;
+    }
+    info!("the operator has stopped");
+    ended
+}
+
+/// Waits for a task that fails. The one that connects ends well, once.
+async fn failure(tasks: &mut JoinSet<Result<(), OperatorError>>) -> Result<(), OperatorError> {
+    while let Some(ended) = tasks.join_next().await {
+        ended.map_err(io::Error::other)??;
+    }
+    Err(io::Error::other("it ended before it was told to").into())
+}
+
+/// Connects to the cluster, however long it takes to come up.
+async fn connect(operator: Shared) -> Result<(), OperatorError> {
+    loop {
+        match Client::connect(operator.config.client.clone()).await {
+            Ok(client) => {
+                let map = client.cluster_map();
+                info!(cluster = %map.cluster_id, nodes = map.nodes.len(), "connected to the cluster");
+                operator.connected(client);
+                return Ok(());
+            }
+            Err(error @ ConnectError::Unreachable { .. }) => warn!("{error}; trying again"),
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(CONNECT_PAUSE).await;
+    }
+}
+
+fn router(operator: Shared) -> Router {
+    Router::new()
+        .route("/get", get(keys::get))
+        .route("/put", post(keys::put))
+        .route("/claim", post(keys::claim))
+        .route("/info", get(cluster::info))
+        .route("/createSnapshots", post(cluster::create_snapshots))
+        .route("/scale", post(scaling::scale))
+        .route("/scaleComplete", post(scaling::complete))
+        .route("/autoScale", post(scaling::auto_scale))
+        .route("/abort", post(scaling::abort))
+        .route(
+            "/hashRangeMovements",
+            get(scaling::movements_of_query).post(scaling::movements),
+        )
+        .route("/lastOperation", get(scaling::last_operation))
+        .route("/live", get(health::live))
+        .route("/ready", get(health::ready))
+        .route("/metrics", get(health::metrics))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(Arc::clone(&operator), limit_and_count))
+        .with_state(operator)
+}
+
+async fn limit_and_count(State(operator): State<Shared>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let path = PATHS.into_iter().find(|it| *it == path).unwrap_or(OTHER);
+    let is_call = !matches!(path, "/live" | "/ready" | "/metrics");
+    let response = match operator.room.try_acquire() {
+        Err(_) if is_call => Problem::unavailable(format!(
+            "{REQUESTS_MAX} calls are being worked on, which is the limit; try again later"
+        ))
+        .into_response(),
+        _room => next.run(request).await,
+    };
+    operator.count(path, response.status().as_u16());
+    response
+}
+
+async fn no_such_path(uri: Uri) -> Problem {
+    let calls = PATHS.into_iter().filter(|path| *path != OTHER);
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        format!(
+            "there is no {}; the calls are {}",
+            uri.path(),
+            calls.collect::<Vec<_>>().join(", ")
+        ),
+    )
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Problem {
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        format!(
+            "{} does not take {method}; the header Allow says what it takes",
+            uri.path()
+        ),
+    )
+}
