@@ -1,4 +1,4 @@
-//! The hash ranges that this node answers for, by one cluster map.
+//! The hash ranges whose keys this node has: those that it answers for, and those that come and go.
 //!
 //! A table never changes. A new map makes a new table, which shares the ranges that stay; a request keeps the table that it
 //! started with.
@@ -7,12 +7,14 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use bytes::Bytes;
-use keydb_core::{Arena, ClusterMap, HashRange, KeySet, NodeId, RangeEntry, RangeId};
+use keydb_core::{
+    Arena, ClusterMap, CopyId, HashRange, KeySet, NodeId, RangeEntry, RangeId, moving::Standing,
+};
 
 use crate::ranges::uncommitted::Uncommitted;
 
@@ -23,20 +25,29 @@ pub(crate) struct CurrentMap {
     pub(crate) json: Bytes,
 }
 
-/// The ranges that this node owns by a map.
+/// The ranges whose keys this node has, and the map that it goes by.
 #[derive(Debug)]
 pub(crate) struct OwnedRanges {
+    /// Which node this is.
+    pub(crate) node: NodeId,
     pub(crate) current_map: Arc<CurrentMap>,
     /// By ascending id.
     ranges: Vec<Arc<OwnedRange>>,
+    /// Where something else holds than what the map says.
+    standings: HashMap<RangeId, Standing>,
 }
 
-/// One range that this node owns, under one generation of its ownership.
+/// One range whose keys this node has.
 #[derive(Debug)]
 pub(crate) struct OwnedRange {
     pub(crate) id: RangeId,
+    /// Under which its keys came to be here. It stays the same for as long as they do.
     pub(crate) generation: u64,
+    /// What brought them, if they came from another node.
+    pub(crate) copy: Option<CopyId>,
     pub(crate) bounds: HashRange,
+    /// The generation under which requests are let in; 0: none.
+    open_under: AtomicU64,
     /// The keys whose write is not committed yet. To be looked at and changed under the lock of the keys.
     pub(crate) uncommitted: Uncommitted,
     keys: RwLock<KeySet>,
@@ -101,15 +112,42 @@ impl OwnedRanges {
                     Some(range) if range.generation == generation && range.bounds == bounds => {
                         Arc::clone(range)
                     }
-                    _ => Arc::new(OwnedRange::new(id, generation, bounds, arena, has_disk)),
+                    _ => {
+                        let range = OwnedRange::new(id, generation, None, bounds, arena, has_disk);
+                        range.open(generation);
+                        Arc::new(range)
+                    }
                 }
             })
             .collect();
         ranges.sort_unstable_by_key(|range| range.id);
         Self {
+            node,
             current_map,
             ranges,
+            standings: HashMap::new(),
         }
+    }
+
+    /// These ranges, by ascending id, under `current_map`; where `standings` says otherwise, it is not the map that counts.
+    pub(crate) fn with(
+        node: NodeId,
+        current_map: Arc<CurrentMap>,
+        ranges: Vec<Arc<OwnedRange>>,
+        standings: HashMap<RangeId, Standing>,
+    ) -> Self {
+        debug_assert!(ranges.is_sorted_by_key(|range| range.id));
+        Self {
+            node,
+            current_map,
+            ranges,
+            standings,
+        }
+    }
+
+    /// How the node stands to a range, where that is not what the map says.
+    pub(crate) fn standing(&self, id: RangeId) -> Option<Standing> {
+        self.standings.get(&id).copied()
     }
 
     /// The ranges by ascending id.
@@ -149,9 +187,11 @@ impl OwnedRanges {
 const POISONED: &str = "a key set in which an operation panicked is not used any more";
 
 impl OwnedRange {
-    fn new(
+    /// A range without keys, into which no request is let.
+    pub(crate) fn new(
         id: RangeId,
         generation: u64,
+        copy: Option<CopyId>,
         bounds: HashRange,
         arena: &Arc<Arena>,
         loading: bool,
@@ -163,13 +203,31 @@ impl OwnedRange {
         Self {
             id,
             generation,
+            copy,
             bounds,
+            open_under: AtomicU64::new(0),
             uncommitted: Uncommitted::default(),
             keys: RwLock::new(KeySet::new(bounds, arena)),
             missing: OnceLock::new(),
             readiness,
             is_given_up: AtomicBool::new(false),
         }
+    }
+
+    /// Lets requests in that name this generation, and no others.
+    pub(crate) fn open(&self, generation: u64) {
+        self.open_under.store(generation, Ordering::SeqCst);
+    }
+
+    /// Lets no request in.
+    pub(crate) fn shut(&self) {
+        self.open(0);
+    }
+
+    /// Whether requests that name this generation are let in.
+    #[inline]
+    pub(crate) fn is_open(&self, generation: u64) -> bool {
+        self.open_under.load(Ordering::SeqCst) == generation
     }
 
     /// What has become of its loading; `None` while it loads. Only a ready range is answered for.

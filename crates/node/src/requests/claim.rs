@@ -87,7 +87,7 @@ pub(crate) async fn claim(node: &Node, request: &ClaimRequest) -> Result<ClaimRe
                     refused: Vec::new(),
                     partially_applied: Vec::new(),
                 };
-                work_on(table, &plan, &mut claiming).await;
+                work_on(node, table, &plan, &mut claiming).await;
                 return claiming.reply(&membership_state, plan.refused).await;
             }
             Begin::InFlight(ended) => {
@@ -224,6 +224,10 @@ impl Work for Claiming<'_> {
         }
         self.refused.push(full(range, error));
         ControlFlow::Break(())
+    }
+
+    fn refuse(&mut self, refusal: RangeRefusal) {
+        self.refused.push(refusal);
     }
 
     fn end(&mut self, _: &OwnedRange, group: Group) {

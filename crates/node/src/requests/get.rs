@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use keydb_core::{Bitmap, PackedFingerprints, Times};
-use keydb_proto::shard::{GetReply, GetRequest};
+use keydb_proto::shard::{GetReply, GetRequest, RangeRefusal};
 use tonic::Status;
 
 use crate::{
@@ -19,18 +19,19 @@ pub(crate) async fn get(node: &Node, request: &GetRequest) -> Result<GetReply, S
     let _permit = node.in_flight.enter()?;
     let (membership_state, now) = admit(node, request.header.as_ref())?;
     let table = table(node, &membership_state)?;
-    let plan = plan(node, table, &request.ranges, &request.fingerprints)?;
+    let mut plan = plan(node, table, &request.ranges, &request.fingerprints)?;
     let mut getting = Getting {
         commit: Commit::of_read(node.journal()),
         times: node.clock.times_at(now),
         present: Bitmap::new(plan.fingerprints.len()),
+        refused: plan.refused.split_off(0),
     };
-    work_on(table, &plan, &mut getting).await;
+    work_on(node, table, &plan, &mut getting).await;
     getting.commit.committed().await?;
     Ok(GetReply {
         header: Some(node.reply_header(membership_state.map())),
         present: getting.present.into_bytes().into(),
-        refused: plan.refused,
+        refused: getting.refused,
     })
 }
 
@@ -38,6 +39,7 @@ struct Getting<'a> {
     commit: Commit<'a>,
     times: Times,
     present: Bitmap,
+    refused: Vec<RangeRefusal>,
 }
 
 impl Work for Getting<'_> {
@@ -52,5 +54,9 @@ impl Work for Getting<'_> {
         let present = |index| self.present.get(start + index);
         self.commit.found(range, keys, present);
         ControlFlow::Continue(())
+    }
+
+    fn refuse(&mut self, refusal: RangeRefusal) {
+        self.refused.push(refusal);
     }
 }

@@ -2,7 +2,7 @@
 
 use keydb_core::{
     ClusterId, FINGERPRINT_BYTES, HashRange, NodeId, OperationId, PackedFingerprints, RangeId, Ttl,
-    UnixMillis,
+    UnixMillis, moving::Standing,
 };
 use keydb_proto::{
     id_field, refusal_status,
@@ -10,7 +10,7 @@ use keydb_proto::{
 };
 use tonic::Status;
 
-use crate::ranges::owned::{CurrentMap, OwnedRange, OwnedRanges, Readiness};
+use crate::ranges::owned::{OwnedRange, OwnedRanges, Readiness};
 
 /// A request's keys, by range, checked.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub(crate) struct Group {
     pub(crate) end: usize,
     /// How many earlier sendings may have been applied.
     pub(crate) attempt: u32,
+    /// The generation that the request names.
+    pub(crate) generation: u64,
 }
 
 impl Group {
@@ -169,7 +171,7 @@ impl<'a> Plan<'a> {
             }
             let end = start + keys.key_count as usize;
             match table.find(id, guess) {
-                Some(index) if table.ranges()[index].generation == keys.generation => {
+                Some(index) if table.ranges()[index].is_open(keys.generation) => {
                     let range = &table.ranges()[index];
                     check_bounds(id, range.bounds, packed.slice(start, end), start)?;
                     if range.is_ready() {
@@ -178,13 +180,14 @@ impl<'a> Plan<'a> {
                             start,
                             end,
                             attempt: keys.attempt,
+                            generation: keys.generation,
                         });
                     } else {
                         plan.refused.push(not_ready(range));
                     }
                     guess = index + 1;
                 }
-                _ => plan.refused.push(not_owner(&table.current_map, keys)),
+                _ => plan.refused.push(not_owner(table, id, keys.generation)),
             }
             start = end;
         }
@@ -246,8 +249,9 @@ fn not_ready(range: &OwnedRange) -> RangeRefusal {
     }
 }
 
-fn not_owner(current_map: &CurrentMap, keys: &RangeKeys) -> RangeRefusal {
-    let id = RangeId(keys.range_id);
+/// Why a range is not answered for under the generation that a request names.
+pub(super) fn not_owner(table: &OwnedRanges, id: RangeId, generation: u64) -> RangeRefusal {
+    let current_map = &table.current_map;
     let epoch = current_map.map.epoch;
     let mut refusal = RangeRefusal {
         range_id: id.0,
@@ -255,21 +259,30 @@ fn not_owner(current_map: &CurrentMap, keys: &RangeKeys) -> RangeRefusal {
         owner_node: None,
         owner_address: String::new(),
         generation: 0,
-        message: String::new(),
+        message: format!("there is no range {id} (cluster map epoch {epoch})"),
     };
-    match current_map.owner_of(id) {
-        Some((range, address)) => {
-            refusal.owner_node = Some(range.owner.0);
-            refusal.owner_address = address.to_owned();
-            refusal.generation = range.generation;
+    let Some((range, _)) = current_map.owner_of(id) else {
+        return refusal;
+    };
+    let (owner, under) = match table.standing(id) {
+        Some(Standing::Holds(under)) => {
+            refusal.code = RefusalCode::Held.into();
+            refusal.generation = under;
             refusal.message = format!(
-                "range {id} belongs to node {} at {address} under generation {} (cluster map epoch {epoch}); the request has generation {}",
-                range.owner, range.generation, keys.generation
+                "range {id} is being handed over to this node under generation {under}; try again"
             );
+            return refusal;
         }
-        None => {
-            refusal.message = format!("there is no range {id} (cluster map epoch {epoch})");
-        }
-    }
+        Some(Standing::Refers { node, generation }) => (node, generation),
+        Some(Standing::Answers(under)) => (table.node, under),
+        None => (range.owner, range.generation),
+    };
+    let address = current_map.map.node(owner).map_or("", |node| &node.address);
+    refusal.owner_node = Some(owner.0);
+    refusal.owner_address = address.to_owned();
+    refusal.generation = under;
+    refusal.message = format!(
+        "range {id} belongs to node {owner} at {address} under generation {under} (cluster map epoch {epoch}); the request has generation {generation}"
+    );
     refusal
 }

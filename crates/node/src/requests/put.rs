@@ -3,7 +3,7 @@
 //! A record of the journal has one expiry. So keys with expiries of their own are worked on in the order of those, and each run of
 //! equal ones is a chunk of its own.
 
-use std::ops::ControlFlow;
+use std::{collections::HashMap, ops::ControlFlow};
 
 use keydb_core::{
     Expiry, FINGERPRINT_BYTES, PackedFingerprints, RangeId, TTL_MAX, Ttl, UnixMillis,
@@ -69,7 +69,7 @@ pub(crate) async fn put(node: &Node, request: &PutRequest) -> Result<PutReply, S
         moment,
         refused: plan.refused.split_off(0),
     };
-    work_on(table, &plan, &mut putting).await;
+    work_on(node, table, &plan, &mut putting).await;
     putting.commit.committed().await?;
     Ok(PutReply {
         header: Some(node.reply_header(membership_state.map())),
@@ -127,6 +127,13 @@ impl Work for Putting<'_> {
         ControlFlow::Break(())
     }
 
+    fn refuse(&mut self, refusal: RangeRefusal) {
+        // Keys with expiries of their own come in several groups of one range.
+        if !self.is_refused(RangeId(refusal.range_id)) {
+            self.refused.push(refusal);
+        }
+    }
+
     fn pause(&mut self) {
         let Moment { expiry, now, .. } = self.moment;
         self.commit.append(expiry, None, &[], now);
@@ -148,6 +155,11 @@ fn by_expiry(plan: &mut Plan<'_>, expiries: &[Expiry]) -> (Vec<u8>, Vec<Expiry>)
         order.extend((group.start..group.end).map(|index| (expiries[index], group.range, index)));
     }
     order.sort_unstable();
+    let generations: HashMap<usize, u64> = plan
+        .groups
+        .iter()
+        .map(|group| (group.range, group.generation))
+        .collect();
     let mut packed = Vec::with_capacity(order.len() * FINGERPRINT_BYTES);
     plan.groups.clear();
     let mut until = Vec::new();
@@ -162,6 +174,7 @@ fn by_expiry(plan: &mut Plan<'_>, expiries: &[Expiry]) -> (Vec<u8>, Vec<Expiry>)
             start,
             end: start + run.len(),
             attempt: 0,
+            generation: generations[&range],
         });
         until.push(expiry);
     }

@@ -77,13 +77,13 @@ async fn look_up(
             refused: Vec::new(),
         },
     };
-    work_on(table, &plan, &mut looking_up).await;
+    work_on(node, table, &plan, &mut looking_up).await;
     drop(looking_up.operation);
     if looking_up.any_new {
         return Ok(None);
     }
     looking_up.commit.committed().await?;
-    looking_up.known.refused = plan.refused;
+    looking_up.known.refused.extend(plan.refused);
     Ok(Some(looking_up.known))
 }
 
@@ -148,6 +148,10 @@ impl Work for LookingUp<'_> {
             (start..start + keys.len()).for_each(|index| unknown.or(index, true));
         }
         ControlFlow::Continue(())
+    }
+
+    fn refuse(&mut self, refusal: RangeRefusal) {
+        self.known.refused.push(refusal);
     }
 }
 

@@ -8,8 +8,9 @@ use keydb_core::{InsertError, PackedFingerprints};
 use keydb_proto::shard::{RangeRefusal, RefusalCode};
 
 use crate::{
+    node::Node,
     ranges::owned::{OwnedRange, OwnedRanges},
-    requests::plan::{Group, Plan},
+    requests::plan::{self, Group, Plan},
 };
 
 /// So many keys are worked on before others get their turn.
@@ -37,6 +38,9 @@ pub(super) trait Work {
         start: usize,
     ) -> ControlFlow<()>;
 
+    /// The range of a group is not answered for any more. Nothing was applied to it.
+    fn refuse(&mut self, refusal: RangeRefusal);
+
     /// Ends the work on a group: on all of it but where a step has broken off.
     fn end(&mut self, _range: &OwnedRange, _group: Group) {}
 
@@ -47,12 +51,23 @@ pub(super) trait Work {
     fn resume(&mut self) {}
 }
 
-/// Does `work` with all keys of `plan`.
-pub(super) async fn work_on(table: &OwnedRanges, plan: &Plan<'_>, work: &mut impl Work) {
+/// Does `work` with all keys of `plan`. Ranges that were shut since it was made are refused.
+pub(super) async fn work_on(
+    node: &Node,
+    table: &OwnedRanges,
+    plan: &Plan<'_>,
+    work: &mut impl Work,
+) {
+    // Until all that is applied is in the journal. A group that was begun is ended, also if its range is shut meanwhile.
+    let _inside = node.grace.enter();
     let mut pace = Pace::default();
     for (position, group) in plan.groups.iter().enumerate() {
         prefetch(table, plan, position + PREFETCH_GROUPS);
         let range = owned(table, *group);
+        if !range.is_open(group.generation) {
+            work.refuse(shut(node, table, range, *group));
+            continue;
+        }
         for (start, end) in steps(work.begin(position, range, *group)) {
             if pace.spend(end - start) {
                 work.pause();
@@ -90,6 +105,12 @@ fn steps(group: Group) -> impl Iterator<Item = (usize, usize)> {
     (group.start..group.end)
         .step_by(STEP_KEYS)
         .map(move |start| (start, group.end.min(start + STEP_KEYS)))
+}
+
+/// Why a group is refused whose range was open when the request came in.
+fn shut(node: &Node, table: &OwnedRanges, range: &OwnedRange, group: Group) -> RangeRefusal {
+    let now = node.membership.state();
+    plan::not_owner(now.table().unwrap_or(table), range.id, group.generation)
 }
 
 /// Says when others are to have their turn: after every [`STEP_KEYS`] keys.
@@ -137,6 +158,7 @@ mod tests {
             start: 10,
             end: 10 + 2 * STEP_KEYS + 1,
             attempt: 0,
+            generation: 1,
         };
         let steps: Vec<_> = steps(group).collect();
         assert_eq!(

@@ -46,11 +46,12 @@ const ERROR_CODES: [(ErrorCode, &str); 12] = [
 ];
 
 /// Why ranges of a request are refused.
-const RANGE_CODES: [(RefusalCode, &str); 5] = [
+const RANGE_CODES: [(RefusalCode, &str); 6] = [
     (RefusalCode::NotOwner, "not_owner"),
     (RefusalCode::Loading, "loading"),
     (RefusalCode::Full, "full"),
     (RefusalCode::Closed, "closed"),
+    (RefusalCode::Held, "held"),
     (RefusalCode::Unspecified, "other"),
 ];
 
