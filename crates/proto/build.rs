@@ -5,7 +5,10 @@ use std::error::Error;
 fn main() -> Result<(), Box<dyn Error>> {
     let root = "../../proto";
     println!("cargo::rerun-if-changed={root}");
-    let descriptors = protox::compile(["keydb/shard/v1/admin.proto"], [root])?;
+    let descriptors = protox::compile(
+        ["keydb/shard/v1/admin.proto", "keydb/shard/v1/moves.proto"],
+        [root],
+    )?;
     // `Bytes` shares the receive buffer: fingerprints are not copied on their way in.
     tonic_prost_build::configure()
         .bytes(".")

@@ -21,6 +21,7 @@ use crate::{
     disk::journal::Journal,
     disk::snapshot::NodeParts,
     ending::Ending,
+    moving::Moves,
     ranges::grace::Grace,
     requests::answers::AnswerMemory,
     requests::reclaiming::Reclaiming,
@@ -47,6 +48,8 @@ pub(crate) struct Node {
     pub(crate) ending: Arc<Ending>,
     /// The requests that are at work on keys.
     pub(crate) grace: Grace,
+    /// The ranges that come to this node, are here, or leave it.
+    pub(crate) moves: Moves,
     disk: OnceLock<Disk>,
     disk_opened: Notify,
     disk_hangs: AtomicBool,
@@ -60,16 +63,18 @@ impl Node {
     pub(crate) fn new(config: NodeConfig, clock: Arc<dyn Clock>) -> Self {
         let limits = &config.limits;
         let answers = AnswerMemory::new(limits.answer_memory_bytes, limits.answer_memory_age);
+        let (arena, membership) = (Arena::new(), Arc::default());
         Self {
+            moves: Moves::new(config.id, Arc::clone(&arena), Arc::clone(&membership)),
             incarnation: Incarnation::random(),
             started: clock.now(),
-            arena: Arena::new(),
+            arena,
             answers: Arc::new(answers),
             in_flight: InFlight::new(limits.requests_in_flight_max),
             request_counters: Arc::default(),
             reclaiming: Reclaiming::default(),
             warnings: Arc::new(Warnings::new(config.id)),
-            membership: Arc::default(),
+            membership,
             ending: Arc::default(),
             grace: Grace::default(),
             disk: OnceLock::new(),

@@ -16,8 +16,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
 use crate::{
-    NodeConfig, NodeError, cluster::membership::Membership, node::Node, ranges::sweep::sweep,
-    server::grpc::serve,
+    NodeConfig, NodeError, cluster::membership::Membership, moving, node::Node,
+    ranges::sweep::sweep, server::grpc::serve,
 };
 
 /// How long connections without requests have to close, also where the drain deadline has passed.
@@ -133,6 +133,7 @@ impl Running {
             ));
         }
         let mut membership = JoinSet::new();
+        membership.spawn(moving::run(Arc::clone(node), store.clone()));
         membership.spawn(Membership::new(Arc::clone(node), store).follow());
         membership.spawn(journal_failed(Arc::clone(node)));
         membership.spawn(disk_hangs(Arc::clone(node)));
@@ -231,6 +232,7 @@ struct Abandoned(Arc<Node>);
 
 impl Drop for Abandoned {
     fn drop(&mut self) {
+        self.0.moves.sessions.abort();
         if let Some(disk) = self.0.disk() {
             disk.abandon();
         }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::NodeId;
+use crate::{CopyId, NodeId};
 
 /// What an owner says to a successor that has published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -50,6 +50,9 @@ pub struct SuccessorDecision {
     pub generation: u64,
     /// Whom the range comes from.
     pub owner: NodeId,
+    /// What has brought it, if it has begun with what a session brought.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<CopyId>,
     /// What was decided.
     pub word: SuccessorWord,
 }

@@ -155,6 +155,7 @@ pub(crate) struct State {
     late_word: Option<(usize, usize, Word, u64, u64)>,
     is_storage_away: bool,
     has_lost: bool,
+    has_crashed: bool,
     /// Fault "stale manifest": what was given away stays on the disk.
     keeps_files: bool,
     copies: u8,
@@ -224,6 +225,7 @@ impl State {
             late_word: None,
             is_storage_away: false,
             has_lost: false,
+            has_crashed: false,
             keeps_files: config.fault == Some(Fault::StaleManifest),
             copies: 0,
             nodes,
@@ -256,8 +258,9 @@ impl State {
             if tells && node.memory & key == 0 {
                 return Some(format!("what operation {op} was told is forgotten"));
             }
-            if delivered(op) == Some(Answer::Unknown) {
-                return Some(format!("operation {op} is told unknown without a loss"));
+            // After a crash nobody may know any more what it has cut short.
+            if delivered(op) == Some(Answer::Unknown) && !self.has_crashed {
+                return Some(format!("operation {op} is told unknown without a crash"));
             }
             if op != PUT && delivered(op) == Some(Answer::Duplicate) {
                 let other = 1 - op;
@@ -588,6 +591,7 @@ impl Steps<'_> {
         if budget.crashes > 0 {
             self.add(false, format_args!("{at} is killed"), |state| {
                 state.budget.crashes -= 1;
+                state.has_crashed = true;
                 crash(state, at, fault);
             });
             if !node.log.is_empty() {
@@ -597,6 +601,8 @@ impl Steps<'_> {
                     format_args!("{at} is killed after a sync"),
                     |state| {
                         state.budget.crashes -= 1;
+                        state.has_crashed = true;
+                        state.has_crashed = true;
                         let node = &mut state.nodes[at];
                         node.durable = node.log.iter().fold(node.durable, |all, it| all | it);
                         crash(state, at, fault);
@@ -824,6 +830,7 @@ impl Steps<'_> {
                     lineage: LINEAGE,
                     generation: node.saved.generation,
                     owner: from.node,
+                    copy: Some(from.copy),
                     word: SuccessorWord::Begun,
                 });
             }

@@ -37,8 +37,9 @@ use crate::{
     disk::journal::JournalSizes,
     disk::recovery::{Recovered, Recovery},
     disk::snapshot,
+    moving::mark_lost,
     node::Node,
-    ranges::owned::{CurrentMap, OwnedRanges},
+    ranges::owned::CurrentMap,
 };
 
 /// How long one look at the map may take.
@@ -314,13 +315,13 @@ impl Membership {
             .is_none_or(|current| map.version() > current.version());
         match &*membership_state {
             MembershipState::Serving(_) if !newer => Ok(()),
-            MembershipState::Serving(table) => self.follow_to(map, table),
+            MembershipState::Serving(_) => self.follow_to(map),
             _ => self.join(map, newer).await,
         }
     }
 
     /// The next map of a node that serves.
-    fn follow_to(&self, map: ClusterMap, before: &OwnedRanges) -> Result<(), NodeError> {
+    fn follow_to(&self, map: ClusterMap) -> Result<(), NodeError> {
         let node = self.node.config.id;
         let cluster = map.cluster_id;
         let epoch = map.epoch;
@@ -337,7 +338,8 @@ impl Membership {
                 epoch,
             }),
             Some(_) => {
-                self.serve(map, Some(before));
+                self.keep_map(&map);
+                self.node.moves.go_by(CurrentMap::new(map));
                 Ok(())
             }
         }
@@ -371,8 +373,7 @@ impl Membership {
                 refuse_to_be_second(self.node.incarnation, &map, &entry).await?;
             }
             // Either the disk was here before, or an earlier attempt, whose outcome was not known, has succeeded.
-            self.registered(map);
-            return Ok(());
+            return self.registered(map);
         }
         if let Some(found) = entry.disk_id {
             refuse_to_be_second(self.node.incarnation, &map, &entry).await?;
@@ -392,12 +393,15 @@ impl Membership {
             return Ok(());
         }
         self.predecessor = entry.disk_id;
+        if let Some(data_dir) = &self.data_dir {
+            mark_lost(data_dir.root(), &map, self.node.config.id)?;
+        }
         let (id, now) = (self.node.config.id, self.node.clock.now());
         let register = registration::register(&self.store, &map, id, entry.disk_id, disk_id, now);
         match register.await? {
             Written::Done(map) => {
                 self.contact.works();
-                self.registered(*map);
+                self.registered(*map)?;
             }
             Written::Outdated => {}
             Written::Failed(error) => self.contact.fails(&error),
@@ -472,7 +476,7 @@ impl Membership {
         }
     }
 
-    fn registered(&mut self, map: ClusterMap) {
+    fn registered(&mut self, map: ClusterMap) -> Result<(), NodeError> {
         let node = self.node.config.id;
         info!(
             %node,
@@ -491,42 +495,29 @@ impl Membership {
                 map.durability
             );
         }
-        self.serve(map, None);
+        self.keep_map(&map);
+        let manifest = match &self.data_dir {
+            Some(data_dir) => snapshot::local_manifest(data_dir)?,
+            None => None,
+        };
+        let root = self.data_dir.as_ref().map(|it| it.root().to_owned());
+        self.node
+            .moves
+            .start(CurrentMap::new(map), root, manifest.as_ref())?;
         self.recover();
+        Ok(())
     }
 
-    fn serve(&self, map: ClusterMap, before: Option<&OwnedRanges>) {
+    /// Keeps the map on the disk, for a start without object storage.
+    fn keep_map(&self, map: &ClusterMap) {
         let node = self.node.config.id;
         if let Some(data_dir) = &self.data_dir {
-            // Without it a start needs the storage, which is no reason to stop.
-            if let Err(error) = data_dir.save_map(&map) {
+            // Without it a start needs the storage, which is no reason to stop. What the node has decided by this map is kept apart.
+            if let Err(error) = data_dir.save_map(map) {
                 warn!(%node, "the cluster map cannot be kept on the disk: {error}");
             }
         }
-        let table = OwnedRanges::new(CurrentMap::new(map), node, &self.node.arena, before);
-        let ranges = table.ranges().len();
-        let epoch = table.current_map.map.epoch;
-        info!(%node, epoch, ranges, "serving");
-        let has_disk = table.current_map.map.durability.has_disk();
-        let mut started = 0;
-        for range in before.iter().flat_map(|before| table.started_since(before)) {
-            started += 1;
-            if has_disk {
-                range.close(
-                    "it came to this node from another one, and this build does not move keys"
-                        .to_owned(),
-                );
-            }
-        }
-        if started > 0 {
-            let what = if has_disk {
-                "are closed"
-            } else {
-                "start empty"
-            };
-            warn!(%node, epoch, "{started} ranges that came to this node {what}");
-        }
-        self.node.membership.set(MembershipState::Serving(table));
+        info!(%node, epoch = map.epoch, "serving");
     }
 
     /// Starts to read the node's keys from its disk, or from object storage.

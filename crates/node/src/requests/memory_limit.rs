@@ -49,7 +49,8 @@ pub(crate) async fn check(
     ))
 }
 
-fn is_reached(node: &Node) -> bool {
+/// Whether the key sets take all the memory that they may.
+pub(crate) fn is_reached(node: &Node) -> bool {
     let limit_bytes = node.config.limits.memory_bytes;
     limit_bytes > 0 && node.arena.used_bytes() >= limit_bytes
 }

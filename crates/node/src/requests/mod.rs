@@ -20,4 +20,5 @@ mod steps;
 
 pub(crate) use claim::claim;
 pub(crate) use get::get;
+pub(crate) use memory_limit::is_reached as is_over_memory_limit;
 pub(crate) use put::put;

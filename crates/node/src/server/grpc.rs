@@ -19,7 +19,7 @@ use keydb_proto::{
     refusal_status,
     shard::{
         ErrorCode, admin_service_server::AdminServiceServer,
-        shard_service_server::ShardServiceServer,
+        move_service_server::MoveServiceServer, shard_service_server::ShardServiceServer,
     },
 };
 use keydb_storage::MapStore;
@@ -84,6 +84,8 @@ pub(crate) async fn serve(
         .saturating_add(16);
     let service = ShardServiceServer::new(Service(Arc::clone(&node)))
         .max_decoding_message_size(limits.message_bytes_max);
+    let moves = MoveServiceServer::new(MoveRequests(Arc::clone(&node)))
+        .max_decoding_message_size(limits.message_bytes_max);
     let admin = AdminServiceServer::new(Admin {
         node: Arc::clone(&node),
         store,
@@ -97,6 +99,7 @@ pub(crate) async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(NamedLimit(service))
         .add_service(NamedLimit(admin))
+        .add_service(moves)
         .serve_with_incoming_shutdown(connections(listener, cut), stop.cancelled_owned())
         .await
 }

@@ -203,6 +203,10 @@ impl RangeMachine {
             lineage: tenure.0,
             generation: tenure.1,
             owner,
+            copy: self
+                .arriving
+                .map(|it| it.copy)
+                .filter(|_| word == SuccessorWord::Begun && self.lost() != Some(tenure)),
             word,
         };
         if let Some((tenure, owner)) = self.begin.filter(|(tenure, _)| self.is_open(*tenure)) {

@@ -26,6 +26,7 @@ mod queue;
 mod recent;
 mod replay;
 mod segment;
+mod tap;
 mod writer;
 
 #[cfg(test)]
@@ -36,7 +37,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use keydb_core::{Clock, ClusterId, Incarnation, Lsn, NodeId};
@@ -45,6 +46,7 @@ pub use inspect::{Found, inspect};
 pub(crate) use queue::{Reservation, Space};
 pub(crate) use recent::{Recent, RecentRecords};
 pub(crate) use replay::replay;
+pub(crate) use tap::{Tap, TapNotes, Tapped};
 
 use prepare::Room;
 use queue::Queue;
@@ -54,6 +56,12 @@ const SEGMENT_BYTES: u64 = 64 << 20;
 
 /// Recent records are kept in memory, for the next delta snapshot, up to this size.
 pub(crate) const RECENT_BYTES_MAX: usize = 16 << 20;
+
+/// So many bytes may wait in taps before those who write have to wait.
+const TAPPED_BYTES_MAX: usize = 32 << 20;
+
+/// How often it is looked whether they still do.
+const TAP_PAUSE: Duration = Duration::from_millis(1);
 
 /// Where the journal is and what it goes by.
 #[derive(Debug, Clone)]
@@ -217,11 +225,30 @@ impl Journal {
         self.shared.config.synced
     }
 
+    /// Every record that is committed from here on comes out of the tap as well.
+    pub(crate) fn tap(&self) -> (Tap, TapNotes) {
+        self.shared.queue.taps().open()
+    }
+
+    /// How many bytes wait in taps.
+    pub(crate) fn tapped_bytes(&self) -> usize {
+        self.shared.queue.taps().waiting_bytes()
+    }
+
+    /// The disk whose records they are.
+    pub(crate) fn disk_id(&self) -> Incarnation {
+        self.shared.config.identity.disk_id
+    }
+
     /// Promises room for records of `bytes` in total. Waits while more is being prepared.
     ///
     /// # Errors
     /// When the disk is full.
     pub(crate) async fn admit(&self, bytes: usize) -> Result<Space, Full> {
+        // Another node takes them more slowly than they come; it has a second before its session ends.
+        while self.tapped_bytes() > TAPPED_BYTES_MAX {
+            tokio::time::sleep(TAP_PAUSE).await;
+        }
         let promised = if self.is_synced() {
             self.shared.room.promise(bytes as u64).await?
         } else {

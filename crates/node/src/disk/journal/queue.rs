@@ -10,10 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use keydb_core::{Lsn, Record, RecordBody, UnixMillis, Write, encode_record};
 use tokio::sync::{Notify, oneshot};
 
-use super::{JournalError, Shared, recent::Recent};
+use super::{JournalError, Shared, recent::Recent, tap::Taps};
 
 /// So long a record that nobody waits for may be kept from the disk, so that many go there together.
 const LATE_MAX: Duration = Duration::from_millis(10);
@@ -35,6 +36,7 @@ pub(super) struct Queue {
     work: Condvar,
     waiters: Mutex<BinaryHeap<Waiter>>,
     recent: Mutex<Recent>,
+    taps: Taps,
     synced: bool,
     error: OnceLock<JournalError>,
     failed: Notify,
@@ -120,6 +122,7 @@ impl Queue {
             work: Condvar::new(),
             waiters: Mutex::default(),
             recent: Mutex::new(recent),
+            taps: Taps::default(),
             synced,
             error: OnceLock::new(),
             failed: Notify::new(),
@@ -152,6 +155,11 @@ impl Queue {
 
     pub(super) fn recent(&self) -> MutexGuard<'_, Recent> {
         lock(&self.recent)
+    }
+
+    /// Where committed records go as well.
+    pub(super) const fn taps(&self) -> &Taps {
+        &self.taps
     }
 
     pub(super) fn cut(&self, covered: Lsn) {
@@ -200,7 +208,15 @@ impl Queue {
     /// The records are safe, up to `last`: they are kept for a while, and those who wait are woken.
     pub(super) fn commit(&self, records: &mut Vec<Vec<u8>>, last: Lsn) {
         let mut recent = lock(&self.recent);
-        records.drain(..).for_each(|record| recent.push(record));
+        if self.taps.are_open() {
+            for record in records.drain(..) {
+                let record = Bytes::from(record);
+                self.taps.push(&record);
+                recent.push(record);
+            }
+        } else {
+            records.drain(..).for_each(|record| recent.push(record));
+        }
         self.committed.store(last.0, Ordering::Release);
         self.commits.fetch_add(1, Ordering::Relaxed);
         drop(recent);

@@ -71,10 +71,11 @@ impl Recent {
     }
 
     /// Adds the record that follows the last one.
-    pub(super) fn push(&mut self, record: Vec<u8>) {
+    pub(super) fn push(&mut self, record: impl Into<Bytes>) {
+        let record = record.into();
         self.to = self.to.next();
         self.bytes += record.len();
-        self.records.push_back(record.into());
+        self.records.push_back(record);
         let new_bytes = self.bytes - self.looked_at_bytes;
         self.has_overflowed |= new_bytes > self.bytes_max || self.bytes > 2 * self.bytes_max;
         if self.has_overflowed {

@@ -1,0 +1,239 @@
+//! Does what the ranges' machines want.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    sync::Arc,
+    time::Duration,
+};
+
+use keydb_core::{
+    ClusterMap, NodeId, RangeId,
+    moving::{Assignment, Change, Event},
+};
+use keydb_storage::MapStore;
+use tokio::{
+    task::{JoinSet, spawn_blocking},
+    time::{Instant, sleep, timeout},
+};
+use tracing::{info, warn};
+
+use super::{state::Deciding, successor::Sessions, words::Words};
+use crate::{NodeError, node::Node};
+
+/// How often it is looked whether something is to be done that nobody has told of.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// A node writes the map at most this often to move ranges.
+const WRITE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a write of the map may take.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(45);
+/// A range is sealed at most for so long without its successor's hearing of it.
+const SEAL_MAX: Duration = Duration::from_millis(500);
+/// How long is waited before a decision that the disk did not take is written again.
+const DECIDE_AGAIN_AFTER: Duration = Duration::from_millis(200);
+
+/// Moves ranges until the node ends.
+pub(crate) async fn run(node: Arc<Node>, store: MapStore) -> NodeError {
+    let mut mover = Mover {
+        node,
+        store,
+        sessions: Sessions::default(),
+        words: Words::default(),
+        draining: BTreeMap::new(),
+        drains: JoinSet::new(),
+        writing: JoinSet::new(),
+        written: None,
+    };
+    loop {
+        mover.look().await;
+        tokio::select! {
+            () = mover.node.moves.changed() => {}
+            () = sleep(LOOK_INTERVAL) => {}
+            Some(drained) = mover.drains.join_next() => mover.drained(drained.unwrap_or_default()),
+            Some(written) = mover.writing.join_next() => {
+                if let Ok(Some(version)) = written {
+                    mover.sessions.published(version);
+                }
+            }
+        }
+    }
+}
+
+struct Mover {
+    node: Arc<Node>,
+    store: MapStore,
+    sessions: Sessions,
+    words: Words,
+    /// The ranges whose last requests are waited for, and since when.
+    draining: BTreeMap<RangeId, Instant>,
+    drains: JoinSet<Vec<RangeId>>,
+    /// The version of the map that was written.
+    writing: JoinSet<Option<(u64, u64)>>,
+    /// When the map was written last.
+    written: Option<Instant>,
+}
+
+impl Mover {
+    async fn look(&mut self) {
+        let moves = &self.node.moves;
+        while let Some(deciding) = moves.decide() {
+            self.write_down(deciding).await;
+        }
+        self.drain();
+        self.begin();
+        self.words.tell(&self.node);
+        let owners: BTreeSet<NodeId> = self
+            .node
+            .moves
+            .look(|_, machine| machine.wants_copy_from())
+            .into_iter()
+            .collect();
+        self.sessions.keep(&self.node, &owners);
+        self.write_map();
+    }
+
+    /// Writes decisions down, until the disk takes them: without that nothing goes on.
+    async fn write_down(&self, deciding: Deciding) {
+        let deciding = Arc::new(deciding);
+        loop {
+            let writing = Arc::clone(&deciding);
+            let written = spawn_blocking(move || writing.write()).await;
+            let reason = match written {
+                Ok(Ok(())) => break,
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            warn!(node = %self.node.config.id, "a decision about ranges that move is not written down, trying again: {reason}");
+            sleep(DECIDE_AGAIN_AFTER).await;
+        }
+        if let Some(deciding) = Arc::into_inner(deciding) {
+            self.node.moves.decided(deciding);
+        }
+    }
+
+    /// Waits for the last requests of ranges that were sealed.
+    fn drain(&mut self) {
+        let sealed: Vec<RangeId> = self
+            .node
+            .moves
+            .look(|id, machine| machine.wants_drained().then_some(id));
+        self.draining.retain(|id, _| sealed.contains(id));
+        let late: Vec<RangeId> = self
+            .draining
+            .iter()
+            .filter(|(_, since)| since.elapsed() > SEAL_MAX)
+            .map(|(id, _)| *id)
+            .collect();
+        if !late.is_empty() {
+            warn!(node = %self.node.config.id, ranges = late.len(), "ranges were not handed over: requests did not end in time");
+            let events = late.into_iter().map(|id| (id, Event::SealTimedOut));
+            self.node.moves.on(events);
+        }
+        let new: Vec<RangeId> = sealed
+            .into_iter()
+            .filter(|id| !self.draining.contains_key(id))
+            .collect();
+        if new.is_empty() {
+            return;
+        }
+        self.draining
+            .extend(new.iter().map(|id| (*id, Instant::now())));
+        let node = Arc::clone(&self.node);
+        self.drains.spawn(async move {
+            node.grace.passed().await;
+            if let Some(journal) = node.journal()
+                && journal.wait_committed(journal.taken()).await.is_err()
+            {
+                // The node is about to end.
+                return Vec::new();
+            }
+            new
+        });
+    }
+
+    fn drained(&self, ranges: Vec<RangeId>) {
+        let events = ranges.into_iter().map(|id| (id, Event::Drained));
+        self.node.moves.on(events);
+    }
+
+    fn begin(&self) {
+        let moves = &self.node.moves;
+        let begin = moves.look(|id, machine| Some((id, machine.wants_begin()?)));
+        if begin.is_empty() {
+            return;
+        }
+        moves.on(begin.iter().map(|(id, _)| (*id, Event::BeginSent)));
+        for (id, (lineage, generation, copy)) in begin {
+            moves.sessions.begin(id, lineage, generation, copy);
+        }
+    }
+
+    /// Writes what the machines want changed, all of it at once.
+    fn write_map(&mut self) {
+        let is_early = self.written.is_some_and(|at| at.elapsed() < WRITE_INTERVAL);
+        if !self.writing.is_empty() || is_early {
+            return;
+        }
+        let wanted = self.node.moves.look(|_, machine| {
+            let stored = *machine.assignment();
+            Some((machine.wants_change(&stored)?, stored.owner))
+        });
+        // What is published is handed over at once, so little is to be on its way.
+        let close: BTreeSet<NodeId> = wanted
+            .iter()
+            .map(|(_, owner)| *owner)
+            .filter(|owner| self.sessions.is_close(*owner))
+            .collect();
+        if !wanted
+            .iter()
+            .any(|(change, owner)| is_due(*change, *owner, &close))
+        {
+            return;
+        }
+        self.written = Some(Instant::now());
+        let (node, store) = (Arc::clone(&self.node), self.store.clone());
+        self.writing
+            .spawn(async move { write(&node, &store, &close).await });
+    }
+}
+
+/// Whether a change of a range that `owner` has may be written now, by a node that is `close` behind these owners.
+fn is_due(change: Change, owner: NodeId, close: &BTreeSet<NodeId>) -> bool {
+    !matches!(change, Change::Publish { .. }) || close.contains(&owner)
+}
+
+/// Writes what the machines want changed in the map that is stored.
+async fn write(node: &Node, store: &MapStore, close: &BTreeSet<NodeId>) -> Option<(u64, u64)> {
+    let me = node.config.id;
+    let mut changes = 0;
+    let change = |current: &ClusterMap| -> Result<Option<ClusterMap>, Infallible> {
+        let mut next = current.successor();
+        changes = 0;
+        for index in 0..current.ranges.len() {
+            let stored = Assignment::of(current, index);
+            let id = current.ranges[index].id;
+            let wanted = node.moves.wanted_change(id, &stored);
+            if let Some(change) = wanted.filter(|it| is_due(*it, stored.owner, close)) {
+                change.apply(me, &stored, &mut next.ranges[index]);
+                changes += 1;
+            }
+        }
+        Ok((changes > 0).then_some(next))
+    };
+    match timeout(WRITE_TIMEOUT, store.update(change)).await {
+        Ok(Ok(map)) => {
+            if changes > 0 {
+                info!(node = %me, epoch = map.epoch, ranges = changes, "changed the cluster map");
+            }
+            if let Some(in_force) = node.membership.state().map() {
+                node.hear_of_map(in_force, map.version());
+            }
+            return Some(map.version());
+        }
+        Ok(Err(error)) => {
+            warn!(node = %me, "the cluster map is not changed, trying again: {error}")
+        }
+        Err(_) => warn!(node = %me, "the cluster map is not changed in time, trying again"),
+    }
+    None
+}

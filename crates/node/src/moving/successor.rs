@@ -1,0 +1,550 @@
+//! Sessions in which this node is the successor: it asks for copies, and applies what comes.
+//!
+//! What comes as records goes through this node's own journal, under its own LSNs, and so into its snapshots. What comes as a copy is in
+//! the key set only, until a full snapshot of the range is made of that: then the copy is secured.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use keydb_core::{
+    AnswerEntry, CopyId, Entry, Expiry, FINGERPRINT_BYTES, Fingerprint, Lsn, NodeId,
+    OperationAnswers, OperationId, PackedFingerprints, RangeId, RecordGroup, UnixMillis, Write,
+    moving::Event, record_bytes_max,
+};
+use keydb_proto::shard::{
+    BeginRange, CopyAnswers, CopyEntries, CopyRequest, ForwardedRecord, MapVersion, OwnerMessage,
+    Ping, SuccessorHello, SuccessorMessage, move_service_client::MoveServiceClient,
+    owner_message::Message, successor_message,
+};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+use tracing::{info, warn};
+
+use crate::{disk::journal::Journal, node::Node, ranges::owned::OwnedRange, requests};
+
+/// How long connecting may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long is waited before a session that has ended is begun again.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// So many ranges are asked for at once; the next when one of them is secured.
+const RANGES_MAX: usize = 8;
+/// How often it is looked what is to be asked for, and how far behind the owner the node is.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// An owner of which nothing comes for so long is given up: there is always the answer to a ping.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// A ping that is not answered for so long is sent again.
+const PING_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// A node that is not further behind than this may publish.
+pub(super) const LAG_MAX: Duration = Duration::from_millis(100);
+/// A range that the owner did not tap is asked for again after this.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(300);
+/// How long a full snapshot and its upload may take.
+const SECURE_TIMEOUT: Duration = Duration::from_secs(120);
+/// What one message of an owner has at most.
+const MESSAGE_BYTES_MAX: usize = 32 << 20;
+/// So many keys are merged under one lock.
+const MERGE_ENTRIES: usize = 4096;
+
+/// The sessions by their owners.
+#[derive(Debug, Default)]
+pub(super) struct Sessions {
+    tasks: JoinSet<NodeId>,
+    open: HashMap<NodeId, Arc<Link>>,
+}
+
+/// What others are to know of a session.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    state: Mutex<LinkState>,
+    /// There is a map that the owner is to hear of.
+    has_published: Notify,
+}
+
+#[derive(Debug, Default)]
+struct LinkState {
+    /// When the node was as far as the owner, and how long that had taken.
+    caught_up: Option<(Instant, Duration)>,
+    /// A map that the owner is to hear of.
+    published: Option<(u64, u64)>,
+}
+
+impl Link {
+    /// Whether little is on its way.
+    fn is_close(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state
+            .caught_up
+            .is_some_and(|(at, lag)| lag <= LAG_MAX && at.elapsed() <= 3 * LOOK_INTERVAL)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut LinkState) -> T) -> T {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Sessions {
+    /// Sees to it that there is a session with each of `owners`.
+    pub(super) fn keep(&mut self, node: &Arc<Node>, owners: &BTreeSet<NodeId>) {
+        while let Some(ended) = self.tasks.try_join_next() {
+            if let Ok(owner) = ended {
+                self.open.remove(&owner);
+            }
+        }
+        for owner in owners {
+            if self.open.contains_key(owner) {
+                continue;
+            }
+            let link = Arc::new(Link::default());
+            self.open.insert(*owner, Arc::clone(&link));
+            let (node, owner) = (Arc::clone(node), *owner);
+            self.tasks.spawn(async move {
+                let why = match run(&node, owner, &link).await {
+                    Ok(()) => "there is nothing to be moved any more".to_owned(),
+                    Err(why) => {
+                        sleep(AGAIN_AFTER).await;
+                        why
+                    }
+                };
+                info!(node = %node.config.id, %owner, "a session that brings ranges has ended: {why}");
+                owner
+            });
+        }
+    }
+
+    /// Whether this node is nearly as far as `owner`.
+    pub(super) fn is_close(&self, owner: NodeId) -> bool {
+        self.open.get(&owner).is_some_and(|link| link.is_close())
+    }
+
+    /// Has all owners hear of a map of this version.
+    pub(super) fn published(&self, version: (u64, u64)) {
+        for link in self.open.values() {
+            link.change(|state| state.published = Some(version));
+            link.has_published.notify_one();
+        }
+    }
+}
+
+/// A copy that comes in.
+struct Incoming {
+    copy: CopyId,
+    range: Arc<OwnedRange>,
+}
+
+struct Session<'a> {
+    node: &'a Arc<Node>,
+    journal: &'a Journal,
+    owner: NodeId,
+    link: &'a Link,
+    requests: mpsc::Sender<SuccessorMessage>,
+    incoming: BTreeMap<RangeId, Incoming>,
+    /// The ranges that were asked for, and when.
+    asked: HashMap<RangeId, Instant>,
+    securing: JoinSet<(RangeId, CopyId, Result<(), String>)>,
+    /// The last record that was applied.
+    applied: Lsn,
+    /// The last ping, and when it was sent.
+    pings: (u64, Instant),
+    is_answered: bool,
+    last_heard: Instant,
+}
+
+/// Runs a session until nothing is to be moved, or something fails.
+async fn run(node: &Arc<Node>, owner: NodeId, link: &Link) -> Result<(), String> {
+    let membership_state = node.membership.state();
+    let map = membership_state.map().ok_or("there is no map")?;
+    let address = map
+        .node(owner)
+        .map(|entry| entry.address.clone())
+        .ok_or("the owner is not a member any more")?;
+    let disk_id = map.node(node.config.id).and_then(|entry| entry.disk_id);
+    let hello = SuccessorHello {
+        cluster_id: map.cluster_id.to_bytes().to_vec().into(),
+        node_id: node.config.id.0,
+        disk_id: disk_id
+            .map(|id| id.to_bytes().to_vec())
+            .unwrap_or_default()
+            .into(),
+        target_node: owner.0,
+    };
+    drop(membership_state);
+    let journal = node.journal().ok_or("the journal is not open yet")?;
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|error| error.to_string())?
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(8 << 20)
+        .tcp_nodelay(true);
+    let channel = timeout(CONNECT_TIMEOUT, endpoint.connect())
+        .await
+        .map_err(|_| format!("{address} does not answer"))?
+        .map_err(|error| format!("{address}: {error}"))?;
+    let (requests, outgoing) = mpsc::channel(64);
+    let message = successor_message::Message::Hello(hello);
+    let _ = requests.try_send(SuccessorMessage {
+        message: Some(message),
+    });
+    let opened = MoveServiceClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .session(ReceiverStream::new(outgoing));
+    let mut messages = timeout(CONNECT_TIMEOUT, opened)
+        .await
+        .map_err(|_| format!("{address} does not answer"))?
+        .map_err(|status| status.message().to_owned())?
+        .into_inner();
+    let mut session = Session {
+        node,
+        journal,
+        owner,
+        link,
+        requests,
+        incoming: BTreeMap::new(),
+        asked: HashMap::new(),
+        securing: JoinSet::new(),
+        applied: Lsn::ZERO,
+        pings: (0, Instant::now()),
+        is_answered: true,
+        last_heard: Instant::now(),
+    };
+    let mut look = tokio::time::interval(LOOK_INTERVAL);
+    let ended = loop {
+        let done = tokio::select! {
+            message = messages.message() => match message {
+                Ok(Some(OwnerMessage { message: Some(message) })) => session.take_in(message).await.map(|()| false),
+                Ok(Some(_)) => Ok(false),
+                Ok(None) => Err("the owner has ended it".to_owned()),
+                Err(status) => Err(status.message().to_owned()),
+            },
+            Some(secured) = session.securing.join_next() => session.secured(secured),
+            () = link.has_published.notified() => session.look(),
+            _ = look.tick() => session.look(),
+        };
+        match done {
+            Ok(false) => {}
+            Ok(true) => break Ok(()),
+            Err(why) => break Err(why),
+        }
+    };
+    let copies = std::mem::take(&mut session.incoming);
+    let ended_copies = copies.into_iter();
+    node.moves
+        .on(ended_copies.map(|(range, incoming)| (range, Event::CopyEnded(incoming.copy))));
+    ended
+}
+
+impl Session<'_> {
+    /// Asks for what is wanted, and how far the owner is. True when nothing is to be moved any more.
+    fn look(&mut self) -> Result<bool, String> {
+        if self.last_heard.elapsed() > SILENCE_MAX {
+            return Err("nothing comes from the owner".to_owned());
+        }
+        let owner = self.owner;
+        // What the machine has given up is not waited for.
+        let arriving: HashMap<RangeId, CopyId> = self
+            .node
+            .moves
+            .look(|id, machine| machine.arriving().map(|copy| (id, copy)))
+            .into_iter()
+            .collect();
+        self.incoming
+            .retain(|id, incoming| arriving.get(id) == Some(&incoming.copy));
+        let wanted: Vec<(RangeId, u64, u64)> = self.node.moves.look(|id, machine| {
+            let assignment = machine.assignment();
+            (machine.wants_copy_from() == Some(owner)).then_some((
+                id,
+                assignment.lineage,
+                assignment.generation,
+            ))
+        });
+        if wanted.is_empty() && self.incoming.is_empty() {
+            return Ok(true);
+        }
+        let unsecured = self
+            .incoming
+            .values()
+            .filter(|it| !it.range.is_ready())
+            .count();
+        let mut free = RANGES_MAX.saturating_sub(unsecured);
+        let is_full = requests::is_over_memory_limit(self.node);
+        self.node.warnings.set(
+            "moves",
+            is_full.then(|| {
+                "ranges that are to come to this node wait: its memory limit is reached".to_owned()
+            }),
+        );
+        for (range, lineage, generation) in wanted {
+            let is_asked = self
+                .asked
+                .get(&range)
+                .is_some_and(|at| at.elapsed() < ASK_AGAIN_AFTER);
+            if free == 0 || is_asked || is_full {
+                continue;
+            }
+            free -= 1;
+            self.asked.insert(range, Instant::now());
+            self.send(successor_message::Message::Copy(CopyRequest {
+                range_id: range.0,
+                lineage,
+                generation,
+            }))?;
+        }
+        if let Some((lineage, epoch)) = self.link.change(|state| state.published.take()) {
+            self.send(successor_message::Message::Published(MapVersion {
+                lineage,
+                epoch,
+            }))?;
+        }
+        let (number, sent) = self.pings;
+        if self.is_answered || sent.elapsed() > PING_AGAIN_AFTER {
+            self.pings = (number + 1, Instant::now());
+            self.is_answered = false;
+            self.send(successor_message::Message::Ping(Ping {
+                number: number + 1,
+            }))?;
+        }
+        Ok(false)
+    }
+
+    fn send(&self, message: successor_message::Message) -> Result<(), String> {
+        let message = SuccessorMessage {
+            message: Some(message),
+        };
+        self.requests
+            .try_send(message)
+            .map_err(|_| "the owner takes nothing".to_owned())
+    }
+
+    async fn take_in(&mut self, message: Message) -> Result<(), String> {
+        self.last_heard = Instant::now();
+        match message {
+            Message::Tapped(tapped) => {
+                let range = RangeId(tapped.range_id);
+                let copy = copy_id(&tapped.copy)?;
+                if let Some(owned) = self.node.moves.copy_begins(self.owner, range, copy) {
+                    let incoming = Incoming { copy, range: owned };
+                    self.incoming.insert(range, incoming);
+                }
+            }
+            Message::NotTapped(_) => {}
+            Message::Record(record) => self.apply(&record).await?,
+            Message::Entries(entries) => self.merge(&entries).await?,
+            Message::Answers(answers) => self.remember(&answers)?,
+            Message::CopyEnd(end) => self.secure(RangeId(end.range_id)),
+            Message::Pong(pong) => {
+                if pong.number == self.pings.0 {
+                    self.is_answered = true;
+                    let lag = self.pings.1.elapsed();
+                    self.link
+                        .change(|state| state.caught_up = Some((Instant::now(), lag)));
+                    self.node.moves.wake();
+                }
+            }
+            Message::Begin(begin) => self.begin(&begin).await?,
+        }
+        Ok(())
+    }
+
+    /// Applies a committed record of the owner, through the own journal.
+    async fn apply(&mut self, record: &ForwardedRecord) -> Result<(), String> {
+        let expiry =
+            Expiry::from_unix_seconds(record.expiry_seconds).ok_or("a record has no expiry")?;
+        let fingerprints =
+            PackedFingerprints::new(&record.fingerprints).map_err(|error| error.to_string())?;
+        let answers = OperationAnswers::decode(&record.answers)
+            .ok_or("answers cannot be read")?
+            .only(|range| self.incoming.contains_key(&range));
+        let mut groups = Vec::new();
+        let mut kept = Vec::new();
+        let mut start = 0;
+        for group in &record.groups {
+            let end = start + group.key_count as usize;
+            if end > fingerprints.len() {
+                return Err("a record has fewer keys than it says".to_owned());
+            }
+            if let Some(incoming) = self.incoming.get(&RangeId(group.range_id)) {
+                groups.push((incoming, start, end));
+                kept.extend_from_slice(fingerprints.slice(start, end).as_bytes());
+            }
+            start = end;
+        }
+        if groups.is_empty() && answers.is_empty() {
+            return Ok(());
+        }
+        let bytes = record_bytes_max(
+            groups.len(),
+            kept.len() / FINGERPRINT_BYTES,
+            record.answers.len(),
+        );
+        let space = loop {
+            match self.journal.admit(bytes).await {
+                Ok(space) => break space,
+                // What was promised to the owner is not taken until there is room; it gives this node up after a while.
+                Err(full) => {
+                    warn!(node = %self.node.config.id, "ranges that come to this node wait: {full}");
+                    sleep(Duration::from_millis(500)).await;
+                }
+            }
+        };
+        // Nothing may be awaited until the record is appended.
+        let reservation = space.begin();
+        let lsn = reservation.lsn();
+        let times = self.node.clock.times();
+        let mut record_groups = Vec::new();
+        for (incoming, start, end) in groups {
+            let range = &incoming.range;
+            let keys = fingerprints.slice(start, end);
+            if let Err(error) = range.write().put(keys, expiry, times) {
+                return Err(format!(
+                    "range {} cannot take all of its keys: {error}",
+                    range.id
+                ));
+            }
+            record_groups.push(RecordGroup {
+                range: range.id,
+                generation: range.generation,
+                count: (end - start) as u32,
+            });
+        }
+        let operation = operation_id(&record.operation_id)?;
+        let written = UnixMillis(record.written_unix_ms);
+        if let Some(operation) = operation.filter(|_| !answers.is_empty()) {
+            self.node.answers.restore(AnswerEntry {
+                operation,
+                recorded: written,
+                lsn,
+                answers: answers.clone(),
+            });
+        }
+        let write = Write {
+            expiry,
+            operation: operation.filter(|_| !answers.is_empty()),
+            answers: answers.as_bytes(),
+            groups: (&record_groups[..]).into(),
+            fingerprints: PackedFingerprints::new(&kept).map_err(|error| error.to_string())?,
+        };
+        reservation.append(&write, written);
+        self.applied = lsn;
+        Ok(())
+    }
+
+    async fn merge(&mut self, chunk: &CopyEntries) -> Result<(), String> {
+        let Some(incoming) = self.incoming.get(&RangeId(chunk.range_id)) else {
+            return Ok(());
+        };
+        let range = &incoming.range;
+        let (packed, rest) = chunk.entries.as_chunks::<{ FINGERPRINT_BYTES + 4 }>();
+        if !rest.is_empty() {
+            return Err("part of a copy has a broken entry".to_owned());
+        }
+        let mut entries = Vec::with_capacity(MERGE_ENTRIES);
+        for packed in packed.chunks(MERGE_ENTRIES) {
+            entries.clear();
+            for bytes in packed {
+                let (fingerprint, expiry) = bytes.split_at(FINGERPRINT_BYTES);
+                let fingerprint = fingerprint.try_into().map_err(|_| "a broken entry")?;
+                let fingerprint = Fingerprint::from_bytes(fingerprint);
+                let seconds = expiry.try_into().map(u32::from_le_bytes).unwrap_or(0);
+                let expiry = Expiry::from_unix_seconds(seconds).ok_or("an entry without expiry")?;
+                if !range.bounds.contains(fingerprint.top()) {
+                    return Err(format!("{fingerprint:?} lies outside range {}", range.id));
+                }
+                entries.push(Entry::new(fingerprint, expiry));
+            }
+            let merged = range.write().merge(&entries, self.node.clock.times());
+            merged.map_err(|error| {
+                format!("range {} cannot take all of its keys: {error}", range.id)
+            })?;
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+
+    fn remember(&self, answers: &CopyAnswers) -> Result<(), String> {
+        if !self.incoming.contains_key(&RangeId(answers.range_id)) {
+            return Ok(());
+        }
+        for answer in &answers.answers {
+            let operation = operation_id(&answer.operation_id)?.ok_or("answers of no operation")?;
+            let decoded =
+                OperationAnswers::decode(&answer.answers).ok_or("answers cannot be read")?;
+            self.node.answers.restore_older(AnswerEntry {
+                operation,
+                recorded: UnixMillis(answer.recorded_unix_ms),
+                // They were committed where they come from, and become durable with the round that secures the copy.
+                lsn: Lsn::ZERO,
+                answers: decoded,
+            });
+        }
+        Ok(())
+    }
+
+    /// All of a copy is in the key set: it is to get onto the disk.
+    fn secure(&mut self, id: RangeId) {
+        let Some(incoming) = self.incoming.get(&id) else {
+            return;
+        };
+        incoming.range.end_loading();
+        let (copy, node) = (incoming.copy, Arc::clone(self.node));
+        self.securing.spawn(async move {
+            let deadline = Instant::now() + SECURE_TIMEOUT;
+            let secured = match node.disk().and_then(|disk| disk.snapshots()) {
+                Some(snapshots) => snapshots.secure(&[id], deadline).await,
+                None => Err("snapshots cannot be made yet".to_owned()),
+            };
+            (id, copy, secured)
+        });
+    }
+
+    fn secured(
+        &mut self,
+        secured: Result<(RangeId, CopyId, Result<(), String>), tokio::task::JoinError>,
+    ) -> Result<bool, String> {
+        let (range, copy, secured) = secured.map_err(|error| error.to_string())?;
+        match secured {
+            Ok(()) => {
+                self.node.moves.on([(range, Event::Secured(copy))]);
+                Ok(false)
+            }
+            Err(reason) => Err(format!("range {range} is not secured: {reason}")),
+        }
+    }
+
+    /// All that came before is committed, and then the owner's word counts.
+    async fn begin(&mut self, begin: &BeginRange) -> Result<(), String> {
+        let copy = copy_id(&begin.copy)?;
+        let committed = self.journal.wait_committed(self.applied).await;
+        committed.map_err(|error| error.to_string())?;
+        let event = Event::Begin {
+            lineage: begin.lineage,
+            generation: begin.generation,
+            copy,
+        };
+        self.node.moves.on([(RangeId(begin.range_id), event)]);
+        // The keys are the node's own from now on: the end of this session changes nothing about them.
+        Ok(())
+    }
+}
+
+fn copy_id(bytes: &[u8]) -> Result<CopyId, String> {
+    let bytes = bytes
+        .try_into()
+        .map_err(|_| "a copy's name has not 16 bytes")?;
+    Ok(CopyId::from_bytes(bytes))
+}
+
+fn operation_id(bytes: &[u8]) -> Result<Option<OperationId>, String> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let bytes = bytes
+        .try_into()
+        .map_err(|_| "an operation's id has not 16 bytes")?;
+    Ok(Some(OperationId::from_bytes(bytes)))
+}
