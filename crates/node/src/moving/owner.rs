@@ -57,6 +57,7 @@ pub(crate) struct OwnerSessions {
 #[derive(Debug)]
 pub(super) struct OwnerSession {
     peer: NodeId,
+    peer_disk: Incarnation,
     notes: TapNotes,
     state: Mutex<SessionState>,
     ended: CancellationToken,
@@ -78,13 +79,14 @@ impl OwnerSessions {
     pub(super) fn serve(
         &self,
         node: &Arc<Node>,
-        peer: NodeId,
+        (peer, peer_disk): (NodeId, Incarnation),
         incoming: Streaming<SuccessorMessage>,
     ) -> Option<mpsc::Receiver<Result<OwnerMessage, Status>>> {
         // Only who has a journal knows what is committed.
         let (tap, notes) = node.journal()?.tap();
         let session = Arc::new(OwnerSession {
             peer,
+            peer_disk,
             notes,
             state: Mutex::default(),
             ended: CancellationToken::new(),
@@ -143,12 +145,21 @@ impl OwnerSessions {
         lock(&self.tasks).abort_all();
     }
 
-    /// Ends the sessions with nodes of which `is_over` says so.
-    pub(super) fn end(&self, is_over: impl Fn(NodeId) -> bool) {
+    /// Ends the sessions with successors whose disk is not the one that `named` says. Returns what had been tapped for them.
+    pub(super) fn end_others(
+        &self,
+        named: impl Fn(NodeId) -> Option<Incarnation>,
+    ) -> Vec<(RangeId, CopyId)> {
         let open = lock(&self.open);
-        for session in open.values().filter(|it| is_over(it.peer)) {
+        let others = open
+            .values()
+            .filter(|it| named(it.peer) != Some(it.peer_disk));
+        let mut copies = Vec::new();
+        for session in others {
             session.ended.cancel();
+            copies.extend(std::mem::take(&mut session.state().copies));
         }
+        copies
     }
 }
 

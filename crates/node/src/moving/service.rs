@@ -42,7 +42,7 @@ impl MoveRequests {
     }
 
     /// Checks that a successor's disk is the one that the map names: another one's word does not count any more.
-    fn check_disk(&self, hello: &SuccessorHello) -> Result<(), Status> {
+    fn check_disk(&self, hello: &SuccessorHello) -> Result<Incarnation, Status> {
         let invalid = |message: String| refusal_status(ErrorCode::InvalidRequest, message);
         let disk_id =
             id_field("disk_id", &hello.disk_id).map_err(|error| invalid(error.to_string()))?;
@@ -52,13 +52,10 @@ impl MoveRequests {
             .and_then(|map| map.node(NodeId(hello.node_id)));
         let named = entry.and_then(|entry| entry.disk_id);
         if named != Some(Incarnation::from_bytes(disk_id)) {
-            let message = format!(
-                "the cluster map names another disk of node {}",
-                hello.node_id
-            );
+            let message = format!("the cluster map names another disk of node {}", hello.node_id);
             return Err(refusal_status(ErrorCode::WrongNode, message));
         }
-        Ok(())
+        Ok(Incarnation::from_bytes(disk_id))
     }
 }
 
@@ -77,9 +74,8 @@ impl MoveService for MoveRequests {
             return Err(refusal_status(ErrorCode::InvalidRequest, message));
         };
         self.check(&hello.cluster_id, hello.node_id, hello.target_node)?;
-        self.check_disk(&hello)?;
+        let peer = (NodeId(hello.node_id), self.check_disk(&hello)?);
         let node = &self.0;
-        let peer = NodeId(hello.node_id);
         let outgoing = node.moves.sessions.serve(node, peer, incoming);
         let outgoing = outgoing.ok_or_else(|| {
             let message = format!("node {} does not read its keys yet", node.config.id);

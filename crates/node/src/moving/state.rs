@@ -120,6 +120,13 @@ impl Moves {
     pub(crate) fn go_by(&self, current_map: Arc<CurrentMap>) {
         let mut state = self.state();
         let map = &current_map.map;
+        // A disk that the map does not name any more is not sealed for.
+        let disk_of = |id| map.node(id).and_then(|entry| entry.disk_id);
+        for (id, copy) in self.sessions.end_others(disk_of) {
+            if let Some(machine) = state.machines.get_mut(&id) {
+                machine.on(Event::TapEnded(copy));
+            }
+        }
         state.places = (0..)
             .zip(&map.ranges)
             .map(|(place, range)| (range.id, place))

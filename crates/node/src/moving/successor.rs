@@ -191,9 +191,9 @@ async fn run(node: &Arc<Node>, owner: NodeId, link: &Link) -> Result<(), String>
     let _ = requests.try_send(SuccessorMessage {
         message: Some(message),
     });
-    let opened = MoveServiceClient::new(channel)
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .session(ReceiverStream::new(outgoing));
+    let mut client =
+        MoveServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let opened = client.session(ReceiverStream::new(outgoing));
     let mut messages = timeout(CONNECT_TIMEOUT, opened)
         .await
         .map_err(|_| format!("{address} does not answer"))?

@@ -43,7 +43,8 @@ use tonic::{
 use tracing::{debug, warn};
 
 use crate::{
-    node::Node, server::admin::Admin, server::service::Service, server::snapshots::SNAPSHOT_TIMEOUT,
+    moving::MoveRequests, node::Node, server::admin::Admin, server::service::Service,
+    server::snapshots::SNAPSHOT_TIMEOUT,
 };
 
 /// Connections at the same time; more wait to be accepted.
