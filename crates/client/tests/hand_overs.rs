@@ -408,6 +408,33 @@ async fn small_calls_wait_in_the_queue_of_the_node_that_is_asked() {
     assert_eq!(holders, [A, B, A, B]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn small_calls_do_not_queue_behind_a_range_that_is_held() {
+    let probe = ClusterKeys::new().await;
+    let (held, other) = (probe.key_of(0), probe.key_of(1));
+    let holds: Answers =
+        Box::new(|_, range| Ok((range.range_id == 0).then(|| refusal(range, RefusalCode::Held))));
+    let ClusterKeys { listeners, map } = probe;
+    let cluster = Cluster::start_as(listeners, map, names(B), holds).await;
+    // Their batches would make room for others after half a second, or when they end.
+    let config = cluster
+        .config()
+        .with_call_timeout(Duration::from_millis(450));
+    let client = Client::connect(config).await.unwrap();
+    client.get_one(&other).await.unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..8 {
+        let (client, held) = (client.clone(), held.clone());
+        waiting.push(tokio::spawn(async move { client.get_one(held).await }));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    client.get_one(&other).await.unwrap();
+    assert!(waiting.iter().all(|call| !call.is_finished()));
+    for call in waiting {
+        assert_eq!(call.await.unwrap().unwrap_err().kind(), ErrorKind::NotReady);
+    }
+}
+
 /// A map, and keys of its ranges.
 struct ClusterKeys {
     listeners: Vec<TcpListener>,

@@ -22,7 +22,7 @@ use crate::{
     client::Client,
     cluster::{Node, Routing, describe},
     config::ClientConfig,
-    error::{ConnectError, GetError, WriteError},
+    error::{ConnectError, ErrorKind, GetError, WriteError},
     shared::{Deadline, Shared},
     status::NodeStatus,
 };
@@ -264,14 +264,17 @@ impl AdminClient {
             });
         };
         let deadline = self.client.deadline();
-        // Whoever answers for the range, or would if it were open, is found out by asking for a key.
+        // Whoever answers for the range, or would if it were open, is found out by asking for a key. While nobody does, a node that
+        // opened it could give up what another has.
         let key = [Fingerprint::from_parts(start, 0)];
-        let until = deadline.at.min(Instant::now() + FIND_TIMEOUT);
-        let finding = Deadline {
-            at: until,
-            ..deadline
-        };
-        let _ = run_part::<bool>(shared, Kind::Get, &key, &[], finding).await;
+        let finding = Deadline::new(Instant::now(), deadline.timeout.min(FIND_TIMEOUT));
+        let found = run_part::<bool>(shared, Kind::Get, &key, &[], finding).await;
+        if let Err(failure) = found
+            && failure.reason.kind() == ErrorKind::NotReady
+        {
+            let message = GetError::from(failure.reason).to_string().into();
+            return Err(AdminError::Refused { message });
+        }
         let routing = shared.router.current();
         let node = routing.node(routing.holder_of(start).node);
         let request = OpenRangeRequest {

@@ -143,7 +143,7 @@ pub fn refuse_all(ranges: &[RangeKeys], code: RefusalCode) -> Vec<RangeRefusal> 
 }
 
 /// Things noted in order.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Notes<T>(Arc<Mutex<Vec<T>>>);
 
 impl<T: Clone> Notes<T> {

@@ -1,7 +1,8 @@
 //! One part of a call: split by node, sent, and what got no answer sent again until the deadline.
 //!
 //! Every node's share goes its own way: one that has to be sent again, or that waits for a newer map, holds up no other. What was
-//! refused is split anew by the newest map, so it does not matter how ranges have moved in the meantime.
+//! refused is split anew by who is asked for each range by then, so it does not matter how ranges have moved in the meantime. A range
+//! that is being handed over is sent again within milliseconds; that is neither a retry nor an error.
 //!
 //! **A claim that is sent again.** All sendings of a claim have its operation id and, range by range, the same keys in the same
 //! order, so a node that remembers one of them gives the others its answers; only the last sending's are read, as the ones before
