@@ -16,6 +16,7 @@ use crate::{
     cluster::{Router, Routing, connect, describe},
     coalesce::{Answers, Coalesced, Coalescer, run_together},
     config::{CALL_TIMEOUT_MAX, ClientConfig},
+    counters::{ClientCounters, Counters},
     error::{ConnectError, ErrorKind, GetError, NotApplied, WriteError},
     observer::CallKind,
     operation::Operation,
@@ -26,8 +27,8 @@ use crate::{
 /// A connection to a KeyDB cluster.
 ///
 /// It hashes keys, sends each to the node that owns its hash range, and puts the answers back into the order of the keys. Clones
-/// are cheap and share everything; one client serves any number of tasks. Nodes are connected to when they are first needed, and
-/// again after a break.
+/// are cheap and share everything; one client serves any number of tasks. Nodes are connected to when they are first needed, those
+/// that join the cluster later as soon as its map says so, and each again after a break.
 ///
 /// **Batches** may have any number of keys, repeats included. A key is 1 to 65,536 bytes, any bytes.
 ///
@@ -100,6 +101,7 @@ impl Client {
                 config.requests_in_flight_max,
             ),
             config,
+            counters: Counters::default(),
             closed: CancellationToken::new(),
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
@@ -345,6 +347,21 @@ impl Client {
     /// ```
     pub fn cluster_map(&self) -> Arc<ClusterMap> {
         Arc::clone(&self.shared().router.current().map)
+    }
+
+    /// How calls of this client and its clones have waited for hash ranges that moved.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// client.put_one("a", "1h".parse().unwrap()).await.unwrap();
+    /// let waits = client.counters().total();
+    /// println!("{} waits for hand-overs, the longest {:?}", waits.waits, waits.wait_longest);
+    /// # assert_eq!(waits, keydb_client::HandOverWaits::default());
+    /// # });
+    /// ```
+    pub fn counters(&self) -> ClientCounters {
+        self.shared().counters.read()
     }
 
     /// What each member of the cluster says of itself, in the order of the map. All are asked at once, each one time.

@@ -28,7 +28,7 @@ pub struct ClientConfig {
     /// number. `None`: whatever the map says.
     pub total_hash_ranges: Option<u32>,
     /// How often keys that got no answer are sent again before the call fails; `None`: as often as its time allows. Following a newer
-    /// cluster map does not count. Calls for administration are repeated three times where this says nothing.
+    /// cluster map does not count, nor does waiting until a hash range has been handed over. Calls for administration are repeated three times where this says nothing.
     pub retry_count: Option<u32>,
     /// The pause before the first retry. It doubles with each further one, up to 2 s, and is shortened at random by up to half.
     pub retry_delay: Duration,

@@ -47,6 +47,7 @@ mod client;
 mod cluster;
 mod coalesce;
 mod config;
+mod counters;
 mod error;
 mod observer;
 mod operation;
@@ -59,6 +60,7 @@ pub use admin::{
 };
 pub use client::Client;
 pub use config::{ClientConfig, Coalescing};
+pub use counters::{ClientCounters, HandOverWaits};
 pub use error::{
     ConnectError, ErrorKind, GetError, KeyOutcome, MaybeApplied, NotApplied, PartialGet, WriteError,
 };

@@ -5,12 +5,13 @@ use std::time::Duration;
 use tokio::{runtime::Handle, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{cluster::Router, config::ClientConfig, observer::Observer};
+use crate::{cluster::Router, config::ClientConfig, counters::Counters, observer::Observer};
 
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) config: ClientConfig,
     pub(crate) router: Router,
+    pub(crate) counters: Counters,
     /// Cancelled when the client is closed or its last clone dropped.
     pub(crate) closed: CancellationToken,
     /// The runtime that the client was connected in. Its connections live there, and so must every task that serves several

@@ -64,7 +64,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<ExitCode, Failure> {
             live("preload", &load, load.preload()).await?;
         }
         let ran = live("load", &load, load.run()).await?;
-        Ok::<_, Failure>(Report::new(&load.recorder, ran))
+        Ok::<_, Failure>(Report::new(&load.recorder, ran, load.target.hand_overs()))
     })?;
     answer(args.json, || report.json(&plan), || report.text(&plan))?;
     let failed = report.counts().failed_calls;

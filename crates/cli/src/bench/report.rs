@@ -3,6 +3,7 @@
 use std::{fmt::Write, time::Duration};
 
 use hdrhistogram::Histogram;
+use keydb_client::HandOverWaits;
 use serde_json::{Value, json};
 
 use super::{
@@ -18,12 +19,13 @@ pub(crate) struct Report {
     operations: Vec<(Kind, Record)>,
     elapsed: Duration,
     missed_calls: u64,
+    hand_overs: HandOverWaits,
     first_error: Option<String>,
 }
 
 impl Report {
     /// Collects what `recorder` has.
-    pub(crate) fn new(recorder: &Recorder, ran: Ran) -> Self {
+    pub(crate) fn new(recorder: &Recorder, ran: Ran, hand_overs: HandOverWaits) -> Self {
         let all = Kind::ALL
             .into_iter()
             .map(|kind| (kind, recorder.total(kind)));
@@ -33,6 +35,7 @@ impl Report {
                 .collect(),
             elapsed: ran.elapsed,
             missed_calls: ran.missed_calls,
+            hand_overs,
             first_error: recorder.first_error(),
         }
     }
@@ -107,6 +110,18 @@ impl Report {
                 thousands(self.missed_calls)
             );
         }
+        let waits = &self.hand_overs;
+        if *waits != HandOverWaits::default() {
+            let _ = writeln!(
+                text,
+                "hash ranges moved: {} switched to another node, {} refusals while they were handed over; {} requests waited for that, {:.1} ms at most, {:.1} ms altogether",
+                thousands(waits.switches),
+                thousands(waits.held_refusals),
+                thousands(waits.waits),
+                millis(waits.wait_longest),
+                millis(waits.wait_total)
+            );
+        }
         if counts.unexpected > 0 {
             let _ = writeln!(
                 text,
@@ -125,7 +140,7 @@ impl Report {
             value["latency_ns"] = latency_json(&record.latencies);
             value
         });
-        json!({
+        let mut report = json!({
             "seconds": self.elapsed.as_secs_f64(),
             "batch": plan.batch,
             "concurrency": plan.concurrency,
@@ -137,7 +152,18 @@ impl Report {
             "total": self.counts_json(&counts),
             "operations": operations.collect::<Vec<_>>(),
             "first_error": self.first_error,
-        })
+        });
+        let waits = &self.hand_overs;
+        if *waits != HandOverWaits::default() {
+            report["hand_overs"] = json!({
+                "held_refusals": waits.held_refusals,
+                "switches": waits.switches,
+                "waits": waits.waits,
+                "wait_total_ms": millis(waits.wait_total),
+                "wait_longest_ms": millis(waits.wait_longest),
+            });
+        }
+        report
     }
 
     fn counts_json(&self, counts: &Counts) -> Value {
@@ -186,6 +212,10 @@ fn latency_json(latencies: &Histogram<u64>) -> Value {
         "max": latencies.max(),
         "mean": latencies.mean(),
     })
+}
+
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }
 
 fn latency_text(nanos: u64) -> String {

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use keydb_client::{Claim, Client, GetError, WriteError};
+use keydb_client::{Claim, Client, GetError, HandOverWaits, WriteError};
 use keydb_core::Ttl;
 
 use super::{args::Kind, keys::Key};
@@ -45,6 +45,14 @@ impl Target {
     /// A new, empty key set.
     pub(crate) fn embedded(ttl: Ttl) -> Self {
         Self::Embedded(Box::new(Mutex::new(EmbeddedKeys::new(ttl))))
+    }
+
+    /// How calls have waited for hash ranges that moved.
+    pub(crate) fn hand_overs(&self) -> HandOverWaits {
+        match self {
+            Self::Embedded(_) => HandOverWaits::default(),
+            Self::Cluster { client, .. } => client.counters().total(),
+        }
     }
 
     /// Makes one call; a single key goes the way of single-key calls.

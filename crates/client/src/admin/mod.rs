@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use keydb_core::{ClusterMap, Entry, Lsn, NodeEntry, NodeId, RangeId, UnixMillis};
+use keydb_core::{ClusterMap, Entry, Fingerprint, Lsn, NodeEntry, NodeId, RangeId, UnixMillis};
 use keydb_proto::{
     error_code,
     shard::{CreateSnapshotsReply, CreateSnapshotsRequest, ErrorCode, OpenRangeRequest},
@@ -18,11 +18,11 @@ use tonic::{Code, Request, Response, Status};
 
 pub use self::scaling::{ScalePlanned, ScalePreview, ScaleProgress};
 use crate::{
-    call::run_entries,
+    call::{Kind, run_entries, run_part},
     client::Client,
     cluster::{Node, Routing, describe},
     config::ClientConfig,
-    error::{ConnectError, GetError, WriteError},
+    error::{ConnectError, ErrorKind, GetError, WriteError},
     shared::{Deadline, Shared},
     status::NodeStatus,
 };
@@ -92,7 +92,7 @@ pub struct SnapshotsCreated {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RangeOpened {
-    /// Its owner.
+    /// The node that answers for it.
     pub node: NodeId,
     /// Why it was closed: what is lost.
     pub reason: String,
@@ -258,23 +258,35 @@ impl AdminClient {
         let shared = self.client.shared();
         let routing = shared.router.current();
         let entry = routing.map.ranges.iter().find(|it| it.id == range);
-        let Some(owner) = entry.map(|entry| entry.owner) else {
+        let Some(start) = entry.map(|entry| entry.start) else {
             return Err(AdminError::Refused {
                 message: format!("the cluster has no hash range {range}").into(),
             });
         };
-        let node = routing.node(owner);
+        let deadline = self.client.deadline();
+        // Whoever answers for the range, or would if it were open, is found out by asking for a key. While nobody does, a node that
+        // opened it could give up what another has.
+        let key = [Fingerprint::from_parts(start, 0)];
+        let finding = Deadline::new(Instant::now(), deadline.timeout.min(FIND_TIMEOUT));
+        let found = run_part::<bool>(shared, Kind::Get, &key, &[], finding).await;
+        if let Err(failure) = found
+            && failure.reason.kind() == ErrorKind::NotReady
+        {
+            let message = GetError::from(failure.reason).to_string().into();
+            return Err(AdminError::Refused { message });
+        }
+        let routing = shared.router.current();
+        let node = routing.node(routing.holder_of(start).node);
         let request = OpenRangeRequest {
             cluster_id: shared.router.cluster_id_bytes(),
             range_id: range.0,
         };
-        let deadline = self.client.deadline();
         let mut connection = node.connection();
         let asked = connection.open_range(timed(request, deadline));
         let reply = shared.unless_closed(reply_of(node, asked, deadline, 1));
         let reply = reply.await.unwrap_or(Err(AdminError::Closed))?;
         Ok(RangeOpened {
-            node: owner,
+            node: node.id(),
             reason: reply.reason,
             keys: reply.keys,
         })
@@ -391,6 +403,9 @@ async fn reply_of<T>(
         last_error,
     })
 }
+
+/// How long it may take to find out which node answers for a range that is handed over.
+const FIND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How often a call is repeated where the settings do not say.
 const RETRIES_DEFAULT: u32 = 3;

@@ -3,6 +3,7 @@
 //! Each part keeps count of what may have been applied ([`PartProgress`]), so that whatever ends it (a refusal, the deadline, the
 //! client's end) is told apart into "nothing applied" and "maybe".
 
+mod hand_over;
 mod kind;
 mod outcome;
 mod part;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use keydb_core::{Expiry, UnixMillis};
+use keydb_core::{Expiry, NodeId, UnixMillis};
 use keydb_proto::{
     error_code,
     shard::{
@@ -13,9 +13,9 @@ use keydb_proto::{
 };
 use tonic::Status;
 
-use super::kind::Kind;
+use super::{hand_over::HandOver, kind::Kind};
 use crate::{
-    cluster::{MapVersion, Node, Share, describe, was_never_sent},
+    cluster::{Holder, MapVersion, Node, Share, describe, was_never_sent},
     error::{ErrorKind, NotApplied},
     shared::Shared,
 };
@@ -27,6 +27,7 @@ pub(super) struct Sending {
     pub(super) routed_by: MapVersion,
     /// How many retries its keys have had.
     pub(super) retries: u32,
+    pub(super) hand_over: HandOver,
 }
 
 /// A node's answer, whatever was asked.
@@ -63,8 +64,16 @@ pub(super) struct RequestFailure {
     pub(super) permanent: bool,
     /// What a caller gets to know it as.
     pub(super) kind: ErrorKind,
-    /// The range belongs to another node, or to this one under another generation.
-    pub(super) moved: bool,
+    pub(super) moving: Option<Moving>,
+}
+
+/// Why a node does not answer for a range that moves.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Moving {
+    /// It will within milliseconds, or name the node that does.
+    Held,
+    /// The range belongs to another node, or to this one under another generation; whom it names.
+    NotOwner(Option<Holder>),
 }
 
 impl RequestFailure {
@@ -74,6 +83,16 @@ impl RequestFailure {
             kind: self.kind,
             message: Arc::clone(&self.message),
         }
+    }
+
+    /// Whether the node is down, or not what it was taken for.
+    pub(super) fn is_of_node(&self) -> bool {
+        let kinds = [
+            ErrorKind::Unreachable,
+            ErrorKind::ShuttingDown,
+            ErrorKind::NotReady,
+        ];
+        kinds.contains(&self.kind)
     }
 
     /// A range that was refused while others may have been answered.
@@ -87,7 +106,10 @@ impl RequestFailure {
             .into(),
             maybe_applied: !matches!(
                 code,
-                RefusalCode::NotOwner | RefusalCode::Loading | RefusalCode::Closed
+                RefusalCode::NotOwner
+                    | RefusalCode::Loading
+                    | RefusalCode::Closed
+                    | RefusalCode::Held
             ),
             permanent: code == RefusalCode::Closed,
             kind: match code {
@@ -95,7 +117,17 @@ impl RequestFailure {
                 RefusalCode::Closed => ErrorKind::RangeClosed,
                 _ => ErrorKind::NotReady,
             },
-            moved: code == RefusalCode::NotOwner,
+            moving: match code {
+                RefusalCode::Held => Some(Moving::Held),
+                RefusalCode::NotOwner => {
+                    let generation = refusal.generation;
+                    let named = refusal.owner_node.map(NodeId);
+                    Some(Moving::NotOwner(
+                        named.map(|node| Holder { node, generation }),
+                    ))
+                }
+                _ => None,
+            },
         }
     }
 
@@ -115,7 +147,7 @@ impl RequestFailure {
                 )
             ),
             kind: code.map_or(ErrorKind::Unreachable, kind_of),
-            moved: false,
+            moving: None,
         }
     }
 
@@ -126,7 +158,7 @@ impl RequestFailure {
             maybe_applied: true,
             permanent: false,
             kind: ErrorKind::Unreachable,
-            moved: false,
+            moving: None,
         }
     }
 }

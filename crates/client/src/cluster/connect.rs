@@ -93,7 +93,7 @@ impl Asked<'_> {
                     Ok(None) => "the node has no cluster map yet".to_owned(),
                     Ok(Some((map, clock))) => {
                         let max = config.requests_in_flight_max;
-                        match Routing::new(map, &[], max, clock) {
+                        match Routing::new(map, None, max, clock) {
                             Ok(routing) => return Ok(routing),
                             Err(error) => error.to_string(),
                         }

@@ -2,24 +2,26 @@
 //!
 //! Whoever learns that the map is out of date asks for a *round*: one background task asks nodes for a newer map, once for all
 //! who are waiting. A round that starts after the request serves it. A map of a lower (lineage, epoch) or of another cluster is
-//! never taken over.
+//! never taken over. In between, refusals say who is asked for a range, see [`holder`](super::holder).
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream::FuturesUnordered};
-use keydb_core::{ClusterId, ClusterMap, Durability, NodeId};
+use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
+use keydb_core::{ClusterId, ClusterMap, Durability, NodeId, RangeId};
 use keydb_proto::shard::{GetMapReply, GetMapRequest, shard_service_client::ShardServiceClient};
 use tokio::{
+    join,
     sync::{Notify, watch},
     time::timeout,
 };
 use tonic::transport::Channel;
 
 use super::{
+    holder::{Holder, Redirect},
     node::{ClockSample, Node, connection, describe},
     split::SlotTable,
 };
@@ -38,18 +40,21 @@ pub(crate) struct Routing {
     pub(crate) table: SlotTable,
     /// Ordered by id.
     nodes: Vec<Arc<Node>>,
+    /// Who is asked for each range, in the map's order. Each is a member.
+    holders: Vec<Holder>,
 }
 
 impl Routing {
     pub(crate) fn new(
         map: ClusterMap,
-        before: &[Arc<Node>],
+        before: Option<&Self>,
         requests_in_flight_max: usize,
         clock: ClockSample,
     ) -> Result<Self, MapRejected> {
         let mut nodes = Vec::with_capacity(map.nodes.len());
         for entry in &map.nodes {
-            let node = match before.iter().find(|node| node.is(entry)) {
+            let known = before.and_then(|it| it.nodes.iter().find(|node| node.is(entry)));
+            let node = match known {
                 Some(known) => Arc::clone(known),
                 None => Arc::new(Node::new(entry, requests_in_flight_max, clock).map_err(
                     |reason| MapRejected::Address {
@@ -61,18 +66,40 @@ impl Routing {
             nodes.push(node);
         }
         nodes.sort_by_key(|node| node.id());
-        Ok(Self {
-            table: SlotTable::new(&map),
-            map: Arc::new(map),
+        let holders = map.ranges.iter().map(|range| {
+            let stays = before.and_then(|it| {
+                let index = it.map.range_index_of(range.start);
+                let holder = it.holders[index];
+                let stays = it.map.lineage == map.lineage
+                    && holder.stays(&it.map.ranges[index], range)
+                    && map.node(holder.node).is_some();
+                stays.then_some(holder)
+            });
+            stays.unwrap_or_else(|| Holder::first(range))
+        });
+        let holders = holders.collect();
+        Ok(Self::asking(Arc::new(map), nodes, holders))
+    }
+
+    fn asking(map: Arc<ClusterMap>, nodes: Vec<Arc<Node>>, holders: Vec<Holder>) -> Self {
+        Self {
+            table: SlotTable::new(&map, &holders),
+            map,
             nodes,
-        })
+            holders,
+        }
+    }
+
+    /// Who is asked for the range that a value belongs to.
+    pub(crate) fn holder_of(&self, top: u64) -> Holder {
+        self.holders[self.map.range_index_of(top)]
     }
 
     pub(crate) fn node(&self, id: NodeId) -> &Arc<Node> {
         let index = self
             .nodes
             .binary_search_by_key(&id, |node| node.id())
-            .expect("a checked map lists every owner as a member");
+            .expect("only members are asked");
         &self.nodes[index]
     }
 
@@ -91,6 +118,9 @@ pub(crate) struct Router {
     addresses: Vec<String>,
     requests_in_flight_max: usize,
     current: RwLock<Arc<Routing>>,
+    /// Held by whoever replaces `current`.
+    replacing: Mutex<()>,
+    taken_over: Notify,
     requests: Mutex<Requests>,
     wake: Notify,
     rounds_done: watch::Sender<u64>,
@@ -121,6 +151,8 @@ impl Router {
             addresses,
             requests_in_flight_max,
             current: RwLock::new(Arc::new(routing)),
+            replacing: Mutex::default(),
+            taken_over: Notify::new(),
             requests: Mutex::default(),
             wake: Notify::new(),
             rounds_done: watch::Sender::new(0),
@@ -169,8 +201,65 @@ impl Router {
             .await;
     }
 
-    /// Serves rounds for ever; the background task.
+    /// Has ranges asked for elsewhere from now on; which of them were not yet, and can be.
+    pub(crate) fn redirect(&self, redirects: &[Redirect]) -> Vec<RangeId> {
+        if redirects.is_empty() {
+            return Vec::new();
+        }
+        let _replacing = self.replacing();
+        let current = self.current();
+        let mut holders = current.holders.clone();
+        let mut redirected = Vec::new();
+        for redirect in redirects {
+            let index = current.map.range_index_of(redirect.top);
+            let target = redirect.target(&current.map.ranges[index], holders[index]);
+            // Another member is known when the map is that lists it.
+            if let Some(target) = target
+                && current.nodes.iter().any(|node| node.id() == target.node)
+            {
+                holders[index] = target;
+                redirected.push(redirect.range);
+            }
+        }
+        if !redirected.is_empty() {
+            let (map, nodes) = (Arc::clone(&current.map), current.nodes.clone());
+            self.replace(Routing::asking(map, nodes, holders));
+        }
+        redirected
+    }
+
+    fn replacing(&self) -> MutexGuard<'_, ()> {
+        self.replacing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be called with `replacing` held.
+    fn replace(&self, next: Routing) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+    }
+
+    /// The background task: serves rounds, and connects to new nodes, for ever.
     pub(crate) async fn run(&self) {
+        join!(self.connect_to_new_nodes(), self.serve_rounds());
+    }
+
+    /// Asks nodes that are new in a map for theirs, so that the first call finds a connection.
+    async fn connect_to_new_nodes(&self) {
+        let mut known = self.current();
+        loop {
+            self.taken_over.notified().await;
+            let current = self.current();
+            let is_new = |node: &&Arc<Node>| !known.nodes.iter().any(|it| Arc::ptr_eq(it, node));
+            let new = current.nodes.iter().filter(is_new);
+            let asked =
+                new.map(|node| self.ask(node.connection(), node.address(), Some(node), &current));
+            join_all(asked).await;
+            known = current;
+        }
+    }
+
+    async fn serve_rounds(&self) {
         loop {
             self.wake.notified().await;
             let (round, ask_first, needed) = {
@@ -266,18 +355,19 @@ impl Router {
                 theirs: map.cluster_id,
             });
         }
+        let _replacing = self.replacing();
         let before = self.current();
         if map.version() <= before.map.version() {
             return Ok(false);
         }
-        let next = Routing::new(map, before.nodes(), self.requests_in_flight_max, clock)?;
+        let next = Routing::new(map, Some(&before), self.requests_in_flight_max, clock)?;
         tracing::debug!(
             lineage = next.map.lineage,
             epoch = next.map.epoch,
             "going by a newer cluster map"
         );
-        // Rounds are the only writers, and they come one after the other.
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        self.replace(next);
+        self.taken_over.notify_one();
         Ok(true)
     }
 }

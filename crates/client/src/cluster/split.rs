@@ -9,7 +9,9 @@ use bytes::Bytes;
 use keydb_core::{ClusterMap, FINGERPRINT_BYTES, Fingerprint, NodeId, RangeId};
 use keydb_proto::shard::RangeKeys;
 
-/// Where fingerprints go by one cluster map.
+use super::holder::Holder;
+
+/// Where fingerprints go by one cluster map, and by what is known of ranges that are handed over.
 #[derive(Debug)]
 pub(crate) struct SlotTable {
     /// The ranges' first top-64-bits values, ascending.
@@ -26,7 +28,8 @@ pub(crate) struct SlotTable {
 }
 
 impl SlotTable {
-    pub(crate) fn new(map: &ClusterMap) -> Self {
+    /// Of a map whose ranges these nodes are asked for, in the map's order.
+    pub(crate) fn new(map: &ClusterMap, holders: &[Holder]) -> Self {
         let starts: Vec<u64> = map.ranges.iter().map(|range| range.start).collect();
         // At least as many cells as ranges, so that a cell rarely holds more than two.
         let cell_bits = usize::BITS - starts.len().leading_zeros();
@@ -38,17 +41,17 @@ impl SlotTable {
         cells.push(starts.len() as u32 - 1);
 
         let mut order: Vec<usize> = (0..starts.len()).collect();
-        order.sort_by_key(|index| (map.ranges[*index].owner, *index));
+        order.sort_by_key(|index| (holders[*index].node, *index));
         let mut slots = vec![0; starts.len()];
         let mut ranges = Vec::with_capacity(starts.len());
         let mut nodes: Vec<(NodeId, Range<u32>)> = Vec::new();
         for (slot, index) in (0..).zip(order) {
-            let range = &map.ranges[index];
+            let holder = holders[index];
             slots[index] = slot;
-            ranges.push((range.id, range.generation));
+            ranges.push((map.ranges[index].id, holder.generation));
             match nodes.last_mut() {
-                Some((node, of_node)) if *node == range.owner => of_node.end = slot + 1,
-                _ => nodes.push((range.owner, slot..slot + 1)),
+                Some((node, of_node)) if *node == holder.node => of_node.end = slot + 1,
+                _ => nodes.push((holder.node, slot..slot + 1)),
             }
         }
         Self {
@@ -74,7 +77,7 @@ impl SlotTable {
         self.slots[index]
     }
 
-    /// The node that owns the range that a value belongs to.
+    /// The node that is asked for the range that a value belongs to.
     #[inline]
     pub(crate) fn node_of(&self, top: u64) -> NodeId {
         let slot = self.slot_of(top);
@@ -215,7 +218,8 @@ mod tests {
     /// Every key goes once to the owner of its range, in its range's group, in the caller's order.
     fn check(map: &ClusterMap, batch: &[Fingerprint], selected: Option<&[u32]>) {
         let mut seen = vec![false; batch.len()];
-        let table = SlotTable::new(map);
+        let holders: Vec<Holder> = map.ranges.iter().map(Holder::first).collect();
+        let table = SlotTable::new(map, &holders);
         for share in split(&table, batch, selected) {
             assert_eq!(
                 share.fingerprints.len(),

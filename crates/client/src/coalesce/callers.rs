@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use keydb_core::{Fingerprint, OperationId};
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     time::{Instant, timeout_at},
 };
 
@@ -36,6 +36,8 @@ pub(super) struct Callers<A> {
     /// Whether calls that a node has no room for are taken back, and those that were.
     takes_back: bool,
     taken_back: Vec<NoRoom<A>>,
+    /// Told when keys wait for a hand-over.
+    waiting: Arc<Notify>,
     coalescer: Arc<Coalescer>,
 }
 
@@ -88,6 +90,7 @@ impl<A> Callers<A> {
             valid_until: None,
             takes_back: false,
             taken_back: Vec::new(),
+            waiting: Arc::default(),
             coalescer,
         }
     }
@@ -98,6 +101,11 @@ impl<A> Callers<A> {
             takes_back: true,
             ..self
         }
+    }
+
+    /// Tells of waits for hand-overs.
+    pub(super) fn telling(self, waiting: Arc<Notify>) -> Self {
+        Self { waiting, ..self }
     }
 
     pub(super) fn keys(&self) -> Arc<Vec<Fingerprint>> {
@@ -230,6 +238,10 @@ impl<A: Coalesced> AnswerReceiver for Callers<A> {
         for index in complete {
             self.tell(index);
         }
+    }
+
+    fn waits(&mut self) {
+        self.waiting.notify_one();
     }
 
     fn takes_back(

@@ -23,8 +23,8 @@ use crate::{
 
 /// How many batches of one queue can be on their way at a time; those that are slow do not count.
 const BATCHES_IN_FLIGHT_MAX: usize = 4;
-/// After so long a batch is slow. What is left of it may wait for a range that its node still loads, and keys of the node's other
-/// ranges must not queue behind that.
+/// After so long a batch is slow, or as soon as it waits for a hand-over. What is left of it may wait for a range that its node still
+/// loads, and keys of the node's other ranges must not queue behind that.
 const SLOW_AFTER: Duration = Duration::from_millis(500);
 /// How many batches there can be, the slow ones included: more than become slow within the default call timeout.
 const BATCHES_MAX: usize = 128;
@@ -67,15 +67,19 @@ impl<A: Coalesced> Driver<A> {
                 && may_go
                 && let Ok(permit) = Arc::clone(&room).try_acquire_owned()
             {
-                let batch = run_batch(Arc::clone(&self.coalescer), self.id, self.cut());
+                let waiting = Arc::new(Notify::new());
+                let told = Arc::clone(&waiting);
+                let batch = run_batch(Arc::clone(&self.coalescer), self.id, self.cut(), told);
                 let news = Arc::clone(&self.news);
                 in_flight.spawn(async move {
                     let mut batch = pin!(batch);
-                    if timeout(SLOW_AFTER, &mut batch).await.is_err() {
-                        drop(permit);
-                        news.notify_one();
-                        batch.await;
+                    tokio::select! {
+                        () = &mut batch => return,
+                        _ = timeout(SLOW_AFTER, waiting.notified()) => {}
                     }
+                    drop(permit);
+                    news.notify_one();
+                    batch.await;
                 });
                 continue;
             }
@@ -162,7 +166,12 @@ pub(super) fn runtime_stopped(attempts: u32) -> NotApplied {
 }
 
 /// Sends a batch and tells its callers.
-async fn run_batch<A: Coalesced>(coalescer: Arc<Coalescer>, id: QueueId, batch: Batch<A>) {
+async fn run_batch<A: Coalesced>(
+    coalescer: Arc<Coalescer>,
+    id: QueueId,
+    batch: Batch<A>,
+    waiting: Arc<Notify>,
+) {
     let batch = batch.without_gone();
     let Some(first) = batch.calls.first() else {
         return;
@@ -171,7 +180,8 @@ async fn run_batch<A: Coalesced>(coalescer: Arc<Coalescer>, id: QueueId, batch: 
     let deadline = Deadline::new(first.since, shared.config.call_timeout);
     shared.observe(|it| it.batch(batch.calls.len(), batch.keys.len()));
     let kind = A::kind(id.ttl);
-    let mut callers = Callers::new(batch, kind, Arc::clone(&coalescer)).taking_back();
+    let callers = Callers::new(batch, kind, Arc::clone(&coalescer));
+    let mut callers = callers.taking_back().telling(waiting);
     let keys = callers.keys();
     run_part_for(&mut callers, &shared, kind, &keys, &[], deadline).await;
     for no_room in callers.into_taken_back() {

@@ -22,7 +22,7 @@ const QUEUE_KEYS_MAX: usize = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct QueueId {
     pub(super) ttl: Option<Ttl>,
-    /// The owner of their keys when they came. A batch goes by the newest map.
+    /// Whom their keys were for when they came. A batch goes by what is known when it goes.
     pub(super) node: NodeId,
 }
 

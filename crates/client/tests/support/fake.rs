@@ -26,6 +26,7 @@ pub struct Script {
     pub claim: Answer<ClaimRequest, ClaimReply>,
     pub get_map: Answer<GetMapRequest, GetMapReply>,
     pub create_snapshots: Answer<CreateSnapshotsRequest, CreateSnapshotsReply>,
+    pub open_range: Answer<OpenRangeRequest, OpenRangeReply>,
 }
 
 pub struct Fake {
@@ -86,6 +87,9 @@ impl Script {
             create_snapshots: Box::new(|_| {
                 Box::pin(async { Err(Status::unimplemented("create_snapshots")) })
             }),
+            open_range: Box::new(|_| {
+                Box::pin(async { Err(Status::unimplemented("a fake has no disk")) })
+            }),
         }
     }
 }
@@ -139,7 +143,7 @@ pub fn refuse_all(ranges: &[RangeKeys], code: RefusalCode) -> Vec<RangeRefusal> 
 }
 
 /// Things noted in order.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Notes<T>(Arc<Mutex<Vec<T>>>);
 
 impl<T: Clone> Notes<T> {
@@ -195,9 +199,11 @@ impl ShardService for Service {
 
     async fn open_range(
         &self,
-        _: Request<OpenRangeRequest>,
+        request: Request<OpenRangeRequest>,
     ) -> Result<Response<OpenRangeReply>, Status> {
-        Err(Status::unimplemented("a fake has no disk"))
+        (self.0.open_range)(request.into_inner())
+            .await
+            .map(Response::new)
     }
 
     async fn create_snapshots(

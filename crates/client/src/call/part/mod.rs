@@ -1,7 +1,8 @@
 //! One part of a call: split by node, sent, and what got no answer sent again until the deadline.
 //!
 //! Every node's share goes its own way: one that has to be sent again, or that waits for a newer map, holds up no other. What was
-//! refused is split anew by the newest map, so it does not matter how ranges have moved in the meantime.
+//! refused is split anew by who is asked for each range by then, so it does not matter how ranges have moved in the meantime. A range
+//! that is being handed over is sent again within milliseconds; that is neither a retry nor an error.
 //!
 //! **A claim that is sent again.** All sendings of a claim have its operation id and, range by range, the same keys in the same
 //! order, so a node that remembers one of them gives the others its answers; only the last sending's are read, as the ones before
@@ -25,10 +26,11 @@ use tokio::time::{Instant, timeout_at};
 pub(crate) use self::{progress::PartProgress, receiver::AnswerReceiver};
 use self::{
     receiver::All,
-    step::{Part, Step, Stepped, UncertainSendings},
+    step::{Part, Retry, Step, Stepped, UncertainSendings},
 };
 use crate::{
     call::{
+        hand_over::HandOver,
         kind::Kind,
         outcome::{Answer, Failure},
         request::Sending,
@@ -81,6 +83,9 @@ pub(crate) async fn run_part_for(
     if let Err(reason) = part.run(receiver).await {
         let all: Vec<u32> = (0..batch.len() as u32).collect();
         receiver.failed(&all, reason, &part.progress);
+        for (range, waited) in part.progress.still_waiting() {
+            shared.counters.waited(range, waited);
+        }
     }
     part.progress
 }
@@ -112,7 +117,7 @@ impl Part<'_> {
     async fn work(&self, receiver: &mut impl AnswerReceiver) {
         let mut uncertain = UncertainSendings::default();
         let mut steps = FuturesUnordered::new();
-        for sending in self.route(None, 0, &uncertain) {
+        for sending in self.route(None, &uncertain) {
             steps.push(self.step(Step::Send(sending)));
         }
         while let Some(stepped) = steps.next().await {
@@ -128,9 +133,11 @@ impl Part<'_> {
                     }
                 }
                 Stepped::Ready(retry) => {
-                    let keys = retry.positions.len();
-                    self.shared.observe(|it| it.retry(retry.error.0, keys));
-                    for sending in self.route(Some(&retry.positions), retry.retries, &uncertain) {
+                    if retry.hand_over == HandOver::NONE {
+                        let keys = retry.positions.len();
+                        self.shared.observe(|it| it.retry(retry.error.0, keys));
+                    }
+                    for sending in self.route(Some(&retry), &uncertain) {
                         steps.push(self.step(Step::Send(sending)));
                     }
                 }
@@ -147,15 +154,18 @@ impl Part<'_> {
         }
     }
 
-    /// Splits keys by the newest map.
+    /// Splits keys, all of the part at first, by who is asked for their ranges now. All keys that the part has of a range stay
+    /// together, in its order.
     fn route(
         &self,
-        positions: Option<&[u32]>,
-        retries: u32,
+        retry: Option<&Retry>,
         uncertain: &UncertainSendings,
     ) -> impl Iterator<Item = Sending> {
         let routing = self.shared.router.current();
         let attempts_before = self.kind.attempts_before();
+        let positions = retry.map(|retry| retry.positions.as_slice());
+        let (retries, hand_over) =
+            retry.map_or((0, HandOver::NONE), |it| (it.retries, it.hand_over));
         let mut shares = split(&routing.table, self.batch, positions);
         for share in &mut shares {
             let mut rest = share.positions.as_slice();
@@ -170,6 +180,7 @@ impl Part<'_> {
             routed_by: routing.map.version(),
             share,
             retries,
+            hand_over,
         })
     }
 }

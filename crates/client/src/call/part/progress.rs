@@ -6,9 +6,10 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU8, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
-use keydb_core::NodeId;
+use keydb_core::{NodeId, RangeId};
 use tokio::time::Instant;
 
 use crate::{call::outcome::Outcome, cluster::Node, error::ErrorKind};
@@ -32,6 +33,8 @@ struct Talk {
     /// Requests on their way, by node.
     sent: BTreeMap<NodeId, (usize, String)>,
     last_error: Option<(ErrorKind, Arc<str>)>,
+    /// Ranges whose hand-over is waited for: since when, and what was said of them last.
+    hand_overs: BTreeMap<RangeId, (Instant, Arc<str>)>,
     /// From when on no sending is valid any more.
     valid_until: Option<Instant>,
 }
@@ -107,6 +110,30 @@ impl PartProgress {
         self.talk(|talk| talk.last_error = Some((kind, Arc::clone(message))));
     }
 
+    /// A range is being handed over, as a node says.
+    pub(super) fn waits(&self, range: RangeId, message: &Arc<str>) {
+        self.talk(|talk| {
+            let wait = talk.hand_overs.entry(range);
+            wait.or_insert_with(|| (Instant::now(), Arc::clone(message)))
+                .1 = Arc::clone(message);
+        });
+    }
+
+    /// How long a range's hand-over was waited for, if it was.
+    pub(super) fn waits_no_more(&self, range: RangeId) -> Option<Duration> {
+        let wait = self.talk(|talk| talk.hand_overs.remove(&range));
+        wait.map(|(since, _)| since.elapsed())
+    }
+
+    /// The same of all ranges that still wait.
+    pub(super) fn still_waiting(&self) -> Vec<(RangeId, Duration)> {
+        let waits = self.talk(|talk| std::mem::take(&mut talk.hand_overs));
+        let waits = waits.into_iter();
+        waits
+            .map(|(range, (since, _))| (range, since.elapsed()))
+            .collect()
+    }
+
     fn talk<T>(&self, with: impl FnOnce(&mut Talk) -> T) -> T {
         with(&mut self.talk.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -120,7 +147,11 @@ impl PartProgress {
                 false => format!("no answer from {}", nodes.join(", ")),
             };
             let mut kind = ErrorKind::Deadline;
-            if let Some((last, error)) = &talk.last_error {
+            if let Some((_, message)) = talk.hand_overs.values().next() {
+                kind = ErrorKind::NotReady;
+                text.push_str("; a hash range is being handed over: ");
+                text.push_str(message);
+            } else if let Some((last, error)) = &talk.last_error {
                 kind = *last;
                 text.push_str("; the last error: ");
                 text.push_str(error);

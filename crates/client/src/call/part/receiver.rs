@@ -13,6 +13,9 @@ pub(crate) trait AnswerReceiver: Send {
     /// These keys will not get an answer.
     fn failed(&mut self, positions: &[u32], reason: NotApplied, progress: &PartProgress);
 
+    /// Keys wait for a hand-over, which nobody else need wait for.
+    fn waits(&mut self) {}
+
     /// A node has refused all these keys together, as there is no room for those of them that are new. Whether the receiver takes
     /// them back, so that the part has no more to do with them.
     fn takes_back(&mut self, _: &[u32], _: &NotApplied, _: &PartProgress) -> bool {

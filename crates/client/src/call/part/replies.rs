@@ -2,15 +2,20 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use keydb_core::RangeId;
+use keydb_proto::shard::RangeKeys;
+
 use super::{
     receiver::AnswerReceiver,
     step::{Failed, Part, Retry, Step, UncertainSendings},
 };
 use crate::{
     call::{
+        hand_over::HandOver,
         outcome::Answer,
-        request::{Reply, RequestFailure, Sending},
+        request::{Moving, Reply, RequestFailure, Sending},
     },
+    cluster::{Holder, Redirect},
     error::ErrorKind,
 };
 
@@ -30,6 +35,9 @@ impl Part<'_> {
                 .request_version(&sending.node, reply.map_version);
         }
         if reply.refused.is_empty() {
+            for range in &sending.share.ranges {
+                self.waits_no_more(&sending, range);
+            }
             self.answered(&sending.share.positions, &reply, 0, receiver);
             return Vec::new();
         }
@@ -40,38 +48,121 @@ impl Part<'_> {
             .iter()
             .map(|refusal| (refusal.range_id, of_range(refusal)))
             .collect();
+        let redirected = self.redirect(&sending, |range| {
+            match refused.get(&range.range_id)?.moving? {
+                Moving::NotOwner(Some(named)) => Some(Some(named)),
+                Moving::NotOwner(None) | Moving::Held => None,
+            }
+        });
+        let counters = &self.shared.counters;
+        redirected.into_iter().for_each(|it| counters.switched(it));
+        let routing = self.shared.router.current();
+        let is_elsewhere = |range: &RangeKeys, positions: &[u32]| {
+            let holder = routing.holder_of(self.top(positions));
+            holder != asked(&sending, range)
+        };
+        // The node has answered, so it does not come by this sending again: nothing to wait for before the next.
+        let add = |keys: &mut Option<Retry>, request_failure: &RequestFailure, more: &[u32]| {
+            keys.get_or_insert_with(|| retry_after(request_failure, sending.retries))
+                .positions
+                .extend_from_slice(more);
+        };
         let mut next = 0;
-        let (mut moved, mut later) = (None, None);
+        let (mut switched, mut held, mut follow, mut later) = (None, None, None, None);
         for (range, positions) in sending.share.positions_by_range() {
             let first = next;
             next += positions.len();
             let Some(request_failure) = refused.get(&range.range_id) else {
+                self.waits_no_more(&sending, range);
                 self.answered(positions, &reply, first, receiver);
                 continue;
             };
             self.account(request_failure, positions, range.attempt, uncertain);
+            let is_held = matches!(request_failure.moving, Some(Moving::Held));
+            let is_not_owner = matches!(request_failure.moving, Some(Moving::NotOwner(_)));
+            let goes_elsewhere = is_not_owner && is_elsewhere(range, positions);
+            if is_held || goes_elsewhere {
+                if is_held {
+                    counters.held(RangeId(range.range_id));
+                }
+                let message = &request_failure.message;
+                self.progress.waits(RangeId(range.range_id), message);
+                // Nodes that name each other know more in a moment.
+                let at_once = goes_elsewhere && !sending.hand_over.switched;
+                let again = if at_once { &mut switched } else { &mut held };
+                add(again, request_failure, positions);
+                if !at_once {
+                    receiver.waits();
+                }
+                continue;
+            }
+            self.has_failed(&sending, range, request_failure);
             if request_failure.permanent {
                 receiver.failed(positions, request_failure.refused(), &self.progress);
                 continue;
             }
-            let retry = match request_failure.moved && knows_newer {
-                true => &mut moved,
+            let retry = match is_not_owner && knows_newer {
+                true => &mut follow,
                 false => &mut later,
             };
-            // The node has answered, so it does not come by this sending again: nothing to wait for before the next.
-            retry
-                .get_or_insert_with(|| retry_after(request_failure, sending.retries))
-                .positions
-                .extend_from_slice(positions);
+            add(retry, request_failure, positions);
         }
-        let follow = moved.map(|keys| Step::Follow {
+        let again = |keys: Retry, (hand_over, pause)| {
+            let keys = Retry { hand_over, ..keys };
+            Step::Again(ordered(keys), pause)
+        };
+        let switched = switched.map(|keys| again(keys, sending.hand_over.switched()));
+        let held = held.map(|keys| again(keys, sending.hand_over.paused()));
+        let follow = follow.map(|keys| Step::Follow {
             keys: ordered(keys),
             node: sending.node,
             routed_by: sending.routed_by,
             known_to_node: reply.map_version,
         });
         let pause = later.map(|keys| Step::Pause(ordered(keys)));
-        follow.into_iter().chain(pause).collect()
+        let steps = [switched, held, follow, pause];
+        steps.into_iter().flatten().collect()
+    }
+
+    /// Has ranges of a sending asked for elsewhere, where `to` says so: see [`Redirect::to`].
+    fn redirect(
+        &self,
+        sending: &Sending,
+        to: impl Fn(&RangeKeys) -> Option<Option<Holder>>,
+    ) -> Vec<RangeId> {
+        let redirect = |(range, positions): (&RangeKeys, &[u32])| {
+            Some(Redirect {
+                range: RangeId(range.range_id),
+                top: self.top(positions),
+                asked: asked(sending, range),
+                to: to(range)?,
+            })
+        };
+        let redirects = sending.share.positions_by_range().filter_map(redirect);
+        let redirects: Vec<Redirect> = redirects.collect();
+        self.shared.router.redirect(&redirects)
+    }
+
+    /// Of a key of the range whose keys these are.
+    fn top(&self, positions: &[u32]) -> u64 {
+        self.batch[positions[0] as usize].top()
+    }
+
+    /// Keys of a range have got an answer, or an error, so they do not wait for its hand-over.
+    fn waits_no_more(&self, sending: &Sending, range: &RangeKeys) {
+        let id = RangeId(range.range_id);
+        if sending.hand_over != HandOver::NONE
+            && let Some(waited) = self.progress.waits_no_more(id)
+        {
+            self.shared.counters.waited(id, waited);
+        }
+    }
+
+    /// Notes an error, which a hand-over is not.
+    fn has_failed(&self, sending: &Sending, range: &RangeKeys, request_failure: &RequestFailure) {
+        self.waits_no_more(sending, range);
+        self.progress
+            .error(request_failure.kind, &request_failure.message);
     }
 
     /// Takes in the answers to keys, whose bits in the reply begin at `first`.
@@ -102,8 +193,6 @@ impl Part<'_> {
             "no answer: {}",
             request_failure.message
         );
-        self.progress
-            .error(request_failure.kind, &request_failure.message);
         if request_failure.maybe_applied {
             uncertain.add(positions, self.batch.len());
         } else if attempt == self.kind.attempts_before() {
@@ -123,6 +212,10 @@ impl Part<'_> {
         let request_failure = failed.request_failure;
         for (range, positions) in sending.share.positions_by_range() {
             self.account(&request_failure, positions, range.attempt, uncertain);
+            self.has_failed(&sending, range, &request_failure);
+        }
+        if request_failure.is_of_node() {
+            self.redirect(&sending, |_| Some(None));
         }
         let positions = sending.share.positions;
         let refused = request_failure.refused();
@@ -150,8 +243,17 @@ fn retry_after(request_failure: &RequestFailure, retries: u32) -> Retry {
     Retry {
         positions: Vec::new(),
         retries,
+        hand_over: HandOver::NONE,
         error: (request_failure.kind, Arc::clone(&request_failure.message)),
         not_before: None,
+    }
+}
+
+/// Who was asked for a range.
+fn asked(sending: &Sending, range: &RangeKeys) -> Holder {
+    Holder {
+        node: sending.node.id(),
+        generation: range.generation,
     }
 }
 

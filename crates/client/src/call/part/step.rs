@@ -3,11 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use keydb_core::{Expiry, Fingerprint};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::progress::PartProgress;
 use crate::{
     call::{
+        hand_over::HandOver,
         kind::Kind,
         request::{Reply, RequestFailure, Sending, exchange},
     },
@@ -60,6 +61,8 @@ pub(super) enum Step {
     },
     /// A pause before trying again.
     Pause(Retry),
+    /// Once more, after so long: a range is being handed over. That is no retry.
+    Again(Retry, Duration),
 }
 
 /// Keys that have to be sent again.
@@ -67,6 +70,7 @@ pub(super) struct Retry {
     pub(super) positions: Vec<u32>,
     /// How many retries these keys have had.
     pub(super) retries: u32,
+    pub(super) hand_over: HandOver,
     pub(super) error: (ErrorKind, Arc<str>),
     /// Until then a node may still come by the sending that failed.
     pub(super) not_before: Option<Instant>,
@@ -126,6 +130,12 @@ impl Part<'_> {
                 }
             }
             Step::Pause(keys) => self.pause(keys).await,
+            Step::Again(keys, pause) => {
+                if !pause.is_zero() {
+                    sleep(pause).await;
+                }
+                Stepped::Ready(keys)
+            }
         }
     }
 
