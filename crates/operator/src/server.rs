@@ -80,7 +80,9 @@ pub async fn run(
     let server = axum::serve(listener, router(Arc::clone(&operator)))
         .with_graceful_shutdown(stop.clone().cancelled_owned());
     tasks.spawn(async move { server.await.map_err(OperatorError::from) });
-    tasks.spawn(connect(Arc::clone(&operator)));
+    let connecting = connect(Arc::clone(&operator));
+    let connecting = stop.clone().run_until_cancelled_owned(connecting);
+    tasks.spawn(async move { connecting.await.unwrap_or(Ok(())) });
     let ended = tokio::select! {
         () = shutdown => Ok(()),
         ended = failure(&mut tasks) => ended,

@@ -3,135 +3,31 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 
-use keydb_core::{
-    ClusterMap, NodeId, OperationId, Phase, RangeId, UnixMillis, scaling::PlannedMove,
-};
+use keydb_core::{NodeId, OperationId, RangeId, scaling::PlannedMove};
 use keydb_proto::shard::{
     GetMapRequest, RangeMove, ScaleMember, ScaleOperationRequest, ScaleReply, ScaleRequest,
 };
-use tokio::time::{Instant, sleep, timeout_at};
-use tonic::{Response, Status};
+use tokio::time::{Instant, sleep};
 
-use super::{AdminClient, AdminError, RETRIES_DEFAULT, reply_of, timed};
-use crate::{
-    cluster::{MapVersion, Node},
-    shared::Deadline,
+use super::{
+    AdminClient, AdminError,
+    scale_progress::{ScalePlanned, ScalePreview, ScaleProgress},
+    timed,
 };
+use crate::cluster::Node;
 
-/// A member that is silent for so long makes room for another one.
-const ATTEMPT_MIN: Duration = Duration::from_secs(5);
 /// How often it is looked how far an operation is.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
-/// How long before a node is asked again that does not go by its own change yet.
-const FOLLOW_PAUSE: Duration = Duration::from_millis(20);
 /// What a key takes on its way to another node, at most: a fingerprint and an expiry.
 const KEY_BYTES: u64 = 16;
 /// What a node moves in a second unless it is told otherwise.
 const MOVE_BYTES_A_SECOND: u64 = 32 << 20;
 /// What planning, the last records and handing over take together.
 const MOVE_OVERHEAD: Duration = Duration::from_secs(2);
-
-/// A change of membership, as it was planned.
-///
-/// ```
-/// fn line(planned: &keydb_client::ScalePlanned) -> String {
-///     format!("{} ranges move; {} nodes join, {} leave", planned.moves.len(), planned.joins.len(), planned.leaves.len())
-/// }
-/// # let _ = line;
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ScalePlanned {
-    /// The operation that does it; `None` where there is nothing to do, and in a preview.
-    pub operation: Option<OperationId>,
-    /// Whether this call began it (or would have). Otherwise it ran already, or there is nothing to do.
-    pub changed: bool,
-    /// The ranges that are still to move.
-    pub moves: Vec<PlannedMove>,
-    /// The nodes that become members, with their addresses.
-    pub joins: Vec<(NodeId, String)>,
-    /// The members that leave, with their addresses.
-    pub leaves: Vec<(NodeId, String)>,
-}
-
-/// What a change of membership would move.
-///
-/// ```
-/// fn line(preview: &keydb_client::ScalePreview) -> String {
-///     format!("{} keys in {} ranges, about {:?}", preview.keys, preview.planned.moves.len(), preview.expected)
-/// }
-/// # let _ = line;
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ScalePreview {
-    /// The plan.
-    pub planned: ScalePlanned,
-    /// How many keys the ranges have that would move, of those whose owners answered.
-    pub keys: u64,
-    /// What these take on their way, about.
-    pub bytes: u64,
-    /// How long it would take, by the usual speed of moves; load on the nodes makes it longer.
-    pub expected: Duration,
-    /// Owners that did not answer: of their ranges the keys are not counted.
-    pub silent: Vec<NodeId>,
-}
-
-/// How far a scaling operation is, by the cluster map.
-///
-/// ```
-/// fn line(progress: &keydb_client::ScaleProgress) -> String {
-///     format!("{} of {} ranges have moved", progress.moved(), progress.moves)
-/// }
-/// # let _ = line;
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ScaleProgress {
-    /// Which operation.
-    pub operation: OperationId,
-    /// The members' addresses when it is done.
-    pub addresses: Vec<String>,
-    /// Whether ranges are only copied, or change their owners as well.
-    pub phase: Phase,
-    /// When it was planned, by the clock of the node that did.
-    pub started: UnixMillis,
-    /// How many ranges it moves altogether.
-    pub moves: usize,
-    /// How many of them have not changed their owners yet.
-    pub waiting: usize,
-    /// How many have, and the owner before still answers.
-    pub handing_over: usize,
-}
-
-impl ScaleProgress {
-    /// How far the operation is that runs by this map, if one does.
-    pub fn of(map: &ClusterMap) -> Option<Self> {
-        let target = map.target.as_ref()?;
-        let ranges = map.ranges.iter();
-        let waiting = ranges.clone().filter(|it| it.successor.is_some()).count();
-        let handing_over = ranges.filter(|it| it.from.is_some()).count();
-        let planned = target.moves.map_or(0, |moves| moves as usize);
-        Some(Self {
-            operation: target.operation_id,
-            addresses: target.addresses.clone(),
-            phase: target.phase,
-            started: target.started_ms,
-            moves: planned.max(waiting + handing_over),
-            waiting,
-            handing_over,
-        })
-    }
-
-    /// How many ranges have changed hands.
-    pub const fn moved(&self) -> usize {
-        self.moves.saturating_sub(self.waiting + self.handing_over)
-    }
-}
 
 impl AdminClient {
     /// Plans the way to a cluster of exactly the nodes at `addresses`, and has the nodes copy the ranges that are to move. No range
@@ -441,91 +337,6 @@ impl AdminClient {
         ScaleOperationRequest {
             cluster_id: self.client.shared().router.cluster_id_bytes(),
             operation_id: id.unwrap_or_default().into(),
-        }
-    }
-
-    /// Has any member change the map, and goes by the change.
-    async fn ask_any<F>(
-        &self,
-        ask: impl Fn(Arc<Node>, Deadline) -> F,
-    ) -> Result<ScaleReply, AdminError>
-    where
-        F: Future<Output = Result<Response<ScaleReply>, Status>>,
-    {
-        let reply = self.ask_member(ask).await?;
-        self.follow((reply.lineage, reply.epoch)).await;
-        Ok(reply)
-    }
-
-    /// Asks members one after the other, until one answers or refuses, the retries are used up or the time is.
-    async fn ask_member<R, F>(
-        &self,
-        ask: impl Fn(Arc<Node>, Deadline) -> F,
-    ) -> Result<R, AdminError>
-    where
-        F: Future<Output = Result<Response<R>, Status>>,
-    {
-        let shared = self.client.shared();
-        let end = self.client.deadline().at;
-        let retries = shared.config.retry_count.unwrap_or(RETRIES_DEFAULT);
-        let mut attempts = 0;
-        for round in 0.. {
-            let routing = shared.router.current();
-            let nodes = routing.nodes();
-            let first = self.answering.load(Ordering::Relaxed);
-            let mut failure = AdminError::Closed;
-            for place in 0..nodes.len() {
-                let index = (first + place) % nodes.len();
-                let node = &nodes[index];
-                let left = end.saturating_duration_since(Instant::now());
-                let share = left / u32::try_from(nodes.len() - place).unwrap_or(u32::MAX);
-                let deadline = Deadline::new(Instant::now(), share.max(ATTEMPT_MIN).min(left));
-                attempts += 1;
-                let asked = reply_of(node, ask(Arc::clone(node), deadline), deadline, attempts);
-                let asked = shared.unless_closed(asked).await;
-                match asked.unwrap_or(Err(AdminError::Closed)) {
-                    Ok(reply) => {
-                        self.answering.store(index, Ordering::Relaxed);
-                        return Ok(reply);
-                    }
-                    // Another one may do it.
-                    Err(error @ (AdminError::Unavailable { .. } | AdminError::Refused { .. })) => {
-                        failure = error;
-                    }
-                    Err(error) => return Err(error),
-                }
-                if Instant::now() >= end {
-                    return Err(failure);
-                }
-            }
-            if round >= retries || matches!(failure, AdminError::Refused { .. }) {
-                return Err(failure);
-            }
-            let pause = sleep(shared.config.pause_before(round));
-            if timeout_at(end, pause).await.is_err() {
-                return Err(failure);
-            }
-        }
-        unreachable!("the loop above ends at the last retry")
-    }
-
-    /// Goes by a map of at least this version, as soon as a member does.
-    async fn follow(&self, version: MapVersion) {
-        let shared = self.client.shared();
-        let deadline = self.client.deadline();
-        while shared.router.version() < version && Instant::now() < deadline.at {
-            let routing = shared.router.current();
-            let index = self.answering.load(Ordering::Relaxed) % routing.nodes().len();
-            let round = shared
-                .router
-                .request_version(&routing.nodes()[index], version);
-            let done = shared.unless_closed(shared.router.finished(round));
-            if !matches!(timeout_at(deadline.at, done).await, Ok(Some(()))) {
-                return;
-            }
-            if shared.router.version() < version {
-                sleep(FOLLOW_PAUSE).await;
-            }
         }
     }
 }

@@ -85,7 +85,8 @@ pub(crate) async fn complete(
     request: &ScaleOperationRequest,
 ) -> Result<ScaleReply, Status> {
     let asked = operation_id(&request.operation_id)?;
-    go_on(node, store, request, |map| scaling::hand_over(map, asked)).await
+    let hand_over = |map: &ClusterMap| scaling::hand_over(map, asked);
+    go_on(node, store, request, "completes", hand_over).await
 }
 
 /// Gives up what has not changed its owner.
@@ -95,7 +96,7 @@ pub(crate) async fn abort(
     request: &ScaleOperationRequest,
 ) -> Result<ScaleReply, Status> {
     let asked = operation_id(&request.operation_id)?;
-    go_on(node, store, request, |map| {
+    go_on(node, store, request, "aborts", |map| {
         let under_way = map.target.as_ref().map(|target| target.operation_id);
         match (asked, under_way) {
             (Some(asked), Some(under_way)) if asked != under_way => {
@@ -111,16 +112,22 @@ async fn go_on(
     node: &Node,
     store: &MapStore,
     request: &ScaleOperationRequest,
+    verb: &str,
     mut next: impl FnMut(&ClusterMap) -> Result<Option<ClusterMap>, ScaleError>,
 ) -> Result<ScaleReply, Status> {
     check_member(node, &request.cluster_id)?;
     let mut changed = false;
+    let mut operation = None;
     let change = |map: &ClusterMap| {
         let next = next(map)?;
         changed = next.is_some();
+        operation = map.target.as_ref().map(|target| target.operation_id);
         Ok(next)
     };
     let map = update(node, store, change).await?;
+    if let Some(operation) = operation.filter(|_| changed) {
+        info!(node = %node.config.id, %operation, epoch = map.epoch, "somebody {verb} a scaling operation");
+    }
     Ok(ScaleReply {
         changed,
         ..reply(node, &map, None)
