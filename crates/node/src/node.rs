@@ -51,6 +51,7 @@ pub(crate) struct Node {
     /// The ranges that come to this node, are here, or leave it.
     pub(crate) moves: Moves,
     disk: OnceLock<Disk>,
+    recorder: OnceLock<Journal>,
     disk_opened: Notify,
     disk_hangs: AtomicBool,
     /// Keys were given up, which the cluster map does not count yet.
@@ -78,6 +79,7 @@ impl Node {
             ending: Arc::default(),
             grace: Grace::default(),
             disk: OnceLock::new(),
+            recorder: OnceLock::new(),
             disk_opened: Notify::new(),
             disk_hangs: AtomicBool::new(false),
             has_lost: AtomicBool::new(false),
@@ -129,6 +131,23 @@ impl Node {
     #[inline]
     pub(crate) fn journal(&self) -> Option<&Journal> {
         self.disk.get().map(|disk| &*disk.journal)
+    }
+
+    /// In `memory` mode, what records writes while ranges move to other nodes.
+    #[inline]
+    pub(crate) fn recorder(&self) -> Option<&Journal> {
+        self.recorder.get()
+    }
+
+    /// The node keeps nothing on a disk.
+    pub(crate) fn set_recorder(&self, recorder: Journal) {
+        let first = self.recorder.set(recorder);
+        assert!(first.is_ok(), "a node finds out once that it has no disk");
+    }
+
+    /// What is committed in order: the journal, or, in `memory` mode, what records while it is tapped.
+    pub(crate) fn committed_records(&self) -> Option<&Journal> {
+        self.journal().or(self.recorder())
     }
 
     /// Whether the disk has not answered for a while.

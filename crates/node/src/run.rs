@@ -66,10 +66,17 @@ pub async fn run(
             info!(node = %node.config.id, "asked to stop");
             Ok(())
         }
-        reason = running.failed() => {
-            error!(node = %node.config.id, "{reason}; stopping");
-            Err(reason)
-        }
+        reason = running.failed() => match reason {
+            // What it had is with others.
+            NodeError::Removed { .. } => {
+                info!(node = %node.config.id, "{reason}; stopping");
+                Ok(())
+            }
+            reason => {
+                error!(node = %node.config.id, "{reason}; stopping");
+                Err(reason)
+            }
+        },
     };
     let ended = match ended {
         Err(hangs @ NodeError::DiskHangs { .. }) => Err(hangs),

@@ -15,7 +15,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use keydb_core::{ClusterMap, Durability, Incarnation, Manifest};
+use keydb_core::{ClusterMap, Durability, Incarnation, Lsn, Manifest};
 use keydb_storage::{
     ManifestReadError, MapStore, MapStoreError, SnapshotStore, StorageErrorKind, Version,
 };
@@ -34,7 +34,7 @@ use crate::{
     cluster::registration::{self, Written},
     cluster::scaling::Finisher,
     disk::data_dir::{self, DataDir},
-    disk::journal::JournalSizes,
+    disk::journal::{Identity, Journal, JournalConfig, JournalSizes, Recent},
     disk::recovery::{Recovered, Recovery},
     disk::snapshot,
     moving::mark_lost,
@@ -47,6 +47,9 @@ const LOAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The least time between two looks at the map.
 const POLL_GAP_MIN: Duration = Duration::from_millis(50);
+
+/// A node that has left goes on for so long to say who answers now.
+const LEFT_PAUSE: Duration = Duration::from_secs(3);
 
 /// Keeps the node's membership in line with the cluster map.
 #[derive(Debug)]
@@ -315,22 +318,27 @@ impl Membership {
             .is_none_or(|current| map.version() > current.version());
         match &*membership_state {
             MembershipState::Serving(_) if !newer => Ok(()),
-            MembershipState::Serving(_) => self.follow_to(map),
+            MembershipState::Serving(_) => self.follow_to(map).await,
             _ => self.join(map, newer).await,
         }
     }
 
     /// The next map of a node that serves.
-    fn follow_to(&self, map: ClusterMap) -> Result<(), NodeError> {
+    async fn follow_to(&self, map: ClusterMap) -> Result<(), NodeError> {
         let node = self.node.config.id;
         let cluster = map.cluster_id;
         let epoch = map.epoch;
         match map.node(node).map(|entry| entry.disk_id) {
-            None => Err(NodeError::Removed {
-                node,
-                cluster,
-                epoch,
-            }),
+            None => {
+                info!(%node, epoch, "the node has left the cluster; for a while it says who answers now");
+                self.node.moves.go_by(CurrentMap::new(map));
+                tokio::time::sleep(LEFT_PAUSE).await;
+                Err(NodeError::Removed {
+                    node,
+                    cluster,
+                    epoch,
+                })
+            }
             Some(disk_id) if disk_id != self.disk_id => Err(NodeError::Replaced {
                 node,
                 cluster,
@@ -501,6 +509,16 @@ impl Membership {
             None => None,
         };
         let root = self.data_dir.as_ref().map(|it| it.root().to_owned());
+        if root.is_none() {
+            let identity = Identity {
+                cluster_id: map.cluster_id,
+                node,
+                disk_id: self.node.incarnation,
+            };
+            let config = JournalConfig::in_memory(identity, Arc::clone(&self.node.clock) as _);
+            let recorder = Journal::open(config, Recent::new(Lsn::ZERO, 0))?;
+            self.node.set_recorder(recorder);
+        }
         self.node
             .moves
             .start(CurrentMap::new(map), root, manifest.as_ref())?;

@@ -83,7 +83,7 @@ impl OwnerSessions {
         incoming: Streaming<SuccessorMessage>,
     ) -> Option<mpsc::Receiver<Result<OwnerMessage, Status>>> {
         // Only who has a journal knows what is committed.
-        let (tap, notes) = node.journal()?.tap();
+        let (tap, notes) = node.committed_records()?.tap();
         let session = Arc::new(OwnerSession {
             peer,
             peer_disk,
@@ -186,9 +186,11 @@ async fn run(
     mut incoming: Streaming<SuccessorMessage>,
     messages: Messages,
 ) -> String {
-    let Some(journal) = node.journal() else {
+    let Some(journal) = node.committed_records() else {
         return "the node has no journal".to_owned();
     };
+    // Requests that have begun before may not be recorded where there is a tap only while ranges move.
+    node.grace.passed().await;
     let disk_id = journal.disk_id();
     let mut waiting: Vec<(RangeId, Arc<OwnedRange>)> = Vec::new();
     let mut copying: FuturesUnordered<BoxFuture<'_, Result<(), String>>> = FuturesUnordered::new();

@@ -141,7 +141,7 @@ impl Mover {
         let node = Arc::clone(&self.node);
         self.drains.spawn(async move {
             node.grace.passed().await;
-            if let Some(journal) = node.journal()
+            if let Some(journal) = node.committed_records()
                 && journal.wait_committed(journal.taken()).await.is_err()
             {
                 // The node is about to end.

@@ -52,7 +52,10 @@ impl MoveRequests {
             .and_then(|map| map.node(NodeId(hello.node_id)));
         let named = entry.and_then(|entry| entry.disk_id);
         if named != Some(Incarnation::from_bytes(disk_id)) {
-            let message = format!("the cluster map names another disk of node {}", hello.node_id);
+            let message = format!(
+                "the cluster map names another disk of node {}",
+                hello.node_id
+            );
             return Err(refusal_status(ErrorCode::WrongNode, message));
         }
         Ok(Incarnation::from_bytes(disk_id))

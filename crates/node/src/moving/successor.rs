@@ -28,7 +28,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tracing::{info, warn};
 
-use crate::{disk::journal::Journal, node::Node, ranges::owned::OwnedRange, requests};
+use crate::{
+    disk::journal::{Journal, Reservation, Space},
+    node::Node,
+    ranges::owned::OwnedRange,
+    requests,
+};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -50,6 +55,8 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(300);
 const SECURE_TIMEOUT: Duration = Duration::from_secs(120);
 /// What one message of an owner has at most.
 const MESSAGE_BYTES_MAX: usize = 32 << 20;
+/// How long is waited for room on a full disk.
+const FULL_PAUSE: Duration = Duration::from_millis(500);
 /// So many keys are merged under one lock.
 const MERGE_ENTRIES: usize = 4096;
 
@@ -141,7 +148,8 @@ struct Incoming {
 
 struct Session<'a> {
     node: &'a Arc<Node>,
-    journal: &'a Journal,
+    /// None in `memory` mode.
+    journal: Option<&'a Journal>,
     owner: NodeId,
     link: &'a Link,
     requests: mpsc::Sender<SuccessorMessage>,
@@ -176,7 +184,10 @@ async fn run(node: &Arc<Node>, owner: NodeId, link: &Link) -> Result<(), String>
         target_node: owner.0,
     };
     drop(membership_state);
-    let journal = node.journal().ok_or("the journal is not open yet")?;
+    let journal = node.journal();
+    if journal.is_none() && node.recorder().is_none() {
+        return Err("the journal is not open yet".to_owned());
+    }
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| error.to_string())?
         .initial_stream_window_size(4 << 20)
@@ -191,8 +202,7 @@ async fn run(node: &Arc<Node>, owner: NodeId, link: &Link) -> Result<(), String>
     let _ = requests.try_send(SuccessorMessage {
         message: Some(message),
     });
-    let mut client =
-        MoveServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let mut client = MoveServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let opened = client.session(ReceiverStream::new(outgoing));
     let mut messages = timeout(CONNECT_TIMEOUT, opened)
         .await
@@ -377,24 +387,17 @@ impl Session<'_> {
         if groups.is_empty() && answers.is_empty() {
             return Ok(());
         }
-        let bytes = record_bytes_max(
-            groups.len(),
-            kept.len() / FINGERPRINT_BYTES,
-            record.answers.len(),
-        );
-        let space = loop {
-            match self.journal.admit(bytes).await {
-                Ok(space) => break space,
-                // What was promised to the owner is not taken until there is room; it gives this node up after a while.
-                Err(full) => {
-                    warn!(node = %self.node.config.id, "ranges that come to this node wait: {full}");
-                    sleep(Duration::from_millis(500)).await;
-                }
+        let space = match self.journal {
+            Some(journal) => {
+                let keys = kept.len() / FINGERPRINT_BYTES;
+                let bytes = record_bytes_max(groups.len(), keys, record.answers.len());
+                Some(self.room(journal, bytes).await)
             }
+            None => None,
         };
         // Nothing may be awaited until the record is appended.
-        let reservation = space.begin();
-        let lsn = reservation.lsn();
+        let reservation = space.as_ref().map(Space::begin);
+        let lsn = reservation.as_ref().map_or(Lsn::ZERO, Reservation::lsn);
         let times = self.node.clock.times();
         let mut record_groups = Vec::new();
         for (incoming, start, end) in groups {
@@ -429,9 +432,24 @@ impl Session<'_> {
             groups: (&record_groups[..]).into(),
             fingerprints: PackedFingerprints::new(&kept).map_err(|error| error.to_string())?,
         };
-        reservation.append(&write, written);
-        self.applied = lsn;
+        if let Some(reservation) = reservation {
+            reservation.append(&write, written);
+            self.applied = lsn;
+        }
         Ok(())
+    }
+
+    /// Room for a record. Where there is none, nothing more is taken from the owner, which gives this node up after a while.
+    async fn room(&self, journal: &Journal, bytes: usize) -> Space {
+        loop {
+            match journal.admit(bytes).await {
+                Ok(space) => return space,
+                Err(full) => {
+                    warn!(node = %self.node.config.id, "ranges that come to this node wait: {full}");
+                    sleep(FULL_PAUSE).await;
+                }
+            }
+        }
     }
 
     async fn merge(&mut self, chunk: &CopyEntries) -> Result<(), String> {
@@ -494,8 +512,11 @@ impl Session<'_> {
         let (copy, node) = (incoming.copy, Arc::clone(self.node));
         self.securing.spawn(async move {
             let deadline = Instant::now() + SECURE_TIMEOUT;
-            let secured = match node.disk().and_then(|disk| disk.snapshots()) {
+            let snapshots = node.disk().and_then(|disk| disk.snapshots());
+            let secured = match snapshots {
                 Some(snapshots) => snapshots.secure(&[id], deadline).await,
+                // There is no disk that it could get onto.
+                None if node.recorder().is_some() => Ok(()),
                 None => Err("snapshots cannot be made yet".to_owned()),
             };
             (id, copy, secured)
@@ -519,8 +540,10 @@ impl Session<'_> {
     /// All that came before is committed, and then the owner's word counts.
     async fn begin(&mut self, begin: &BeginRange) -> Result<(), String> {
         let copy = copy_id(&begin.copy)?;
-        let committed = self.journal.wait_committed(self.applied).await;
-        committed.map_err(|error| error.to_string())?;
+        if let Some(journal) = self.journal {
+            let committed = journal.wait_committed(self.applied).await;
+            committed.map_err(|error| error.to_string())?;
+        }
         let event = Event::Begin {
             lineage: begin.lineage,
             generation: begin.generation,

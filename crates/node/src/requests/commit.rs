@@ -38,6 +38,8 @@ const KEY_BYTES: usize = FINGERPRINT_BYTES + 1;
 #[derive(Debug)]
 pub(crate) struct Commit<'a> {
     journal: Option<&'a Journal>,
+    /// Where there is no journal: what records writes while they are to go to another node as well.
+    recorder: Option<&'a Journal>,
     /// Room for what the request writes.
     space: Option<Space>,
     chunk: Option<Chunk>,
@@ -60,6 +62,7 @@ impl<'a> Commit<'a> {
     pub(crate) const fn of_read(journal: Option<&'a Journal>) -> Self {
         Self {
             journal,
+            recorder: None,
             space: None,
             chunk: None,
             wait_lsn: Lsn::ZERO,
@@ -109,9 +112,21 @@ impl<'a> Commit<'a> {
         Ok(commit)
     }
 
+    /// Writes go to `recorder` while that is tapped.
+    pub(crate) fn recorded_by(self, recorder: Option<&'a Journal>) -> Self {
+        Self { recorder, ..self }
+    }
+
     /// Starts a chunk unless one is open. To be called before the range's lock is taken; nothing may be awaited from here until
     /// [`append`](Self::append).
     pub(crate) fn begin(&mut self) {
+        // It is looked at here, where whoever has opened the tap waits for the request to end.
+        if let (Some(recorder), None) = (self.recorder, &self.space)
+            && recorder.is_tapped()
+        {
+            self.journal = Some(recorder);
+            self.space = Some(recorder.free_space());
+        }
         if let (Some(space), None) = (&self.space, &self.chunk) {
             self.chunk = Some(Chunk {
                 reservation: space.begin(),

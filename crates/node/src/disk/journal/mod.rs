@@ -166,6 +166,11 @@ struct Shared {
 }
 
 impl JournalConfig {
+    /// Of a journal in memory, which keeps no record.
+    pub(crate) fn in_memory(identity: Identity, clock: Arc<dyn Clock>) -> Self {
+        Self::new(PathBuf::new(), identity, false, clock)
+    }
+
     pub(crate) fn new(
         dir: PathBuf,
         identity: Identity,
@@ -228,6 +233,18 @@ impl Journal {
     /// Every record that is committed from here on comes out of the tap as well.
     pub(crate) fn tap(&self) -> (Tap, TapNotes) {
         self.shared.queue.taps().open()
+    }
+
+    /// Whether anybody has opened a tap.
+    #[inline]
+    pub(crate) fn is_tapped(&self) -> bool {
+        self.shared.queue.taps().are_open()
+    }
+
+    /// Room in a journal that is not written to disk.
+    pub(crate) fn free_space(&self) -> Space {
+        debug_assert!(!self.is_synced());
+        Space::new(Arc::clone(&self.shared), 0)
     }
 
     /// How many bytes wait in taps.
