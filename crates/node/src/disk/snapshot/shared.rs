@@ -176,8 +176,8 @@ impl Shared {
 
     /// Nothing more is made.
     pub(super) fn ended(&self, reason: &str) {
-        self.progress.send_modify(|progress| progress.ended = true);
         self.failed(|progress| &mut progress.rounds_failed, reason.to_owned());
+        self.progress.send_modify(|progress| progress.ended = true);
     }
 }
 

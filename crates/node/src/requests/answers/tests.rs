@@ -415,7 +415,12 @@ fn what_came_with_a_copy_of_ranges_adds_to_what_is_remembered_and_replaces_nothi
     told(&owner, "a", keys(9, 0, 1), "1", "");
     told(&owner, "b", keys(9, 0, 3), "111", "");
     let part = owner.entries().remove(0).answers;
-    owner.add(id("c"), NOW, Lsn(40), part.only(|range| range == RangeId(8)));
+    owner.add(
+        id("c"),
+        NOW,
+        Lsn(40),
+        part.only(|range| range == RangeId(8)),
+    );
     let (entries, newest) = owner.of_ranges(&|range| range != RangeId(9));
     assert_eq!(newest, Lsn(40));
     let operations: Vec<_> = entries.iter().map(|entry| entry.operation).collect();

@@ -63,6 +63,8 @@ struct Rig {
     answer_memory_bytes: usize,
     /// The ranges that are not as the cluster was created: those that came by a copy, and those that are not here (`None`).
     moved: HashMap<RangeId, Option<CopyId>>,
+    /// Ranges that could not take all that the journal had of them at the start.
+    unmerged: Vec<RangeId>,
 }
 
 /// A node.
@@ -97,6 +99,7 @@ impl Rig {
             ready_ranges: usize::MAX,
             answer_memory_bytes: 16 << 20,
             moved: HashMap::new(),
+            unmerged: Vec::new(),
         }
     }
 
@@ -163,7 +166,8 @@ impl Rig {
                 recent_bytes_max: self.recent_bytes_max,
             },
         });
-        let opened = recovery.open(&membership_state, table).await?;
+        let mut opened = recovery.open(&membership_state, table).await?;
+        opened.replayed.unmerged.extend(&self.unmerged);
         let (nonce, lsn) = (opened.manifest.write_nonce, opened.manifest.lsn);
         recovery.start_snapshots(&opened).await?;
         if self.ready_ranges == usize::MAX {

@@ -138,11 +138,15 @@ async fn a_copy_is_named_with_a_full_file_when_it_is_complete_and_holds_up_nothi
                 .unwrap_err()
                 .contains("not all of its keys")
         );
-        for numbers in [0..200, 200..400] {
-            run.put(&rig.keys(numbers, EXPIRY)).await;
+        let (moving, others) = rig.split(0..400);
+        for (keys, deltas) in [(moving, 0), (others, 1)] {
+            run.put(&keys).await;
             run.snapshot().await;
             assert_eq!(parts(&run.local()), None);
             assert_eq!(run.local().lsn, run.journal.committed());
+            if recent_bytes_max > 1000 {
+                assert_eq!(kinds(&run.local()), (deltas, 0));
+            }
         }
         // The last of it comes after the last round.
         run.put(&rig.keys(400..450, EXPIRY)).await;
@@ -162,6 +166,23 @@ async fn a_copy_is_named_with_a_full_file_when_it_is_complete_and_holds_up_nothi
         assert_eq!(run.keys(), rig.keys(0..460, EXPIRY));
         run.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_journal_is_cut_while_a_copy_comes_in_of_a_range_that_could_not_take_it() {
+    let rig = Rig {
+        recent_bytes_max: 1000,
+        unmerged: vec![MOVING],
+        ..Rig::new().await
+    };
+    let run = rig.start().await;
+    run.put(&rig.keys(0..200, EXPIRY)).await;
+    run.kill().await;
+    let run = rig.start().await;
+    run.begin_copy(&rig, FIRST);
+    run.snapshot().await;
+    assert_eq!(run.local().lsn, run.journal.committed());
+    run.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
