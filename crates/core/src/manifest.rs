@@ -7,6 +7,9 @@
 //! Nothing follows from LSNs: those of different disks do not compare. Whoever makes a range's new base has all of its keys, so
 //! the range's former parts are struck off when that base [takes their place](Manifest::replace_parts), and a file that is a part
 //! of no range any more is not needed. So a range that gets no new base, because it is closed, keeps its own parts only.
+//!
+//! A range that leaves the node and comes back is another one: its entry names the copy that brought its keys. It is named for the
+//! first time together with a base that was made of them, for an entry without a base says that the deltas are all there is.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +17,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::{ClusterId, HashRange, Incarnation, Lsn, NodeId, OperationId, RangeId, UnixMillis};
+use crate::{
+    ClusterId, CopyId, HashRange, Incarnation, Lsn, NodeId, OperationId, RangeId, UnixMillis,
+};
 
 const FORMAT: u32 = 1;
 
@@ -74,6 +79,9 @@ pub struct ManifestRange {
     /// The last one.
     #[serde(with = "crate::hex_u64")]
     pub last: u64,
+    /// What brought its keys to the node; none where they have been there since the cluster was created. Such a range has a base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub copy: Option<CopyId>,
     /// The name of its newest full snapshot; none while its deltas alone make it up.
     pub base: Option<String>,
     /// Fields that this build does not know.
@@ -150,6 +158,11 @@ impl Manifest {
     /// Up to when the files have everything; `None` while there has been no snapshot.
     pub fn complete_to(&self) -> Option<UnixMillis> {
         (self.complete_to_ms != UnixMillis(0)).then_some(self.complete_to_ms)
+    }
+
+    /// Whether there has been no snapshot at all: the ranges that the node was created with have no keys that it could name.
+    pub fn is_blank(&self) -> bool {
+        self.ranges.is_empty() && self.complete_to().is_none()
     }
 
     /// The manifest of a node whose disk is new: nothing was written yet.
@@ -243,19 +256,40 @@ impl Manifest {
         self.files.push(file);
     }
 
-    /// Makes `base`, which has all keys of the range `id`, the range's only part. Returns whether the manifest has the range.
-    pub fn replace_parts(&mut self, id: RangeId, generation: u64, mut base: ManifestFile) -> bool {
-        let Some(range) = self.ranges.iter_mut().find(|range| range.id == id) else {
-            return false;
-        };
+    /// Makes `base`, which has all keys of `range`, its only part. Names the range if the manifest does not have it.
+    pub fn replace_parts(&mut self, mut range: ManifestRange, mut base: ManifestFile) {
+        let id = range.id;
         range.base = Some(base.name.clone());
-        range.generation = generation;
         for file in &mut self.files {
             file.ranges.retain(|part_of| *part_of != id);
         }
         base.ranges = vec![id];
         self.files.push(base);
-        true
+        match self.ranges.binary_search_by_key(&id, |range| range.id) {
+            Ok(index) => {
+                range
+                    .unknown
+                    .append(&mut std::mem::take(&mut self.ranges[index].unknown));
+                self.ranges[index] = range;
+            }
+            Err(index) => self.ranges.insert(index, range),
+        }
+    }
+
+    /// Leaves out the ranges that are not to be `kept`: no file is a part of them any more. Returns which these are.
+    pub fn retain_ranges(&mut self, mut kept: impl FnMut(&ManifestRange) -> bool) -> Vec<RangeId> {
+        let mut left_out = Vec::new();
+        self.ranges.retain(|range| {
+            let is_kept = kept(range);
+            if !is_kept {
+                left_out.push(range.id);
+            }
+            is_kept
+        });
+        for file in &mut self.files {
+            file.ranges.retain(|id| !left_out.contains(id));
+        }
+        left_out
     }
 
     /// Makes `merged`, which has all that `deltas` have of its ranges, their part in place of those.
@@ -299,7 +333,15 @@ impl Manifest {
             if range.bounds().is_none() {
                 return inconsistent(format!("range {} ends before it starts", range.id));
             }
-            let Some(name) = &range.base else { continue };
+            let Some(name) = &range.base else {
+                if let Some(copy) = range.copy {
+                    return inconsistent(format!(
+                        "range {} came by copy {copy} and has no base",
+                        range.id
+                    ));
+                }
+                continue;
+            };
             match self.file(name) {
                 Some(file) if file.kind == SnapshotKind::Delta => {
                     return inconsistent(format!(
@@ -392,6 +434,7 @@ mod tests {
             generation: 1,
             start: u64::from(id) << 32,
             last: (u64::from(id) << 32) + 9,
+            copy: None,
             base: base.map(str::to_owned),
             unknown: Map::new(),
         }
@@ -433,7 +476,11 @@ mod tests {
     #[test]
     fn a_new_base_takes_the_place_of_the_ranges_parts_and_files_that_no_range_needs_are_left_out() {
         let mut manifest = manifest();
-        assert!(manifest.replace_parts(RangeId(0), 4, file("f2", SnapshotKind::Full, [0, 9], &[])));
+        let newer = ManifestRange {
+            generation: 4,
+            ..range(0, None)
+        };
+        manifest.replace_parts(newer, file("f2", SnapshotKind::Full, [0, 9], &[]));
         manifest.drop_unneeded_files();
         assert_eq!(names(manifest.files.iter()), ["d1", "d3", "f2"]);
         let (base, deltas) = manifest.parts(&manifest.ranges[0]);
@@ -446,11 +493,34 @@ mod tests {
             Manifest::from_json(&manifest.to_json()).as_ref(),
             Ok(&manifest)
         );
-        assert!(!manifest.replace_parts(
-            RangeId(7),
-            1,
-            file("f3", SnapshotKind::Full, [0, 9], &[])
-        ));
+    }
+
+    #[test]
+    fn a_range_that_leaves_and_comes_back_has_none_of_its_former_parts() {
+        let mut manifest = manifest();
+        assert_eq!(
+            manifest.retain_ranges(|range| range.id != RangeId(0)),
+            [RangeId(0)]
+        );
+        manifest.add_delta(file("d4", SnapshotKind::Delta, [30, 40], &[0, 1]));
+        manifest.drop_unneeded_files();
+        assert_eq!(names(manifest.files.iter()), ["d1", "d3", "d4"]);
+        assert!(manifest.files.iter().all(|it| it.ranges == [RangeId(1)]));
+
+        let back = ManifestRange {
+            copy: Some(CopyId::from_bytes([7; 16])),
+            ..range(0, None)
+        };
+        manifest.replace_parts(back, file("f2", SnapshotKind::Full, [0, 50], &[]));
+        let (base, deltas) = manifest.parts(&manifest.ranges[0]);
+        assert_eq!(
+            (base.unwrap().name.as_str(), names(deltas)),
+            ("f2", Vec::new())
+        );
+        assert_eq!(
+            Manifest::from_json(&manifest.to_json()).as_ref(),
+            Ok(&manifest)
+        );
     }
 
     #[test]
@@ -493,6 +563,10 @@ mod tests {
         assert!(refusal(|m| m.required_features.push("x".to_owned())).contains("\"x\""));
         assert!(refusal(|m| m.ranges[0].base = Some("d1".to_owned())).contains("is a delta"));
         assert!(refusal(|m| m.ranges[0].base = Some("no".to_owned())).contains("not among"));
+        assert!(
+            refusal(|m| m.ranges[1].copy = Some(CopyId::from_bytes([7; 16])))
+                .contains("has no base")
+        );
         assert!(refusal(|m| m.ranges.swap(0, 1)).contains("ascending"));
         assert!(refusal(|m| m.ranges[1].last = 0).contains("before it starts"));
         assert!(refusal(|m| m.files[1].name = "d1".to_owned()).contains("twice"));

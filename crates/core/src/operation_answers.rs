@@ -193,10 +193,22 @@ impl OperationAnswers {
     #[must_use]
     pub fn followed_by(&self, newer: &Self) -> Self {
         let replaced = newer.ranges();
+        let mut out = self.encode_only(|range| !replaced.contains_key(&range));
+        out.extend_from_slice(&newer.0);
+        Self(out.into())
+    }
+
+    /// What was answered for the ranges that are to be `kept`.
+    #[must_use]
+    pub fn only(&self, kept: impl Fn(RangeId) -> bool) -> Self {
+        Self(self.encode_only(kept).into())
+    }
+
+    fn encode_only(&self, kept: impl Fn(RangeId) -> bool) -> Vec<u8> {
         let mut out = Vec::new();
         let mut draft: Option<AnswersDraft> = None;
         self.each_range(|range, group| {
-            if replaced.contains_key(&range) {
+            if !kept(range) {
                 return;
             }
             // Groups that expire together need not have been sent together to share a part.
@@ -227,8 +239,7 @@ impl OperationAnswers {
         if let Some(draft) = draft {
             draft.encode_to(&mut out);
         }
-        out.extend_from_slice(&newer.0);
-        Self(out.into())
+        out
     }
 
     fn each_range(&self, mut each: impl FnMut(RangeId, RangeAnswers)) {

@@ -229,6 +229,7 @@ fn a_manifest_of_version_1_reads() {
     assert_eq!(manifest.lsn, Lsn(1 << 40));
     assert_eq!(manifest.complete_to_ms, UnixMillis(1_700_000_000_789));
     let range = manifest.range(RangeId(1)).unwrap();
+    assert_eq!(range.copy, Some(COPY));
     assert_eq!(range.bounds(), Some(full_section().0.bounds));
     assert_eq!(range.generation, 5);
     let (base, mut deltas) = manifest.parts(range);
@@ -333,6 +334,7 @@ fn write_fixtures() {
         generation: section.generation,
         start: section.bounds.start(),
         last: section.bounds.last(),
+        copy: Some(COPY),
         base: Some("full.keydb".to_owned()),
         unknown: serde_json::Map::new(),
     }];

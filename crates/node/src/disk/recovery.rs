@@ -241,6 +241,8 @@ impl Recovery {
             info!(node = %self.node.config.id, records = replayed.records, last = %replayed.last, "the journal is read");
         }
         let to = recent.to();
+        // A disk that has lost what it had synced still has the file of answers, which are not to be waited for for ever.
+        self.node.answers.committed_to(to);
         Ok((Journal::open(config, recent)?, Replayed { to, unmerged }))
     }
 

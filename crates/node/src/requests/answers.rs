@@ -190,6 +190,44 @@ impl AnswerMemory {
         self.add(entry.operation, entry.recorded, entry.lsn, entry.answers);
     }
 
+    /// Takes over answers that came with a copy of ranges, to be told once this node's record `lsn` is committed. What is remembered
+    /// of the operation and a range already is newer, and stays.
+    pub(crate) fn restore_older(&self, entry: AnswerEntry, lsn: Lsn) {
+        if entry.answers.is_empty() {
+            return;
+        }
+        let mut state = self.state();
+        let (answers, recorded, lsn) = match state.take(entry.operation) {
+            None => (entry.answers, entry.recorded, lsn),
+            Some(newer) => (
+                entry.answers.followed_by(&newer.answers),
+                newer.recorded,
+                lsn.max(newer.lsn),
+            ),
+        };
+        self.keep(&mut state, entry.operation, recorded, lsn, answers);
+    }
+
+    /// What is remembered of the ranges that are to be `kept`, the oldest first, and the newest record that these answers came with,
+    /// as far as is known: nobody may be told before that is committed.
+    pub(crate) fn of_ranges(&self, kept: &dyn Fn(RangeId) -> bool) -> (Vec<AnswerEntry>, Lsn) {
+        let mut entries = self.entries();
+        entries.retain_mut(|entry| {
+            entry.answers = entry.answers.only(kept);
+            !entry.answers.is_empty()
+        });
+        let newest = entries.iter().map(|entry| entry.lsn).max();
+        (entries, newest.unwrap_or_default())
+    }
+
+    /// The journal has no record behind `last`: what came with one is not waited for.
+    pub(crate) fn committed_to(&self, last: Lsn) {
+        let mut state = self.state();
+        for entry in state.remembered.values_mut() {
+            entry.lsn = entry.lsn.min(last);
+        }
+    }
+
     /// All that is remembered, the oldest first. Claims go on meanwhile.
     pub(crate) fn entries(&self) -> Vec<AnswerEntry> {
         let mut entries = Vec::new();
@@ -256,12 +294,22 @@ impl AnswerMemory {
             None => (part, lsn),
             Some(earlier) => (earlier.answers.followed_by(&part), lsn.max(earlier.lsn)),
         };
-        let cost_bytes = cost_bytes(&answers);
-        let Some(rest_bytes) = self.bytes_max.checked_sub(cost_bytes) else {
-            return;
-        };
-        state.forget(rest_bytes, None);
-        state.insert(id, recorded, newest_lsn, answers);
+        self.keep(&mut state, id, recorded, newest_lsn, answers);
+    }
+
+    /// Makes room for an operation that is not remembered, and remembers it; not where it is too large.
+    fn keep(
+        &self,
+        state: &mut State,
+        id: OperationId,
+        recorded: UnixMillis,
+        lsn: Lsn,
+        answers: OperationAnswers,
+    ) {
+        if let Some(rest_bytes) = self.bytes_max.checked_sub(cost_bytes(&answers)) {
+            state.forget(rest_bytes, None);
+            state.insert(id, recorded, lsn, answers);
+        }
     }
 
     fn end(&self, id: OperationId) {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use keydb_core::{Manifest, ManifestFile, Origin, RangeId, SnapshotKind};
+use keydb_core::{Manifest, ManifestFile, ManifestRange, Origin, RangeId, SnapshotKind};
 use tokio::{
     task::{JoinSet, spawn_blocking},
     time::Instant,
@@ -256,6 +256,20 @@ impl Progress {
     }
 }
 
+/// Why the keys of `range` are not here, of which the manifest has this or nothing.
+fn not_here(range: &OwnedRange, entry: Option<&ManifestRange>) -> String {
+    let named = match entry.map(|entry| entry.copy) {
+        None => "the node's snapshots do not have it".to_owned(),
+        Some(None) => "the node's snapshots have one that was there before".to_owned(),
+        Some(Some(copy)) => format!("the node's snapshots have one that came by copy {copy}"),
+    };
+    match (range.copy, entry) {
+        (Some(copy), _) => format!("it came to this node by copy {copy}, and {named}"),
+        (None, Some(_)) => "the node's snapshots have it with other bounds".to_owned(),
+        (None, None) => format!("{named}: it came from another node"),
+    }
+}
+
 /// Which files which ranges wait for.
 struct Plan {
     files: HashMap<String, (ManifestFile, Vec<Arc<OwnedRange>>)>,
@@ -271,22 +285,15 @@ impl Plan {
             waits_for: HashMap::new(),
         };
         for range in table.ranges() {
-            let Some(entry) = manifest.range(range.id) else {
-                if !manifest.ranges.is_empty() {
-                    range.lacks(
-                        "the node's snapshots do not have it: it came from another node".to_owned(),
-                    );
+            let entry = manifest.range(range.id);
+            let Some(entry) = entry.filter(|entry| snapshot::is_of(entry, range)) else {
+                // Only what a node was created with begins without keys.
+                if range.copy.is_some() || !manifest.is_blank() {
+                    range.lacks(not_here(range, entry));
                 }
                 range.end_loading();
                 continue;
             };
-            if entry.generation != range.generation || entry.bounds() != Some(range.bounds) {
-                range.close(format!(
-                    "the node's snapshots have it under generation {}, the cluster map under {}",
-                    entry.generation, range.generation
-                ));
-                continue;
-            }
             let (base, deltas) = manifest.parts(entry);
             let files: Vec<&ManifestFile> = base.into_iter().chain(deltas).collect();
             if files.is_empty() {

@@ -38,5 +38,6 @@ pub(crate) use local::{
 pub(crate) use published::Published;
 pub(crate) use room::room_at_start;
 pub(crate) use rounds::Replayed;
+pub(in crate::disk) use rounds::is_of;
 pub(crate) use shared::NodeParts;
 pub(crate) use snapshotter::{Inputs, Snapshotter};

@@ -2,8 +2,8 @@
 
 use keydb_core::{Manifest, SnapshotKind};
 
-use super::shared::Shared;
-use crate::{disk::journal, ranges::owned::OwnedRanges};
+use super::{rounds::is_arriving, shared::Shared};
+use crate::disk::journal;
 
 /// What an entry takes in a snapshot file at most, on average: a fingerprint's gap and an expiry.
 pub(super) const ENTRY_BYTES_MAX: u64 = 12;
@@ -23,7 +23,7 @@ impl Shared {
         let (in_bases, in_deltas) = entries(&manifest);
         let loaded = self.key_count();
         // While keys are loaded there are more: what the journal has, in no more bytes than it takes.
-        let keys = match self.is_loading() {
+        let keys = match self.is_loading(&manifest) {
             true => loaded.max(in_bases + in_deltas + self.journal.bytes() / ENTRY_BYTES_MAX),
             false => loaded,
         };
@@ -31,11 +31,12 @@ impl Shared {
         growth + twice_bytes(keys, &manifest) + self.node.answers.bytes() as u64 + MANIFEST_BYTES
     }
 
-    fn is_loading(&self) -> bool {
+    fn is_loading(&self, manifest: &Manifest) -> bool {
         let membership_state = self.node.membership.state();
-        membership_state
-            .table()
-            .is_none_or(OwnedRanges::are_loading)
+        membership_state.table().is_none_or(|table| {
+            let mut ranges = table.ranges().iter();
+            ranges.any(|range| range.readiness().is_none() && !is_arriving(manifest, range))
+        })
     }
 }
 

@@ -75,6 +75,8 @@ pub(super) struct Shared {
 pub(super) struct State {
     /// What the local files are.
     pub(super) manifest: Arc<Manifest>,
+    /// What object storage has, as far as this process has seen it.
+    pub(super) uploaded: Option<Arc<Manifest>>,
     /// What is being uploaded: its files stay.
     pub(super) uploading: Option<Arc<Manifest>>,
     /// The files of the manifest that neither the disk nor object storage has.
@@ -98,6 +100,8 @@ pub(super) struct Progress {
     pub(super) uploaded: u64,
     /// The last round was made.
     pub(super) closed: bool,
+    /// Nothing more is made.
+    pub(super) ended: bool,
     pub(super) uploaded_reach: Reach,
     pub(super) objects: u64,
     pub(super) object_bytes: u64,
@@ -173,6 +177,7 @@ impl Shared {
     /// Nothing more is made.
     pub(super) fn ended(&self, reason: &str) {
         self.failed(|progress| &mut progress.rounds_failed, reason.to_owned());
+        self.progress.send_modify(|progress| progress.ended = true);
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     thread::JoinHandle,
 };
 
-use keydb_core::Manifest;
+use keydb_core::{Manifest, RangeId};
 use keydb_storage::SnapshotStore;
 use tokio::{
     sync::watch,
@@ -22,7 +22,9 @@ use super::{
     shared::{Failures, NodeParts, Progress, Reach, Shared, State, lock},
     upload,
 };
-use crate::{NodeError, disk::data_dir::DataDir, disk::journal::Journal};
+use crate::{
+    NodeError, disk::data_dir::DataDir, disk::journal::Journal, ranges::owned::OwnedRange,
+};
 
 /// How the snapshots stand.
 #[derive(Debug, Clone, Default)]
@@ -116,6 +118,7 @@ impl Snapshotter {
             data_dir: inputs.data_dir,
             state: Mutex::new(State {
                 manifest: Arc::new(manifest),
+                uploaded: None,
                 uploading: None,
                 nowhere: HashSet::new(),
                 requested: 0,
@@ -198,6 +201,74 @@ impl Snapshotter {
     pub(crate) async fn request_local(&self, deadline: Instant) -> Result<(), String> {
         let answered = self.answered(false, deadline, Goal::Made);
         answered.await.map(drop)
+    }
+
+    /// Sees to it that the keys that these ranges have now are in full files, or in what was made since, and waits until the local
+    /// manifest and the one in object storage name them.
+    ///
+    /// # Errors
+    /// When a range is not here, is not complete, or leaves meanwhile; and at the deadline, with what has stood in the way.
+    pub(crate) async fn secure(&self, ranges: &[RangeId], deadline: Instant) -> Result<(), String> {
+        let ranges = self.complete_ranges(ranges)?;
+        if self.unsecured(&ranges).is_none() {
+            return Ok(());
+        }
+        let mut progress = self.shared.progress.subscribe();
+        let before = progress.borrow_and_update().clone();
+        let ticket = self
+            .shared
+            .request(false)
+            .ok_or_else(|| STOPPING.to_owned())?;
+        // What fails is tried again.
+        let ended = progress.wait_for(|now| now.uploaded >= ticket || now.ended);
+        let now = match timeout_at(deadline, ended).await {
+            Ok(Ok(now)) => now.clone(),
+            Ok(Err(_)) => return Err(STOPPING.to_owned()),
+            Err(_) => {
+                let now = self.shared.progress.borrow().clone();
+                let how_far = self.how_far(ticket, &before, &now);
+                let why = Goal::Uploaded.failure_since(&before, &now);
+                return Err(why.map_or(how_far.clone(), |why| format!("{why} ({how_far})")));
+            }
+        };
+        if now.uploaded < ticket {
+            return Err(now.rounds_failed.last);
+        }
+        match self.unsecured(&ranges) {
+            None => Ok(()),
+            Some(id) => Err(format!("range {id} has left while it was written to files")),
+        }
+    }
+
+    /// These ranges, if they are here with all of their keys.
+    fn complete_ranges(&self, ids: &[RangeId]) -> Result<Vec<Arc<OwnedRange>>, String> {
+        let membership_state = self.shared.node.membership.state();
+        let table = membership_state.table();
+        let complete = |id: &RangeId| {
+            let range = table.and_then(|table| {
+                let index = table.find(*id, 0)?;
+                Some(Arc::clone(&table.ranges()[index]))
+            });
+            let range = range.ok_or_else(|| format!("range {id} is not here"))?;
+            match range.is_ready() {
+                true => Ok(range),
+                false => Err(format!("range {id} has not all of its keys")),
+            }
+        };
+        ids.iter().map(complete).collect()
+    }
+
+    /// The first of `ranges` that the local manifest or the one in object storage does not name.
+    fn unsecured(&self, ranges: &[Arc<OwnedRange>]) -> Option<RangeId> {
+        let state = self.shared.state();
+        let (local, uploaded) = (Arc::clone(&state.manifest), state.uploaded.clone());
+        drop(state);
+        let is_secured = |range: &OwnedRange| {
+            rounds::names(&local, range)
+                && uploaded.as_ref().is_some_and(|it| rounds::names(it, range))
+        };
+        let unsecured = ranges.iter().find(|range| !is_secured(range));
+        unsecured.map(|range| range.id)
     }
 
     /// Has a round made, and waits until the request has come to its goal. Returns the progress before and then.

@@ -430,14 +430,15 @@ impl Uploader {
         Ok(saved.await??)
     }
 
-    async fn works(&mut self, manifest: &Manifest, made: u64) {
+    async fn works(&mut self, manifest: &Arc<Manifest>, made: u64) {
         self.shared.node.warnings.set("upload", None);
-        let reach = Reach::from(manifest);
+        let reach = Reach::from(&**manifest);
         self.published.confirm(manifest.write_nonce, reach);
         // What is on the disk says too much until the next time, which does no harm.
         if let Err(error) = self.save(self.published.clone()).await {
             debug!(%error, "what object storage has is not remembered");
         }
+        self.shared.state().uploaded = Some(Arc::clone(manifest));
         self.shared.progress.send_modify(|progress| {
             progress.uploaded = made;
             progress.uploaded_reach = reach;

@@ -406,3 +406,57 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn what_came_with_a_copy_of_ranges_adds_to_what_is_remembered_and_replaces_nothing() {
+    let owner = memory();
+    told(&owner, "a", keys(7, 0, 5), "10110", "01000");
+    told(&owner, "a", keys(8, 0, 2), "11", "");
+    told(&owner, "a", keys(9, 0, 1), "1", "");
+    told(&owner, "b", keys(9, 0, 3), "111", "");
+    let part = owner.entries().remove(0).answers;
+    owner.add(
+        id("c"),
+        NOW,
+        Lsn(40),
+        part.only(|range| range == RangeId(8)),
+    );
+    let (entries, newest) = owner.of_ranges(&|range| range != RangeId(9));
+    assert_eq!(newest, Lsn(40));
+    let operations: Vec<_> = entries.iter().map(|entry| entry.operation).collect();
+    assert_eq!(operations, [id("a"), id("c")]);
+    let none = owner.of_ranges(&|range| range == RangeId(1));
+    assert_eq!(none, (Vec::new(), Lsn::ZERO));
+
+    let successor = memory();
+    // As the stream of records brought it, later.
+    told(&successor, "a", keys(8, 0, 2), "01", "");
+    for _ in 0..2 {
+        for entry in entries.clone() {
+            successor.restore_older(entry, Lsn(3));
+        }
+    }
+    assert_eq!(successor.operations(), 2);
+    let operation = registered(&successor, "a", NOW);
+    assert_eq!(recalled(&operation, keys(7, 0, 5)), "10110/01000");
+    assert_eq!(recalled(&operation, keys(8, 0, 2)), "01/");
+    assert_eq!(recalled(&operation, keys(9, 0, 1)), "nothing");
+    // The owner's records mean nothing here.
+    assert_eq!(operation.remembered_lsn(), Lsn(3));
+    drop(operation);
+    let operation = registered(&successor, "c", NOW);
+    assert_eq!(recalled(&operation, keys(8, 0, 2)), "11/");
+    assert_eq!(operation.remembered_lsn(), Lsn(3));
+}
+
+#[test]
+fn nobody_waits_for_a_record_that_is_behind_the_journals_last_one() {
+    let memory = memory();
+    told(&memory, "a", keys(7, 0, 1), "1", "");
+    let answers = memory.entries().remove(0).answers;
+    memory.add(id("b"), NOW, Lsn(5), answers.clone());
+    memory.add(id("c"), NOW, Lsn(9), answers);
+    memory.committed_to(Lsn(7));
+    let lsns: Vec<_> = memory.entries().iter().map(|entry| entry.lsn.0).collect();
+    assert_eq!(lsns, [0, 5, 7]);
+}

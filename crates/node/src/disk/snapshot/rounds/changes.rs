@@ -21,7 +21,7 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    /// Reads encoded records. What they say of ranges that `table` does not have is left out.
+    /// Reads encoded records. What they say of ranges that `table` does not have, or that are not `named`, is left out.
     ///
     /// # Errors
     /// When a record cannot be read, or the node ends.
@@ -29,10 +29,11 @@ impl Changes {
         records: &[Bytes],
         disk_id: Incarnation,
         table: &OwnedRanges,
+        named: &[bool],
         pace: &mut Pace<'_>,
     ) -> Result<Self, RoundError> {
         let mut counts = vec![0; table.ranges().len()];
-        each_group(records, disk_id, table, pace, |index, keys, _| {
+        each_group(records, disk_id, table, named, pace, |index, keys, _| {
             counts[index] += keys.len();
         })?;
         let mut sections = Vec::with_capacity(counts.len());
@@ -43,13 +44,20 @@ impl Changes {
         }
         let some_expiry = Expiry::from_unix_seconds(1).expect("1 is an expiry");
         let mut entries = vec![Entry::new(Fingerprint::MIN, some_expiry); next];
-        each_group(records, disk_id, table, pace, |index, keys, expiry| {
-            let end = &mut sections[index].end;
-            for fingerprint in keys.iter() {
-                entries[*end] = Entry::new(fingerprint, expiry);
-                *end += 1;
-            }
-        })?;
+        each_group(
+            records,
+            disk_id,
+            table,
+            named,
+            pace,
+            |index, keys, expiry| {
+                let end = &mut sections[index].end;
+                for fingerprint in keys.iter() {
+                    entries[*end] = Entry::new(fingerprint, expiry);
+                    *end += 1;
+                }
+            },
+        )?;
         Ok(Self { entries, sections })
     }
 
@@ -95,11 +103,12 @@ impl Changes {
     }
 }
 
-/// Calls `each` with the range's index in `table` for each group of keys.
+/// Calls `each` with the range's index in `table` for each group of keys of a range that is `named`.
 fn each_group(
     records: &[Bytes],
     disk_id: Incarnation,
     table: &OwnedRanges,
+    named: &[bool],
     pace: &mut Pace<'_>,
     mut each: impl FnMut(usize, PackedFingerprints<'_>, Expiry),
 ) -> Result<(), RoundError> {
@@ -112,7 +121,9 @@ fn each_group(
             for group in write.groups.iter() {
                 let end = start + group.count as usize;
                 if let Some(index) = table.find(group.range, guess) {
-                    each(index, write.fingerprints.slice(start, end), write.expiry);
+                    if named[index] {
+                        each(index, write.fingerprints.slice(start, end), write.expiry);
+                    }
                     guess = index + 1;
                 }
                 start = end;

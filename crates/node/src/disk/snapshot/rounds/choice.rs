@@ -140,6 +140,7 @@ mod tests {
                 generation: 1,
                 start: u64::from(id),
                 last: u64::from(id),
+                copy: None,
                 base: base.map(|_| name),
                 unknown: serde_json::Map::new(),
             });
@@ -194,7 +195,8 @@ mod tests {
         add_deltas(&mut manifest, 1, 0..1);
         assert_eq!(chosen(&manifest, &[0; 4], None), [2]);
         let base = file("base-2-new", SnapshotKind::Full, OWN, 70);
-        assert!(manifest.replace_parts(RangeId(2), 1, base));
+        let range = manifest.ranges[2].clone();
+        manifest.replace_parts(range, base);
         manifest.drop_unneeded_files();
         assert_eq!(chosen(&manifest, &[0; 4], None), [] as [u32; 0]);
         add_deltas(&mut manifest, 1, 0..1);

@@ -14,7 +14,7 @@ use super::{
     changes::Changes,
     choice::{self, Candidate},
     make::{self, Unpublished},
-    merge,
+    merge, naming,
     pace::Pace,
 };
 use crate::{
@@ -137,10 +137,8 @@ impl<'a> Maker<'a> {
         let mut manifest = Manifest::clone(&shared.manifest());
         // Nothing was ever written here, so each range is what the manifest says, whether it is loaded by now or not. Named only when
         // they are ready, those that the first round missed would be taken at the next start for ranges of another node.
-        if manifest.ranges.is_empty()
-            && let Some(table) = shared.node.membership.state().table()
-        {
-            name_ranges(&mut manifest, table.ranges().iter());
+        if let Some(table) = shared.node.membership.state().table() {
+            naming::name_created(&mut manifest, table);
         }
         Self {
             shared,
@@ -154,7 +152,7 @@ impl<'a> Maker<'a> {
             recent: shared.journal.recent(Lsn::ZERO),
             replayed,
             renewed: BTreeSet::new(),
-            delta_entries: estimate_delta_entries(&manifest),
+            delta_entries: naming::estimate_delta_entries(&manifest),
             tried: 0,
             last_regular: Instant::now(),
             last_cut_for_room: None,
@@ -245,7 +243,7 @@ impl<'a> Maker<'a> {
         let MembershipState::Serving(table) = &*membership_state else {
             return Err(RoundError::NotServing);
         };
-        self.take_over_ranges(table);
+        self.leave_out_others(table);
         let mut pace = Pace::new(self.shared);
 
         // What was acknowledged before this time was committed before, so it is at or before `to`.
@@ -292,13 +290,14 @@ impl<'a> Maker<'a> {
         Ok(())
     }
 
-    /// Has the manifest name the ranges that the node owns and has. Those that are closed stay as they are named, or not named.
-    fn take_over_ranges(&mut self, table: &OwnedRanges) {
-        let manifest = &mut self.manifest;
-        manifest.lineage = table.current_map.map.lineage;
-        // One that came from another node, and whose keys are not here, is not to be taken for an empty one later.
-        let ready = table.ranges().iter().filter(|range| range.is_ready());
-        name_ranges(manifest, ready);
+    /// Leaves the ranges out of the manifest that have left the node.
+    fn leave_out_others(&mut self, table: &OwnedRanges) {
+        self.manifest.lineage = table.current_map.map.lineage;
+        for id in naming::leave_out_others(&mut self.manifest, table) {
+            self.renewed.remove(&id);
+            self.delta_entries.remove(&id);
+            info!(node = %self.shared.node.id, range = %id, "a range that has left is not in the snapshots any more");
+        }
     }
 
     /// Gives up the records: full files are to have what they say.
@@ -315,7 +314,12 @@ impl<'a> Maker<'a> {
         pace: &mut Pace<'_>,
     ) -> Result<(), RoundError> {
         let disk_id = self.shared.data_dir.disk_id();
-        let read = Changes::read(&self.recent.records, disk_id, table, pace);
+        let named: Vec<bool> = table
+            .ranges()
+            .iter()
+            .map(|range| self.manifest.range(range.id).is_some())
+            .collect();
+        let read = Changes::read(&self.recent.records, disk_id, table, &named, pace);
         let mut changes = match read {
             Ok(changes) => changes,
             Err(error) => {
@@ -347,8 +351,9 @@ impl<'a> Maker<'a> {
     /// Makes full files of the ranges that need them.
     fn fulls(&mut self, table: &OwnedRanges, pace: &mut Pace<'_>) -> Result<(), RoundError> {
         // A range that is loading or closed is not changed, and must not be taken for what its files are.
-        let (ready, unready): (Vec<_>, Vec<_>) =
+        let (ready, mut unready): (Vec<_>, Vec<_>) =
             table.ranges().iter().partition(|range| range.is_ready());
+        unready.retain(|range| !naming::is_arriving(&self.manifest, range));
         if let Some(lost) = self.recent.lost
             && self.manifest.lsn < self.replayed.to
         {
@@ -362,6 +367,9 @@ impl<'a> Maker<'a> {
             })
             .collect();
         let mut chosen = choice::fulls(&self.manifest, &candidates, self.recent.lost);
+        // They have all of their keys, and no files yet.
+        let unnamed = ready.iter().map(|range| range.id);
+        chosen.extend(unnamed.filter(|id| self.manifest.range(*id).is_none()));
         // Their parts cannot all be read.
         let given_up = ready.iter().filter(|range| range.is_given_up());
         chosen.extend(
@@ -472,15 +480,20 @@ impl<'a> Maker<'a> {
         self.committed(self.shared.journal.taken())?;
         let file = self.publish(made)?;
         let size_bytes = file.size_bytes;
-        let is_named = self
-            .manifest
-            .replace_parts(range.id, range.generation, file);
-        debug_assert!(is_named, "the ranges were taken over");
+        self.manifest.replace_parts(self.entry_of(range), file);
         self.delta_entries.remove(&range.id);
         if range.is_given_up() {
             self.renewed.insert(range.id);
         }
         Ok(size_bytes)
+    }
+
+    /// How `range` is named. One that was loaded from its files goes on as what it is named as.
+    fn entry_of(&self, range: &OwnedRange) -> ManifestRange {
+        let mut entry = naming::entry_of(range);
+        let before = self.manifest.range(range.id);
+        entry.copy = entry.copy.or_else(|| before.and_then(|it| it.copy));
+        entry
     }
 
     fn publish(&mut self, made: Unpublished) -> Result<ManifestFile, RoundError> {
@@ -560,32 +573,4 @@ impl<'a> Maker<'a> {
         self.shared.is_busy();
         Ok(committed?)
     }
-}
-
-/// Has the manifest name those of `ranges` that it does not name yet, as ranges without files.
-fn name_ranges<'a>(manifest: &mut Manifest, ranges: impl Iterator<Item = &'a Arc<OwnedRange>>) {
-    for range in ranges {
-        if manifest.range(range.id).is_none() {
-            manifest.ranges.push(ManifestRange {
-                id: range.id,
-                generation: range.generation,
-                start: range.bounds.start(),
-                last: range.bounds.last(),
-                base: None,
-                unknown: serde_json::Map::new(),
-            });
-        }
-    }
-    manifest.ranges.sort_by_key(|range| range.id);
-}
-
-/// After a start: how many entries the deltas of each range have, near enough, as fingerprints are spread evenly. Of ranges that a
-/// delta is no part of any more it may have entries as well, so there may be fewer.
-fn estimate_delta_entries(manifest: &Manifest) -> BTreeMap<RangeId, u64> {
-    let estimate = |range: &ManifestRange| {
-        let (_, deltas) = manifest.parts(range);
-        let entries = deltas.map(|delta| delta.entries / delta.ranges.len() as u64);
-        (range.id, entries.sum())
-    };
-    manifest.ranges.iter().map(estimate).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use keydb_core::OperationId;
+use keydb_core::{AnswersFile, OperationId};
 use keydb_proto::shard::{ClaimRequest, RangeKeys, RequestHeader};
 
 use super::*;
@@ -64,4 +64,32 @@ async fn the_answers_of_every_record_that_the_journal_has_are_remembered() {
     assert_eq!(run.journal.appended(), Lsn(100_000));
     assert_eq!(looking.join().unwrap(), 0);
     run.snapshots.abandon();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn remembered_answers_do_not_wait_for_records_that_the_disk_has_lost() {
+    let rig = Rig::new().await;
+    let run = rig.start().await;
+    let claim = claim_of_one(&rig, rig.key(1));
+    requests::claim(&run.node, &claim).await.unwrap();
+    run.snapshot().await;
+    run.kill().await;
+    let path = rig.root().join("answers");
+    let mut file = AnswersFile::decode(&std::fs::read(&path).unwrap()).unwrap();
+    file.entries[0].lsn = Lsn(1000);
+    std::fs::write(&path, file.encode()).unwrap();
+
+    let run = rig.start().await;
+    let repeated = requests::claim(&run.node, &claim);
+    let in_time = tokio::time::timeout(Duration::from_secs(5), repeated).await;
+    in_time.expect("it waits for a record").unwrap_err();
+    let mut repeat = claim;
+    repeat.ranges[0].attempt = 1;
+    let repeated = requests::claim(&run.node, &repeat);
+    let in_time = tokio::time::timeout(Duration::from_secs(5), repeated).await;
+    let reply = in_time.expect("it waits for a record").unwrap();
+    assert_eq!(reply.repeated_ranges.len(), 1);
+    assert_eq!(&*reply.first, [1]);
+    run.snapshot().await;
+    run.stop().await;
 }

@@ -3,14 +3,22 @@
 mod answers;
 mod crashes;
 mod garbage;
+mod moving;
 mod rounds;
 mod uploads;
 
-use std::{collections::BTreeMap, ops::Range, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::Range,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use keydb_core::{
-    Arena, ClusterMap, Durability, Entry, Event, Expiry, Fingerprint, Lsn, Manifest, ManualClock,
-    NewCluster, NodeId, Origin, PackedFingerprints, RecordGroup, Times, UnixMillis, Write,
+    Arena, ClusterMap, CopyId, Durability, Entry, Event, Expiry, Fingerprint, Lsn, Manifest,
+    ManualClock, NewCluster, NodeId, Origin, PackedFingerprints, RangeId, RecordGroup, Times,
+    UnixMillis, Write,
 };
 use keydb_storage::{
     MAP_KEY, ObjectStorage, SnapshotStore, manifest_key, object_key,
@@ -33,7 +41,7 @@ use crate::{
     disk::load::read_file,
     disk::recovery::Recovery,
     node::Node,
-    ranges::owned::{CurrentMap, OwnedRanges},
+    ranges::owned::{CurrentMap, OwnedRange, OwnedRanges},
 };
 
 const START: UnixMillis = UnixMillis(1_700_000_000_000);
@@ -53,6 +61,10 @@ struct Rig {
     /// So many ranges are ready at the start; the others go on loading.
     ready_ranges: usize,
     answer_memory_bytes: usize,
+    /// The ranges that are not as the cluster was created: those that came by a copy, and those that are not here (`None`).
+    moved: HashMap<RangeId, Option<CopyId>>,
+    /// Ranges that could not take all that the journal had of them at the start.
+    unmerged: Vec<RangeId>,
 }
 
 /// A node.
@@ -86,7 +98,21 @@ impl Rig {
             recent_bytes_max: 16 << 20,
             ready_ranges: usize::MAX,
             answer_memory_bytes: 16 << 20,
+            moved: HashMap::new(),
+            unmerged: Vec::new(),
         }
+    }
+
+    /// The ranges that a node has at its start.
+    fn table(&self, arena: &Arc<Arena>) -> OwnedRanges {
+        let current_map = CurrentMap::new(self.map.clone());
+        let created = OwnedRanges::new(Arc::clone(&current_map), NODE, arena, None);
+        let ranges = created.ranges().iter();
+        let ranges = ranges.filter_map(|range| match self.moved.get(&range.id) {
+            None => Some(Arc::clone(range)),
+            Some(copy) => Some(brought(range, (*copy)?, arena)),
+        });
+        OwnedRanges::with(NODE, current_map, ranges.collect(), HashMap::new())
     }
 
     fn root(&self) -> PathBuf {
@@ -127,7 +153,7 @@ impl Rig {
         self.register(disk_id).await;
         let node = Arc::new(Node::new(config, self.clock.clone()));
         node.clock.trust(true);
-        let table = OwnedRanges::new(CurrentMap::new(self.map.clone()), NODE, &node.arena, None);
+        let table = self.table(&node.arena);
         node.membership.set(MembershipState::Serving(table));
         let membership_state = node.membership.state();
         let table = membership_state.table().unwrap();
@@ -140,7 +166,8 @@ impl Rig {
                 recent_bytes_max: self.recent_bytes_max,
             },
         });
-        let opened = recovery.open(&membership_state, table).await?;
+        let mut opened = recovery.open(&membership_state, table).await?;
+        opened.replayed.unmerged.extend(&self.unmerged);
         let (nonce, lsn) = (opened.manifest.write_nonce, opened.manifest.lsn);
         recovery.start_snapshots(&opened).await?;
         if self.ready_ranges == usize::MAX {
@@ -228,6 +255,19 @@ impl Rig {
             .map(|it| it.len())
             .sum()
     }
+}
+
+/// A range like this one, whose keys come by a copy.
+fn brought(range: &OwnedRange, copy: CopyId, arena: &Arc<Arena>) -> Arc<OwnedRange> {
+    let (id, generation, bounds) = (range.id, range.generation, range.bounds);
+    Arc::new(OwnedRange::new(
+        id,
+        generation,
+        Some(copy),
+        bounds,
+        arena,
+        true,
+    ))
 }
 
 fn merge(keys: &mut Keys, entries: &[Entry]) {
