@@ -345,7 +345,7 @@ impl Session<'_> {
             Message::NotTapped(_) => {}
             Message::Record(record) => self.apply(&record).await?,
             Message::Entries(entries) => self.merge(&entries).await?,
-            Message::Answers(answers) => self.remember(&answers)?,
+            Message::Answers(answers) => self.remember(&answers).await?,
             Message::CopyEnd(end) => self.secure(RangeId(end.range_id)),
             Message::Pong(pong) => {
                 if pong.number == self.pings.0 {
@@ -484,21 +484,43 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn remember(&self, answers: &CopyAnswers) -> Result<(), String> {
+    /// Takes over what recent claims were told of a range's keys. It goes through the journal too: their repeats may come to this node.
+    async fn remember(&mut self, answers: &CopyAnswers) -> Result<(), String> {
         if !self.incoming.contains_key(&RangeId(answers.range_id)) {
             return Ok(());
         }
+        let some_expiry = Expiry::from_unix_seconds(u32::MAX).ok_or("no latest expiry")?;
         for answer in &answers.answers {
             let operation = operation_id(&answer.operation_id)?.ok_or("answers of no operation")?;
             let decoded =
                 OperationAnswers::decode(&answer.answers).ok_or("answers cannot be read")?;
-            self.node.answers.restore_older(AnswerEntry {
+            let bytes = record_bytes_max(0, 0, answer.answers.len());
+            let space = match self.journal {
+                Some(journal) => Some(self.room(journal, bytes).await),
+                None => None,
+            };
+            let reservation = space.as_ref().map(Space::begin);
+            let lsn = reservation.as_ref().map_or(Lsn::ZERO, Reservation::lsn);
+            let recorded = UnixMillis(answer.recorded_unix_ms);
+            let entry = AnswerEntry {
                 operation,
-                recorded: UnixMillis(answer.recorded_unix_ms),
-                // They were committed where they come from, and become durable with the round that secures the copy.
-                lsn: Lsn::ZERO,
+                recorded,
+                lsn,
                 answers: decoded,
-            });
+            };
+            let taken = self.node.answers.restore_older(entry, lsn);
+            if let Some(reservation) = reservation.filter(|_| !taken.is_empty()) {
+                let write = Write {
+                    expiry: some_expiry,
+                    operation: Some(operation),
+                    answers: taken.as_bytes(),
+                    groups: (&[][..]).into(),
+                    fingerprints: PackedFingerprints::new(&[])
+                        .map_err(|error| error.to_string())?,
+                };
+                reservation.append(&write, recorded);
+                self.applied = lsn;
+            }
         }
         Ok(())
     }

@@ -191,21 +191,29 @@ impl AnswerMemory {
     }
 
     /// Takes over answers that came with a copy of ranges, to be told once this node's record `lsn` is committed. What is remembered
-    /// of the operation and a range already is newer, and stays.
-    pub(crate) fn restore_older(&self, entry: AnswerEntry, lsn: Lsn) {
+    /// of the operation and a range already is newer, and stays. Returns what was taken over.
+    pub(crate) fn restore_older(&self, entry: AnswerEntry, lsn: Lsn) -> OperationAnswers {
         if entry.answers.is_empty() {
-            return;
+            return entry.answers;
         }
         let mut state = self.state();
-        let (answers, recorded, lsn) = match state.take(entry.operation) {
-            None => (entry.answers, entry.recorded, lsn),
+        let newer = state.take(entry.operation);
+        let ranges = newer.as_ref().map(|newer| newer.answers.ranges());
+        let is_missing = |range| {
+            let known = ranges.as_ref();
+            known.is_none_or(|known| !known.contains_key(&range))
+        };
+        let taken = entry.answers.only(is_missing);
+        let (answers, recorded, lsn) = match newer {
+            None => (taken.clone(), entry.recorded, lsn),
             Some(newer) => (
-                entry.answers.followed_by(&newer.answers),
+                taken.followed_by(&newer.answers),
                 newer.recorded,
                 lsn.max(newer.lsn),
             ),
         };
         self.keep(&mut state, entry.operation, recorded, lsn, answers);
+        taken
     }
 
     /// What is remembered of the ranges that are to be `kept`, the oldest first, and the newest record that these answers came with,
