@@ -88,6 +88,44 @@ impl CurrentMap {
 }
 
 impl OwnedRanges {
+    /// These ranges, by ascending id, under `current_map`; where `standings` says otherwise, it is not the map that counts.
+    pub(crate) fn with(
+        node: NodeId,
+        current_map: Arc<CurrentMap>,
+        ranges: Vec<Arc<OwnedRange>>,
+        standings: HashMap<RangeId, Standing>,
+    ) -> Self {
+        debug_assert!(ranges.is_sorted_by_key(|range| range.id));
+        Self {
+            node,
+            current_map,
+            ranges,
+            standings,
+        }
+    }
+
+    /// How the node stands to a range, where that is not what the map says.
+    pub(crate) fn standing(&self, id: RangeId) -> Option<Standing> {
+        self.standings.get(&id).copied()
+    }
+
+    /// The ranges by ascending id.
+    pub(crate) fn ranges(&self) -> &[Arc<OwnedRange>] {
+        &self.ranges
+    }
+
+    /// The index of the range with this id, if it is owned. Quick when that is `guess`: requests name ranges mostly in order.
+    #[inline]
+    pub(crate) fn find(&self, id: RangeId, guess: usize) -> Option<usize> {
+        if self.ranges.get(guess).is_some_and(|range| range.id == id) {
+            return Some(guess);
+        }
+        self.ranges.binary_search_by_key(&id, |range| range.id).ok()
+    }
+}
+
+#[cfg(test)]
+impl OwnedRanges {
     /// The ranges that `node` owns by `current_map`. Those that `before` has under the same generation and bounds stay as they are,
     /// the others start empty: ready in `memory` mode, where nothing is to be loaded, and loading otherwise.
     pub(crate) fn new(
@@ -129,58 +167,10 @@ impl OwnedRanges {
         }
     }
 
-    /// These ranges, by ascending id, under `current_map`; where `standings` says otherwise, it is not the map that counts.
-    pub(crate) fn with(
-        node: NodeId,
-        current_map: Arc<CurrentMap>,
-        ranges: Vec<Arc<OwnedRange>>,
-        standings: HashMap<RangeId, Standing>,
-    ) -> Self {
-        debug_assert!(ranges.is_sorted_by_key(|range| range.id));
-        Self {
-            node,
-            current_map,
-            ranges,
-            standings,
-        }
-    }
-
-    /// How the node stands to a range, where that is not what the map says.
-    pub(crate) fn standing(&self, id: RangeId) -> Option<Standing> {
-        self.standings.get(&id).copied()
-    }
-
-    /// The ranges by ascending id.
-    pub(crate) fn ranges(&self) -> &[Arc<OwnedRange>] {
-        &self.ranges
-    }
-
     /// Whether any of them still loads its keys.
     pub(crate) fn are_loading(&self) -> bool {
         let mut ranges = self.ranges.iter();
         ranges.any(|range| range.readiness().is_none())
-    }
-
-    /// The index of the range with this id, if it is owned. Quick when that is `guess`: requests name ranges mostly in order.
-    #[inline]
-    pub(crate) fn find(&self, id: RangeId, guess: usize) -> Option<usize> {
-        if self.ranges.get(guess).is_some_and(|range| range.id == id) {
-            return Some(guess);
-        }
-        self.ranges.binary_search_by_key(&id, |range| range.id).ok()
-    }
-
-    /// The ranges that started empty, compared with those `before`.
-    pub(crate) fn started_since<'a>(
-        &'a self,
-        before: &'a Self,
-    ) -> impl Iterator<Item = &'a Arc<OwnedRange>> {
-        let stayed = |range: &Arc<OwnedRange>| {
-            before
-                .find(range.id, 0)
-                .is_some_and(|index| Arc::ptr_eq(range, &before.ranges[index]))
-        };
-        self.ranges.iter().filter(move |range| !stayed(range))
     }
 }
 
@@ -317,58 +307,6 @@ mod tests {
             durability: Durability::Memory,
         })
         .unwrap()
-    }
-
-    fn table(map: &ClusterMap, arena: &Arc<Arena>, before: Option<&OwnedRanges>) -> OwnedRanges {
-        OwnedRanges::new(CurrentMap::new(map.clone()), NodeId(0), arena, before)
-    }
-
-    #[test]
-    fn ranges_that_stay_keep_their_keys_and_others_come_and_go() {
-        let arena = Arena::new();
-        let mut map = two_nodes();
-        let before = table(&map, &arena, None);
-        assert_eq!(before.ranges().len(), 4);
-
-        let kept = before.ranges()[1].id;
-        let lost = before.ranges()[0].id;
-        let won = map
-            .ranges
-            .iter()
-            .find(|range| range.owner == NodeId(1))
-            .unwrap()
-            .id;
-        for range in &mut map.ranges {
-            if range.id == lost || range.id == won {
-                range.owner = NodeId(u32::from(range.id == lost));
-                range.generation += 1;
-            }
-        }
-        let after = table(&map, &arena, Some(&before));
-        let at = |table: &OwnedRanges, id| {
-            table
-                .find(id, 0)
-                .map(|index| Arc::clone(&table.ranges()[index]))
-        };
-        assert!(Arc::ptr_eq(
-            &at(&before, kept).unwrap(),
-            &at(&after, kept).unwrap()
-        ));
-        assert!(at(&after, lost).is_none());
-        assert_eq!(at(&after, won).unwrap().generation, 2);
-        assert_eq!(after.started_since(&before).count(), 1);
-    }
-
-    #[test]
-    fn a_range_under_another_generation_starts_empty() {
-        let arena = Arena::new();
-        let mut map = two_nodes();
-        let before = table(&map, &arena, None);
-        let index = map.range_index_of(before.ranges()[0].bounds.start());
-        map.ranges[index].generation += 2;
-        let after = table(&map, &arena, Some(&before));
-        assert!(!Arc::ptr_eq(&before.ranges()[0], &after.ranges()[0]));
-        assert_eq!(after.started_since(&before).count(), 1);
     }
 
     #[test]
