@@ -155,12 +155,6 @@ impl OwnedRanges {
         &self.ranges
     }
 
-    /// Whether any of them still loads its keys.
-    pub(crate) fn are_loading(&self) -> bool {
-        let mut ranges = self.ranges.iter();
-        ranges.any(|range| range.readiness().is_none())
-    }
-
     /// The index of the range with this id, if it is owned. Quick when that is `guess`: requests name ranges mostly in order.
     #[inline]
     pub(crate) fn find(&self, id: RangeId, guess: usize) -> Option<usize> {
