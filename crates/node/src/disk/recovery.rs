@@ -9,6 +9,9 @@
 //!    that need it are closed. A node that took over a manifest and does not find what it names reads it again: another process
 //!    may have written a newer one, and the objects that this one does not need may have been removed.
 //!
+//! A range that came from another node is the one that the manifest names by the same copy, or it is closed. What the manifest and the
+//! journal have of ranges that are not here any more is left out.
+//!
 //! A merge takes the later expiry, so the order does not matter. Nothing is answered from a range before it is ready.
 
 mod fetch;
@@ -241,7 +244,7 @@ impl Recovery {
             info!(node = %self.node.config.id, records = replayed.records, last = %replayed.last, "the journal is read");
         }
         let to = recent.to();
-        // A disk that has lost what it had synced still has the file of answers, which are not to be waited for for ever.
+        // Where a disk has lost records that it had synced, the file of answers may tell of them: nobody is to wait for those.
         self.node.answers.committed_to(to);
         Ok((Journal::open(config, recent)?, Replayed { to, unmerged }))
     }

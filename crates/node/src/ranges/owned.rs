@@ -166,12 +166,6 @@ impl OwnedRanges {
             standings: HashMap::new(),
         }
     }
-
-    /// Whether any of them still loads its keys.
-    pub(crate) fn are_loading(&self) -> bool {
-        let mut ranges = self.ranges.iter();
-        ranges.any(|range| range.readiness().is_none())
-    }
 }
 
 const POISONED: &str = "a key set in which an operation panicked is not used any more";

@@ -10,6 +10,10 @@
 //! is named by the manifest only after every LSN that was taken until its scan ended is committed; otherwise a crash could keep
 //! keys that nobody was told of.
 //!
+//! **Ranges that come and go.** A range that comes in from another node is named when it is complete, with a full file. One that has
+//! left is not named from the next round on; when it comes back, it is another one, and so it is when another copy takes the place of
+//! one that broke off (`rounds::naming`).
+//!
 //! **Failure.** A round that fails changes nothing: what it had made stays, what was to be written is kept for the next one, and
 //! where it grows too much for that, full files take its place.
 //!

@@ -203,8 +203,8 @@ impl Snapshotter {
         answered.await.map(drop)
     }
 
-    /// Sees to it that the keys that these ranges have now are in full files, or in what was made since, and waits until the local
-    /// manifest and the one in object storage name them.
+    /// Waits until the local manifest and the one in object storage name these ranges, by the copies that have brought them. Those that
+    /// are not named yet get full files in the next round.
     ///
     /// # Errors
     /// When a range is not here, is not complete, or leaves meanwhile; and at the deadline, with what has stood in the way.

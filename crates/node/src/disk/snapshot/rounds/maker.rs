@@ -296,7 +296,7 @@ impl<'a> Maker<'a> {
         for id in naming::leave_out_others(&mut self.manifest, table) {
             self.renewed.remove(&id);
             self.delta_entries.remove(&id);
-            info!(node = %self.shared.node.id, range = %id, "a range that has left is not in the snapshots any more");
+            info!(node = %self.shared.node.id, range = %id, "the snapshots do not have a range any more that has left");
         }
     }
 

@@ -30,7 +30,8 @@ pub(in crate::disk::snapshot) fn is_arriving(manifest: &Manifest, range: &OwnedR
     range.copy.is_some() && range.readiness().is_none() && !names(manifest, range)
 }
 
-/// Leaves out of `manifest` what is not in `table` any more. Of ranges that are closed their files stay as they are. Returns which are left out.
+/// Leaves the ranges out of `manifest` that are not in `table` any more. What it has of closed ones stays as it is. Returns which are
+/// left out.
 pub(super) fn leave_out_others(manifest: &mut Manifest, table: &OwnedRanges) -> Vec<RangeId> {
     manifest.retain_ranges(|entry| {
         let range = table.find(entry.id, 0).map(|index| &table.ranges()[index]);

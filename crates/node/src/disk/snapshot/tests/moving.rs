@@ -1,7 +1,10 @@
 //! Ranges that come to the node and leave it.
 
 use super::*;
-use crate::ranges::owned::Readiness;
+use crate::{
+    disk::failpoint::{self, Action},
+    ranges::owned::Readiness,
+};
 
 /// The range that comes and goes.
 const MOVING: RangeId = RangeId(2);
@@ -141,10 +144,12 @@ async fn a_copy_is_named_with_a_full_file_when_it_is_complete_and_holds_up_nothi
         let (moving, others) = rig.split(0..400);
         for (keys, deltas) in [(moving, 0), (others, 1)] {
             run.put(&keys).await;
+            let made = failpoint::arm("snapshot.create", &rig.root(), Action::Count, 0);
             run.snapshot().await;
             assert_eq!(parts(&run.local()), None);
             assert_eq!(run.local().lsn, run.journal.committed());
             if recent_bytes_max > 1000 {
+                assert_eq!(failpoint::count(&made), deltas as u64);
                 assert_eq!(kinds(&run.local()), (deltas, 0));
             }
         }
