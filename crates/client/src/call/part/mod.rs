@@ -81,11 +81,11 @@ pub(crate) async fn run_part_for(
         progress: PartProgress::new(batch.len()),
     };
     if let Err(reason) = part.run(receiver).await {
-        let all: Vec<u32> = (0..batch.len() as u32).collect();
-        receiver.failed(&all, reason, &part.progress);
         for (range, waited) in part.progress.still_waiting() {
             shared.counters.waited(range, waited);
         }
+        let all: Vec<u32> = (0..batch.len() as u32).collect();
+        receiver.failed(&all, reason, &part.progress);
     }
     part.progress
 }
