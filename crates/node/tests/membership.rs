@@ -191,7 +191,7 @@ async fn a_node_that_was_replaced_ends() {
 }
 
 #[tokio::test]
-async fn a_node_that_is_not_a_member_any_more_ends() {
+async fn a_node_that_is_not_a_member_any_more_ends_well() {
     let (world, _, node, _) = one_node_beside(&["elsewhere.example:1"], config(0)).await;
     world
         .edit(|map| {
@@ -201,14 +201,7 @@ async fn a_node_that_is_not_a_member_any_more_ends() {
             }
         })
         .await;
-    let error = node.ended().await.unwrap_err();
-    assert!(matches!(error, NodeError::Removed { .. }));
-    assert!(
-        error
-            .to_string()
-            .contains("node 0 is not a member of cluster"),
-        "{error}"
-    );
+    node.ended().await.unwrap();
 }
 
 #[tokio::test]

@@ -335,8 +335,9 @@ impl State {
         let (arriving, tapped) = (node.machine.arriving(), node.machine.tapped());
         if arriving.is_none() && !node.machine.keeps_keys() {
             node.on_disk &= keeps_files;
-            node.durable *= u16::from(keeps_files);
-            node.memory = 0;
+            // Answers are remembered by node, and stay.
+            node.durable &= if keeps_files { Data::MAX } else { ANSWERS };
+            node.memory &= ANSWERS;
             node.log.clear();
         }
         for session in &mut self.sessions {
@@ -706,9 +707,9 @@ impl Steps<'_> {
                 let node = &mut state.nodes[at];
                 if fault != Some(Fault::StaleManifest) {
                     node.on_disk = false;
-                    node.durable = 0;
+                    node.durable &= ANSWERS;
                 }
-                node.memory = node.durable;
+                node.memory = node.durable | (node.memory & ANSWERS);
                 node.log.clear();
                 let early = is_early.then_some(state.nodes[owner].durable);
                 state.sessions.push(Session {
@@ -1051,7 +1052,7 @@ fn receive(state: &mut State, to: usize, copy: CopyId, item: Item, fault: Option
             node.log.push(data);
         }
         Item::Copy(data) => {
-            let is_stale = fault == Some(Fault::StaleManifest) && node.durable != 0;
+            let is_stale = fault == Some(Fault::StaleManifest) && node.durable & !ANSWERS != 0;
             node.memory |= data;
             if !is_stale {
                 node.durable |= data;
