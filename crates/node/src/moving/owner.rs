@@ -15,9 +15,9 @@ use keydb_core::{
     RangeId, RecordBody, decode_record, moving::Event,
 };
 use keydb_proto::shard::{
-    BeginRange, CopyAnswer, CopyAnswers, CopyEnd, CopyEntries, CopyRequest, ForwardedKeys,
-    ForwardedRecord, NotTapped, OwnerMessage, SuccessorMessage, Tapped as TappedMessage,
-    owner_message::Message, successor_message,
+    BeginRange, CopyAnswer, CopyAnswers, CopyEnd, CopyEntries, CopyObjects, CopyRequest,
+    ForwardedKeys, ForwardedRecord, NotTapped, OwnerMessage, StraightCopy, SuccessorMessage,
+    Tapped as TappedMessage, owner_message::Message, successor_message,
 };
 use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -37,8 +37,8 @@ const SCAN_ENTRIES: usize = 4096;
 const CHUNK_ENTRIES: usize = 16 * SCAN_ENTRIES;
 /// So many operations' answers are sent at once.
 const CHUNK_ANSWERS: usize = 1024;
-/// Reading and encoding take a quarter of one core: for each piece of work, three times as long a rest.
-const REST_FACTOR: u32 = 3;
+/// How long the upload of ranges that move may take before they are sent straight.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(20);
 /// How many messages wait to be sent.
 const MESSAGES_MAX: usize = 8;
 /// A successor that takes nothing for so long is given up; sooner where those who write wait for it.
@@ -66,9 +66,30 @@ pub(super) struct OwnerSession {
 #[derive(Debug, Default)]
 struct SessionState {
     copies: BTreeMap<RangeId, CopyId>,
+    not_uploaded: Vec<RangeId>,
     /// What is to be sent where its note comes out of the tap.
     noted: HashMap<u64, Message>,
     next_note: u64,
+}
+
+/// A copy in the making.
+type Work<'a> = BoxFuture<'a, Result<(), String>>;
+
+/// The ranges that were tapped and whose copies are to be made.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// The successor pulls them from object storage, once they are all there.
+    uploads: Vec<RangeId>,
+    /// Their keys are sent. The next is the last.
+    straight: Vec<(RangeId, Arc<OwnedRange>)>,
+}
+
+impl Waiting {
+    fn straight(&mut self, node: &Node, id: RangeId) {
+        if let Some(range) = node.moves.range(id) {
+            self.straight.insert(0, (id, range));
+        }
+    }
 }
 
 /// Who takes the messages of a session.
@@ -181,7 +202,7 @@ impl OwnerSession {
 /// Runs a session until it ends. Returns why it did.
 async fn run(
     node: &Arc<Node>,
-    session: &OwnerSession,
+    session: &Arc<OwnerSession>,
     mut tap: crate::disk::journal::Tap,
     mut incoming: Streaming<SuccessorMessage>,
     messages: Messages,
@@ -192,15 +213,23 @@ async fn run(
     // Requests that have begun before may not be recorded where there is a tap only while ranges move.
     node.grace.passed().await;
     let disk_id = journal.disk_id();
-    let mut waiting: Vec<(RangeId, Arc<OwnedRange>)> = Vec::new();
-    let mut copying: FuturesUnordered<BoxFuture<'_, Result<(), String>>> = FuturesUnordered::new();
+    let mut waiting = Waiting::default();
+    let mut copying: FuturesUnordered<Work<'_>> = FuturesUnordered::new();
+    let mut uploading: FuturesUnordered<Work<'_>> = FuturesUnordered::new();
     loop {
         while copying.len() < COPIES_MAX
-            && let Some((id, range)) = waiting.pop()
+            && let Some((id, range)) = waiting.straight.pop()
         {
             let messages = messages.clone();
             copying.push(Box::pin(async move {
                 copy(node, journal, id, &range, &messages).await
+            }));
+        }
+        if uploading.is_empty() && !waiting.uploads.is_empty() {
+            let ranges = std::mem::take(&mut waiting.uploads);
+            let (session, messages) = (Arc::clone(session), messages.clone());
+            uploading.push(Box::pin(async move {
+                upload(node, journal, &session, ranges, &messages).await
             }));
         }
         let sent = tokio::select! {
@@ -230,7 +259,12 @@ async fn run(
                 Err(status) => Err(status.message().to_owned()),
             },
             Some(copied) = copying.next() => copied,
+            Some(uploaded) = uploading.next() => uploaded,
         };
+        // Of what could not be uploaded the keys are sent.
+        for id in std::mem::take(&mut session.state().not_uploaded) {
+            waiting.straight(node, id);
+        }
         if let Err(why) = sent {
             return why;
         }
@@ -242,7 +276,7 @@ fn take_in(
     node: &Node,
     session: &OwnerSession,
     message: successor_message::Message,
-    waiting: &mut Vec<(RangeId, Arc<OwnedRange>)>,
+    waiting: &mut Waiting,
 ) {
     match message {
         successor_message::Message::Copy(CopyRequest {
@@ -258,10 +292,18 @@ fn take_in(
                         range_id,
                         copy: copy.to_bytes().to_vec().into(),
                     }));
-                    waiting.insert(0, (id, range));
+                    // Without snapshots there is nothing to be pulled.
+                    if node.disk().is_some() {
+                        waiting.uploads.push(id);
+                    } else {
+                        waiting.straight.insert(0, (id, range));
+                    }
                 }
                 None => session.send(Message::NotTapped(NotTapped { range_id })),
             }
+        }
+        successor_message::Message::Straight(StraightCopy { range_id }) => {
+            waiting.straight(node, RangeId(range_id));
         }
         successor_message::Message::Ping(ping) => session.send(Message::Pong(ping)),
         successor_message::Message::Published(version) => {
@@ -342,6 +384,35 @@ fn forwarded(
     }))
 }
 
+/// Sees to it that object storage has all of these ranges that was there when they were tapped, and says so.
+async fn upload(
+    node: &Node,
+    journal: &Journal,
+    session: &OwnerSession,
+    ranges: Vec<RangeId>,
+    messages: &Messages,
+) -> Result<(), String> {
+    let deadline = tokio::time::Instant::now() + UPLOAD_TIMEOUT;
+    let made = match node.disk().and_then(|disk| disk.snapshots()) {
+        Some(snapshots) => snapshots.request(false, deadline).await.map(drop),
+        None => Err("snapshots cannot be made yet".to_owned()),
+    };
+    match made {
+        Ok(()) => {
+            for range in ranges {
+                copy_answers(node, journal, range, messages).await?;
+                let objects = Message::Objects(CopyObjects { range_id: range.0 });
+                send(journal, messages, objects).await?;
+            }
+        }
+        Err(reason) => {
+            warn!(node = %node.config.id, ranges = ranges.len(), "ranges that move are sent straight, as they are not in object storage: {reason}");
+            session.state().not_uploaded.extend(ranges);
+        }
+    }
+    Ok(())
+}
+
 /// Sends all keys of a range, and what recent claims were told of them.
 async fn copy(
     node: &Node,
@@ -359,6 +430,7 @@ async fn copy(
         let before = chunk.len();
         next = range.read().scan(from, SCAN_ENTRIES, &mut chunk);
         keys += chunk.len() - before;
+        let bytes = ((chunk.len() - before) * (FINGERPRINT_BYTES + 4)) as u64;
         if chunk.len() + SCAN_ENTRIES > CHUNK_ENTRIES || next.is_none() {
             committed(journal, journal.taken()).await?;
             let entries = encode(&chunk);
@@ -369,8 +441,26 @@ async fn copy(
             });
             send(journal, messages, message).await?;
         }
-        tokio::time::sleep((begun.elapsed() * REST_FACTOR).min(Duration::from_millis(20))).await;
+        node.moves.budget.spend(begun.elapsed(), bytes).await;
     }
+    copy_answers(node, journal, id, messages).await?;
+    send(
+        journal,
+        messages,
+        Message::CopyEnd(CopyEnd { range_id: id.0 }),
+    )
+    .await?;
+    info!(node = %node.config.id, range = %id, keys, ms = started.elapsed().as_millis() as u64, "a range was copied");
+    Ok(())
+}
+
+/// Sends what recent claims were told of a range's keys.
+async fn copy_answers(
+    node: &Node,
+    journal: &Journal,
+    id: RangeId,
+    messages: &Messages,
+) -> Result<(), String> {
     let (answers, newest) = node.answers.of_ranges(&|range| range == id);
     committed(journal, newest).await?;
     for answers in answers.chunks(CHUNK_ANSWERS) {
@@ -385,13 +475,6 @@ async fn copy(
         });
         send(journal, messages, message).await?;
     }
-    send(
-        journal,
-        messages,
-        Message::CopyEnd(CopyEnd { range_id: id.0 }),
-    )
-    .await?;
-    info!(node = %node.config.id, range = %id, keys, ms = started.elapsed().as_millis() as u64, "a range was copied");
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use keydb_core::{
     ClusterMap, NodeId, RangeId,
-    moving::{Assignment, Change, Event},
+    moving::{Assignment, Change, Event, Manifests},
 };
 use keydb_storage::MapStore;
 use tokio::{
@@ -18,8 +18,8 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{state::Deciding, successor::Sessions, words::Words};
-use crate::{NodeError, node::Node};
+use super::{objects, state::Deciding, successor::Sessions, words::Words};
+use crate::{NodeError, node::Node, ranges::owned::OwnedRange};
 
 /// How often it is looked whether something is to be done that nobody has told of.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -29,6 +29,8 @@ const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(45);
 /// A range is sealed at most for so long without its successor's hearing of it.
 const SEAL_MAX: Duration = Duration::from_millis(500);
+/// How long is waited before another node's snapshots are loaded again.
+const TAKE_OVER_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How long is waited before a decision that the disk did not take is written again.
 const DECIDE_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
@@ -41,6 +43,8 @@ pub(crate) async fn run(node: Arc<Node>, store: MapStore) -> NodeError {
         words: Words::default(),
         draining: BTreeMap::new(),
         drains: JoinSet::new(),
+        taking_over: BTreeSet::new(),
+        takeovers: JoinSet::new(),
         writing: JoinSet::new(),
         written: None,
     };
@@ -50,6 +54,14 @@ pub(crate) async fn run(node: Arc<Node>, store: MapStore) -> NodeError {
             () = mover.node.moves.changed() => {}
             () = sleep(LOOK_INTERVAL) => {}
             Some(drained) = mover.drains.join_next() => mover.drained(drained.unwrap_or_default()),
+            Some(taken) = mover.takeovers.join_next() => {
+                if let Ok((id, is_loaded)) = taken {
+                    mover.taking_over.remove(&id);
+                    if is_loaded {
+                        mover.node.moves.on([(id, Event::Loaded)]);
+                    }
+                }
+            }
             Some(written) = mover.writing.join_next() => {
                 if let Ok(Some(version)) = written {
                     mover.sessions.published(version);
@@ -67,6 +79,9 @@ struct Mover {
     /// The ranges whose last requests are waited for, and since when.
     draining: BTreeMap<RangeId, Instant>,
     drains: JoinSet<Vec<RangeId>>,
+    /// The ranges that are loaded from object storage as disks were lost.
+    taking_over: BTreeSet<RangeId>,
+    takeovers: JoinSet<(RangeId, bool)>,
     /// The version of the map that was written.
     writing: JoinSet<Option<(u64, u64)>>,
     /// When the map was written last.
@@ -89,6 +104,7 @@ impl Mover {
             .into_iter()
             .collect();
         self.sessions.keep(&self.node, &owners);
+        self.take_over();
         self.write_map();
     }
 
@@ -168,6 +184,26 @@ impl Mover {
         }
     }
 
+    /// Has ranges loaded whose last keepers have lost their disks: from this node's own snapshots, which it loads at its start, and from
+    /// the other's.
+    fn take_over(&mut self) {
+        let wanted = self
+            .node
+            .moves
+            .look(|id, machine| Some((id, machine.wants_manifests()?)));
+        for (id, manifests) in wanted {
+            // It is in the table, but still loads.
+            let range = self.node.moves.range(id);
+            let Some(range) = range.filter(|range| range.readiness().is_some()) else {
+                continue;
+            };
+            if self.taking_over.insert(id) {
+                self.takeovers
+                    .spawn(take_over(Arc::clone(&self.node), id, range, manifests));
+            }
+        }
+    }
+
     /// Writes what the machines want changed, all of it at once.
     fn write_map(&mut self) {
         let is_early = self.written.is_some_and(|at| at.elapsed() < WRITE_INTERVAL);
@@ -200,6 +236,35 @@ impl Mover {
 /// Whether a change of a range that `owner` has may be written now, by a node that is `close` behind these owners.
 fn is_due(change: Change, owner: NodeId, close: &BTreeSet<NodeId>) -> bool {
     !matches!(change, Change::Publish { .. }) || close.contains(&owner)
+}
+
+/// Loads what another node's snapshots have of a range, where that is wanted too. Returns the range, and whether that was done.
+async fn take_over(
+    node: Arc<Node>,
+    id: RangeId,
+    range: Arc<OwnedRange>,
+    manifests: Manifests,
+) -> (RangeId, bool) {
+    let Some(other) = manifests.also_of else {
+        return (id, true);
+    };
+    let loaded = match node.disk().and_then(|disk| disk.snapshots()) {
+        Some(snapshots) => {
+            let budget = &node.moves.budget;
+            objects::load(&node, snapshots.store(), other, &range, budget).await
+        }
+        // In `memory` mode there are none.
+        None => Ok(()),
+    };
+    match loaded {
+        Ok(()) => (id, true),
+        Err(objects::LoadError::NotThere(_)) => (id, true),
+        Err(error) => {
+            warn!(node = %node.config.id, range = %id, "the snapshots of node {other} are not loaded, trying again: {error}");
+            sleep(TAKE_OVER_AGAIN_AFTER).await;
+            (id, false)
+        }
+    }
 }
 
 /// Writes what the machines want changed in the map that is stored.

@@ -15,6 +15,7 @@ use keydb_core::{
 use tokio::sync::Notify;
 
 use super::{
+    budget::Budget,
     decisions::{self, AllDecisions},
     owner::OwnerSessions,
 };
@@ -33,6 +34,8 @@ pub(crate) struct Moves {
     state: Mutex<State>,
     /// Told whenever a machine may want something else than before.
     changed: Notify,
+    /// What copies may take of the node.
+    pub(super) budget: Budget,
     /// The sessions in which this node is the owner.
     pub(crate) sessions: OwnerSessions,
 }
@@ -66,6 +69,7 @@ impl Moves {
             membership,
             state: Mutex::default(),
             changed: Notify::new(),
+            budget: Budget::default(),
             sessions: OwnerSessions::default(),
         }
     }
@@ -245,6 +249,11 @@ impl Moves {
         self.settle(&mut state);
     }
 
+    /// A range whose keys are here.
+    pub(super) fn range(&self, id: RangeId) -> Option<Arc<OwnedRange>> {
+        self.state().ranges.get(&id).cloned()
+    }
+
     /// `peer` asks for a copy of a range; what it is to get, if it is to.
     pub(super) fn tap(
         &self,
@@ -318,7 +327,8 @@ impl Moves {
             let copy = arriving.or_else(|| begun_with(machine));
             // Nobody has brought its keys.
             let is_missing = standing == by_map && assignment.owner == self.me;
-            let is_here = arriving.is_some() || machine.keeps_keys() || is_missing;
+            let is_here =
+                arriving.is_some() || machine.keeps_keys() || machine.is_lost() || is_missing;
             if !is_here {
                 if let Some(range) = state.ranges.remove(id) {
                     range.shut();

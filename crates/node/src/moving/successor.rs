@@ -16,18 +16,19 @@ use keydb_core::{
 };
 use keydb_proto::shard::{
     BeginRange, CopyAnswers, CopyEntries, CopyRequest, ForwardedRecord, MapVersion, OwnerMessage,
-    Ping, SuccessorHello, SuccessorMessage, move_service_client::MoveServiceClient,
+    Ping, StraightCopy, SuccessorHello, SuccessorMessage, move_service_client::MoveServiceClient,
     owner_message::Message, successor_message,
 };
 use tokio::{
     sync::{Notify, mpsc},
-    task::JoinSet,
+    task::{JoinError, JoinSet},
     time::{Instant, sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tracing::{info, warn};
 
+use super::objects;
 use crate::{
     disk::journal::{Journal, Reservation, Space},
     node::Node,
@@ -51,6 +52,8 @@ const PING_AGAIN_AFTER: Duration = Duration::from_secs(1);
 pub(super) const LAG_MAX: Duration = Duration::from_millis(100);
 /// A range that the owner did not tap is asked for again after this.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(300);
+/// How long pulling one range from object storage may take.
+const PULL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a full snapshot and its upload may take.
 const SECURE_TIMEOUT: Duration = Duration::from_secs(120);
 /// What one message of an owner has at most.
@@ -146,6 +149,9 @@ struct Incoming {
     range: Arc<OwnedRange>,
 }
 
+/// What has become of a copy's next step.
+type Ended = (RangeId, CopyId, Result<(), String>);
+
 struct Session<'a> {
     node: &'a Arc<Node>,
     /// None in `memory` mode.
@@ -156,7 +162,9 @@ struct Session<'a> {
     incoming: BTreeMap<RangeId, Incoming>,
     /// The ranges that were asked for, and when.
     asked: HashMap<RangeId, Instant>,
-    securing: JoinSet<(RangeId, CopyId, Result<(), String>)>,
+    /// The copies that are pulled from object storage, and those that are got onto the disk.
+    pulling: JoinSet<Ended>,
+    securing: JoinSet<Ended>,
     /// The last record that was applied.
     applied: Lsn,
     /// The last ping, and when it was sent.
@@ -217,6 +225,7 @@ async fn run(node: &Arc<Node>, owner: NodeId, link: &Link) -> Result<(), String>
         requests,
         incoming: BTreeMap::new(),
         asked: HashMap::new(),
+        pulling: JoinSet::new(),
         securing: JoinSet::new(),
         applied: Lsn::ZERO,
         pings: (0, Instant::now()),
@@ -232,6 +241,7 @@ async fn run(node: &Arc<Node>, owner: NodeId, link: &Link) -> Result<(), String>
                 Ok(None) => Err("the owner has ended it".to_owned()),
                 Err(status) => Err(status.message().to_owned()),
             },
+            Some(pulled) = session.pulling.join_next() => session.pulled(pulled).map(|()| false),
             Some(secured) = session.securing.join_next() => session.secured(secured),
             () = link.has_published.notified() => session.look(),
             _ = look.tick() => session.look(),
@@ -347,6 +357,7 @@ impl Session<'_> {
             Message::Entries(entries) => self.merge(&entries).await?,
             Message::Answers(answers) => self.remember(&answers).await?,
             Message::CopyEnd(end) => self.secure(RangeId(end.range_id)),
+            Message::Objects(objects) => self.pull(RangeId(objects.range_id)),
             Message::Pong(pong) => {
                 if pong.number == self.pings.0 {
                     self.is_answered = true;
@@ -479,6 +490,7 @@ impl Session<'_> {
             merged.map_err(|error| {
                 format!("range {} cannot take all of its keys: {error}", range.id)
             })?;
+            // The owner has paid for their coming.
             tokio::task::yield_now().await;
         }
         Ok(())
@@ -545,10 +557,51 @@ impl Session<'_> {
         });
     }
 
-    fn secured(
-        &mut self,
-        secured: Result<(RangeId, CopyId, Result<(), String>), tokio::task::JoinError>,
-    ) -> Result<bool, String> {
+    /// Object storage has all of a range that does not come by records.
+    fn pull(&mut self, id: RangeId) {
+        let Some(incoming) = self.incoming.get(&id) else {
+            return;
+        };
+        let (node, owner) = (Arc::clone(self.node), self.owner);
+        let (copy, range) = (incoming.copy, Arc::clone(&incoming.range));
+        self.pulling.spawn(async move {
+            let pulled = match node.disk().and_then(|disk| disk.snapshots()) {
+                Some(snapshots) => {
+                    let budget = &node.moves.budget;
+                    let load = objects::load(&node, snapshots.store(), owner, &range, budget);
+                    let loaded = timeout(PULL_TIMEOUT, load).await;
+                    match loaded {
+                        Ok(loaded) => loaded.map_err(|error| error.to_string()),
+                        Err(_) => Err("it takes too long".to_owned()),
+                    }
+                }
+                None => Err("snapshots are not there yet".to_owned()),
+            };
+            (id, copy, pulled)
+        });
+    }
+
+    fn pulled(&mut self, pulled: Result<Ended, JoinError>) -> Result<(), String> {
+        let (id, copy, pulled) = pulled.map_err(|error| error.to_string())?;
+        if self.incoming.get(&id).is_none_or(|it| it.copy != copy) {
+            return Ok(());
+        }
+        match pulled {
+            Ok(()) => {
+                self.secure(id);
+                Ok(())
+            }
+            Err(reason) => {
+                warn!(node = %self.node.config.id, range = %id, owner = %self.owner, "a range that is to come from object storage is asked for straight: {reason}");
+                let range_id = id.0;
+                self.send(successor_message::Message::Straight(StraightCopy {
+                    range_id,
+                }))
+            }
+        }
+    }
+
+    fn secured(&mut self, secured: Result<Ended, JoinError>) -> Result<bool, String> {
         let (range, copy, secured) = secured.map_err(|error| error.to_string())?;
         match secured {
             Ok(()) => {

@@ -104,6 +104,12 @@ impl RangeMachine {
         is_due.then_some(assignment.owner)
     }
 
+    /// Whether the node's disk was lost while the range was handed over, and its part is not decided yet: what object storage has of the
+    /// range may be needed.
+    pub fn is_lost(&self) -> bool {
+        self.lost().is_some()
+    }
+
     /// The snapshots in object storage that are to be loaded, as the keys were on disks that were lost.
     pub const fn wants_manifests(&self) -> Option<Manifests> {
         self.manifests

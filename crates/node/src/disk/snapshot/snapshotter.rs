@@ -203,6 +203,11 @@ impl Snapshotter {
         answered.await.map(drop)
     }
 
+    /// Where snapshots are uploaded to.
+    pub(crate) fn store(&self) -> &SnapshotStore {
+        &self.shared.store
+    }
+
     /// Waits until the local manifest and the one in object storage name these ranges, by the copies that have brought them. Those that
     /// are not named yet get full files in the next round.
     ///
