@@ -192,6 +192,8 @@ impl Running {
         node.in_flight.stop();
         info!(node = %id, in_flight = node.in_flight.count(), "requests for keys are refused from now on");
         self.membership.shutdown().await;
+        // Their successors would keep them open.
+        node.moves.sessions.abort();
         self.sweeper.shutdown().await;
         match timeout_at(deadline, node.in_flight.drained()).await {
             Ok(()) => info!(node = %id, "no request is in flight any more"),

@@ -83,6 +83,8 @@ pub enum Event {
     },
     /// The range has been sealed for too long without a *begin*.
     SealTimedOut,
+    /// Nothing has come of *begin* for a while.
+    BeginUnanswered,
     /// A decision is on its way to the disk.
     Deciding(Decision),
     /// The decision is on the disk.
@@ -152,6 +154,8 @@ pub struct RangeMachine {
     tap: Option<Tap>,
     sending: Sending,
     seal_timed_out: bool,
+    /// *Begin* may be lost though the session goes on.
+    is_unanswered: bool,
     /// The last word of the successor, and about which ownership.
     heard: Option<(Tenure, Word)>,
     arriving: Option<Arriving>,
@@ -196,6 +200,7 @@ impl RangeMachine {
             tap: None,
             sending: Sending::Unknown,
             seal_timed_out: false,
+            is_unanswered: false,
             heard: None,
             arriving: None,
             begin: None,
@@ -252,6 +257,7 @@ impl RangeMachine {
                 generation,
                 copy,
             } => self.take_begin((lineage, generation), copy),
+            Event::BeginUnanswered => self.is_unanswered = self.sending == Sending::Sent,
             Event::SealTimedOut => self.seal_timed_out = self.is_sealed(),
             Event::Deciding(decision) => self.deciding = Some(decision),
             Event::Decided => self.decided(),
@@ -467,6 +473,7 @@ impl RangeMachine {
                 let tenure = (decision.lineage, decision.generation);
                 self.decisions.as_owner = Some(decision);
                 self.seal_timed_out = false;
+                self.is_unanswered = false;
                 self.sending = match decision.word {
                     OwnerWord::Sealed => Sending::Draining,
                     OwnerWord::Refused => Sending::Unknown,

@@ -589,6 +589,12 @@ impl Steps<'_> {
                 state.on(at, Event::SealTimedOut);
             });
         }
+        if machine.awaits_begun() && budget.timeouts > 0 {
+            self.add(false, format_args!("{at} hears nothing"), |state| {
+                state.budget.timeouts -= 1;
+                state.on(at, Event::BeginUnanswered);
+            });
+        }
         if budget.crashes > 0 {
             self.add(false, format_args!("{at} is killed"), |state| {
                 state.budget.crashes -= 1;

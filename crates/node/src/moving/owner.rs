@@ -4,11 +4,12 @@
 //! crash of this node would forget must not reach another one. Everything that must come behind committed records goes through the tap.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use keydb_core::{
     CopyId, Entry, FINGERPRINT_BYTES, Fingerprint, Incarnation, Lsn, NodeId, OperationAnswers,
@@ -35,8 +36,9 @@ const COPIES_MAX: usize = 2;
 /// So many keys are read under one lock, and so many are sent at once.
 const SCAN_ENTRIES: usize = 4096;
 const CHUNK_ENTRIES: usize = 16 * SCAN_ENTRIES;
-/// So many operations' answers are sent at once.
-const CHUNK_ANSWERS: usize = 1024;
+/// So many bytes of answers are sent at once, each operation's with so many more.
+const CHUNK_ANSWER_BYTES: usize = 1 << 20;
+const ANSWER_HEAD_BYTES: usize = 32;
 /// How long the upload of ranges that move may take before they are sent straight.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(20);
 /// How many messages wait to be sent.
@@ -44,6 +46,7 @@ const MESSAGES_MAX: usize = 8;
 /// A successor that takes nothing for so long is given up; sooner where those who write wait for it.
 const STALL_MAX: Duration = Duration::from_secs(10);
 const STALL_MAX_OF_WRITERS: Duration = Duration::from_secs(1);
+const STALL_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const WRITERS_WAIT_BYTES: usize = 16 << 20;
 
 /// The sessions by their successors: one each.
@@ -66,6 +69,8 @@ pub(super) struct OwnerSession {
 #[derive(Debug, Default)]
 struct SessionState {
     copies: BTreeMap<RangeId, CopyId>,
+    /// *Begin* of these waits in the tap.
+    begins: BTreeSet<RangeId>,
     not_uploaded: Vec<RangeId>,
     /// What is to be sent where its note comes out of the tap.
     noted: HashMap<u64, Message>,
@@ -79,15 +84,26 @@ type Work<'a> = BoxFuture<'a, Result<(), String>>;
 #[derive(Debug, Default)]
 struct Waiting {
     /// The successor pulls them from object storage, once they are all there.
-    uploads: Vec<RangeId>,
+    uploads: Vec<(RangeId, CopyId)>,
     /// Their keys are sent. The next is the last.
-    straight: Vec<(RangeId, Arc<OwnedRange>)>,
+    straight: Vec<(RangeId, CopyId, Arc<OwnedRange>)>,
 }
 
 impl Waiting {
-    fn straight(&mut self, node: &Node, id: RangeId) {
-        if let Some(range) = node.moves.range(id) {
-            self.straight.insert(0, (id, range));
+    /// A range was tapped, and the successor told.
+    fn copy(&mut self, node: &Node, session: &OwnerSession, id: RangeId) {
+        // Without snapshots there is nothing to be pulled.
+        if node.disk().is_none() {
+            self.straight(node, session, id);
+        } else if let Some(copy) = session.state().copies.get(&id) {
+            self.uploads.push((id, *copy));
+        }
+    }
+
+    fn straight(&mut self, node: &Node, session: &OwnerSession, id: RangeId) {
+        let copy = session.state().copies.get(&id).copied();
+        if let (Some(copy), Some(range)) = (copy, node.moves.range(id)) {
+            self.straight.insert(0, (id, copy, range));
         }
     }
 }
@@ -151,7 +167,9 @@ impl OwnerSessions {
     pub(super) fn begin(&self, range: RangeId, lineage: u64, generation: u64, copy: CopyId) {
         let open = lock(&self.open);
         let has_it = |it: &&Arc<OwnerSession>| it.state().copies.get(&range) == Some(&copy);
-        if let Some(session) = open.values().find(has_it) {
+        if let Some(session) = open.values().find(has_it)
+            && session.state().begins.insert(range)
+        {
             session.send(Message::Begin(BeginRange {
                 range_id: range.0,
                 lineage,
@@ -218,11 +236,19 @@ async fn run(
     let mut uploading: FuturesUnordered<Work<'_>> = FuturesUnordered::new();
     loop {
         while copying.len() < COPIES_MAX
-            && let Some((id, range)) = waiting.straight.pop()
+            && let Some((id, copy, range)) = waiting.straight.pop()
         {
-            let messages = messages.clone();
+            let (session, messages) = (Arc::clone(session), messages.clone());
             copying.push(Box::pin(async move {
-                copy(node, journal, id, &range, &messages).await
+                let to = Destination {
+                    node,
+                    journal,
+                    session: &session,
+                    messages: &messages,
+                    id,
+                    copy,
+                };
+                to.send_all(&range).await
             }));
         }
         if uploading.is_empty() && !waiting.uploads.is_empty() {
@@ -243,8 +269,19 @@ async fn run(
                 },
                 Some(Tapped::Note(note)) => {
                     let message = session.state().noted.remove(&note);
-                    match message {
-                        Some(message) => send(journal, &messages, message).await,
+                    match message.filter(|message| may_go(node, session, message)) {
+                        Some(message) => {
+                            let tapped = match &message {
+                                Message::Tapped(tapped) => Some(RangeId(tapped.range_id)),
+                                _ => None,
+                            };
+                            let sent = send(journal, &messages, message).await;
+                            // Only now: nothing of a copy may come before the successor knows of it.
+                            if let Some(id) = tapped {
+                                waiting.copy(node, session, id);
+                            }
+                            sent
+                        }
                         None => Ok(()),
                     }
                 }
@@ -263,12 +300,23 @@ async fn run(
         };
         // Of what could not be uploaded the keys are sent.
         for id in std::mem::take(&mut session.state().not_uploaded) {
-            waiting.straight(node, id);
+            waiting.straight(node, session, id);
         }
         if let Err(why) = sent {
             return why;
         }
     }
+}
+
+/// Whether a message is still to be sent, now that it is its turn. *Begin* counts as sent from here on.
+fn may_go(node: &Node, session: &OwnerSession, message: &Message) -> bool {
+    let Message::Begin(begin) = message else {
+        return true;
+    };
+    let id = RangeId(begin.range_id);
+    session.state().begins.remove(&id);
+    node.moves
+        .begin_goes(id, begin.lineage, begin.generation, &begin.copy)
 }
 
 /// Takes in what the successor asks for.
@@ -286,26 +334,32 @@ fn take_in(
         }) => {
             let id = RangeId(range_id);
             match node.moves.tap(session.peer, id, lineage, generation) {
-                Some((copy, range)) => {
+                Some(copy) => {
                     session.state().copies.insert(id, copy);
                     session.send(Message::Tapped(TappedMessage {
                         range_id,
                         copy: copy.to_bytes().to_vec().into(),
                     }));
-                    // Without snapshots there is nothing to be pulled.
-                    if node.disk().is_some() {
-                        waiting.uploads.push(id);
-                    } else {
-                        waiting.straight.insert(0, (id, range));
-                    }
                 }
-                None => session.send(Message::NotTapped(NotTapped { range_id })),
+                None => session.send(Message::NotTapped(NotTapped {
+                    range_id,
+                    copy: Bytes::new(),
+                })),
             }
         }
         successor_message::Message::Straight(StraightCopy { range_id }) => {
-            waiting.straight(node, RangeId(range_id));
+            waiting.straight(node, session, RangeId(range_id));
         }
-        successor_message::Message::Ping(ping) => session.send(Message::Pong(ping)),
+        successor_message::Message::Ping(ping) => {
+            for (id, copy) in node.moves.not_tapped(&session.state().copies) {
+                session.state().copies.remove(&id);
+                session.send(Message::NotTapped(NotTapped {
+                    range_id: id.0,
+                    copy: copy.to_bytes().to_vec().into(),
+                }));
+            }
+            session.send(Message::Pong(ping));
+        }
         successor_message::Message::Published(version) => {
             if let Some(map) = node.membership.state().map() {
                 node.hear_of_map(map, (version.lineage, version.epoch));
@@ -316,22 +370,31 @@ fn take_in(
 }
 
 async fn send(journal: &Journal, messages: &Messages, message: Message) -> Result<(), String> {
-    let stall_max = if journal.tapped_bytes() > WRITERS_WAIT_BYTES {
-        STALL_MAX_OF_WRITERS
-    } else {
-        STALL_MAX
-    };
     let message = OwnerMessage {
         message: Some(message),
     };
-    match timeout(stall_max, messages.send(Ok(message))).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err("the successor has gone away".to_owned()),
-        Err(_) => Err(format!(
-            "the successor has taken nothing for {} ms",
-            stall_max.as_millis()
-        )),
-    }
+    let begun = Instant::now();
+    let room = loop {
+        match timeout(STALL_LOOK_INTERVAL, messages.reserve()).await {
+            Ok(Ok(room)) => break room,
+            Ok(Err(_)) => return Err("the successor has gone away".to_owned()),
+            Err(_) => {}
+        }
+        let holds_up_writers = journal.tapped_bytes() > WRITERS_WAIT_BYTES;
+        let stall_max = if holds_up_writers {
+            STALL_MAX_OF_WRITERS
+        } else {
+            STALL_MAX
+        };
+        if begun.elapsed() >= stall_max {
+            return Err(format!(
+                "the successor has taken nothing for {} ms",
+                begun.elapsed().as_millis()
+            ));
+        }
+    };
+    room.send(Ok(message));
+    Ok(())
 }
 
 /// What of a committed record is for this session's successor, if any of it is.
@@ -389,7 +452,7 @@ async fn upload(
     node: &Node,
     journal: &Journal,
     session: &OwnerSession,
-    ranges: Vec<RangeId>,
+    ranges: Vec<(RangeId, CopyId)>,
     messages: &Messages,
 ) -> Result<(), String> {
     let deadline = tokio::time::Instant::now() + UPLOAD_TIMEOUT;
@@ -399,83 +462,119 @@ async fn upload(
     };
     match made {
         Ok(()) => {
-            for range in ranges {
-                copy_answers(node, journal, range, messages).await?;
-                let objects = Message::Objects(CopyObjects { range_id: range.0 });
+            for (id, copy) in ranges {
+                let to = Destination {
+                    node,
+                    journal,
+                    session,
+                    messages,
+                    id,
+                    copy,
+                };
+                to.send_answers().await?;
+                let objects = Message::Objects(CopyObjects {
+                    range_id: id.0,
+                    copy: copy.to_bytes().to_vec().into(),
+                });
                 send(journal, messages, objects).await?;
             }
         }
         Err(reason) => {
             warn!(node = %node.config.id, ranges = ranges.len(), "ranges that move are sent straight, as they are not in object storage: {reason}");
-            session.state().not_uploaded.extend(ranges);
+            let ids = ranges.into_iter().map(|(id, _)| id);
+            session.state().not_uploaded.extend(ids);
         }
     }
     Ok(())
 }
 
-/// Sends all keys of a range, and what recent claims were told of them.
-async fn copy(
-    node: &Node,
-    journal: &Journal,
+/// Where a copy goes.
+struct Destination<'a> {
+    node: &'a Node,
+    journal: &'a Journal,
+    session: &'a OwnerSession,
+    messages: &'a Messages,
     id: RangeId,
-    range: &OwnedRange,
-    messages: &Messages,
-) -> Result<(), String> {
-    let started = Instant::now();
-    let mut next = Some(Fingerprint::from_parts(range.bounds.start(), 0));
-    let mut chunk: Vec<Entry> = Vec::with_capacity(CHUNK_ENTRIES);
-    let mut keys = 0;
-    while let Some(from) = next {
-        let begun = Instant::now();
-        let before = chunk.len();
-        next = range.read().scan(from, SCAN_ENTRIES, &mut chunk);
-        keys += chunk.len() - before;
-        let bytes = ((chunk.len() - before) * (FINGERPRINT_BYTES + 4)) as u64;
-        if chunk.len() + SCAN_ENTRIES > CHUNK_ENTRIES || next.is_none() {
-            committed(journal, journal.taken()).await?;
-            let entries = encode(&chunk);
-            chunk.clear();
-            let message = Message::Entries(CopyEntries {
-                range_id: id.0,
-                entries: entries.into(),
+    copy: CopyId,
+}
+
+impl Destination<'_> {
+    /// Whether the copy is still the one that is wanted.
+    fn is_wanted(&self) -> bool {
+        self.session.state().copies.get(&self.id) == Some(&self.copy)
+    }
+
+    fn copy_field(&self) -> Bytes {
+        self.copy.to_bytes().to_vec().into()
+    }
+
+    /// Sends all keys of a range, and what recent claims were told of them.
+    async fn send_all(&self, range: &OwnedRange) -> Result<(), String> {
+        let started = Instant::now();
+        let mut next = Some(Fingerprint::from_parts(range.bounds.start(), 0));
+        let mut chunk: Vec<Entry> = Vec::with_capacity(CHUNK_ENTRIES);
+        let mut keys = 0;
+        while let Some(from) = next {
+            if !self.is_wanted() {
+                return Ok(());
+            }
+            let begun = Instant::now();
+            let before = chunk.len();
+            next = range.read().scan(from, SCAN_ENTRIES, &mut chunk);
+            let new = chunk.len() - before;
+            keys += new;
+            let work = begun.elapsed();
+            if chunk.len() + SCAN_ENTRIES > CHUNK_ENTRIES || next.is_none() {
+                committed(self.journal, self.journal.taken()).await?;
+                let entries = encode(&chunk);
+                chunk.clear();
+                let message = Message::Entries(CopyEntries {
+                    range_id: self.id.0,
+                    copy: self.copy_field(),
+                    entries: entries.into(),
+                });
+                send(self.journal, self.messages, message).await?;
+            }
+            let bytes = (new * (FINGERPRINT_BYTES + 4)) as u64;
+            self.node.moves.budget.spend(work, bytes).await;
+        }
+        self.send_answers().await?;
+        let end = Message::CopyEnd(CopyEnd {
+            range_id: self.id.0,
+            copy: self.copy_field(),
+        });
+        send(self.journal, self.messages, end).await?;
+        info!(node = %self.node.config.id, range = %self.id, keys, ms = started.elapsed().as_millis() as u64, "a range was copied");
+        Ok(())
+    }
+
+    /// Sends what recent claims were told of a range's keys.
+    async fn send_answers(&self) -> Result<(), String> {
+        let (answers, newest) = self.node.answers.of_ranges(&|range| range == self.id);
+        committed(self.journal, newest).await?;
+        let mut answers = answers.into_iter().peekable();
+        while answers.peek().is_some() {
+            let mut chunk = Vec::new();
+            let mut bytes = 0;
+            while bytes < CHUNK_ANSWER_BYTES
+                && let Some(entry) = answers.next()
+            {
+                bytes += entry.answers.as_bytes().len() + ANSWER_HEAD_BYTES;
+                chunk.push(CopyAnswer {
+                    operation_id: entry.operation.to_bytes().to_vec().into(),
+                    recorded_unix_ms: entry.recorded.0,
+                    answers: entry.answers.as_bytes().to_vec().into(),
+                });
+            }
+            let message = Message::Answers(CopyAnswers {
+                range_id: self.id.0,
+                copy: self.copy_field(),
+                answers: chunk,
             });
-            send(journal, messages, message).await?;
+            send(self.journal, self.messages, message).await?;
         }
-        node.moves.budget.spend(begun.elapsed(), bytes).await;
+        Ok(())
     }
-    copy_answers(node, journal, id, messages).await?;
-    send(
-        journal,
-        messages,
-        Message::CopyEnd(CopyEnd { range_id: id.0 }),
-    )
-    .await?;
-    info!(node = %node.config.id, range = %id, keys, ms = started.elapsed().as_millis() as u64, "a range was copied");
-    Ok(())
-}
-
-/// Sends what recent claims were told of a range's keys.
-async fn copy_answers(
-    node: &Node,
-    journal: &Journal,
-    id: RangeId,
-    messages: &Messages,
-) -> Result<(), String> {
-    let (answers, newest) = node.answers.of_ranges(&|range| range == id);
-    committed(journal, newest).await?;
-    for answers in answers.chunks(CHUNK_ANSWERS) {
-        let answers = answers.iter().map(|entry| CopyAnswer {
-            operation_id: entry.operation.to_bytes().to_vec().into(),
-            recorded_unix_ms: entry.recorded.0,
-            answers: entry.answers.as_bytes().to_vec().into(),
-        });
-        let message = Message::Answers(CopyAnswers {
-            range_id: id.0,
-            answers: answers.collect(),
-        });
-        send(journal, messages, message).await?;
-    }
-    Ok(())
 }
 
 async fn committed(journal: &Journal, lsn: Lsn) -> Result<(), String> {

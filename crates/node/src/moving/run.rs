@@ -9,7 +9,7 @@ use std::{
 
 use keydb_core::{
     ClusterMap, NodeId, RangeId,
-    moving::{Assignment, Change, Event, Manifests},
+    moving::{Assignment, Change, Event, Manifests, RangeMachine},
 };
 use keydb_storage::MapStore;
 use tokio::{
@@ -28,9 +28,11 @@ const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a write of the map may take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(45);
 /// A range is sealed at most for so long without its successor's hearing of it.
-const SEAL_MAX: Duration = Duration::from_millis(500);
+const SEAL_MAX: Duration = Duration::from_secs(1);
 /// How long is waited before another node's snapshots are loaded again.
 const TAKE_OVER_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// After so long a successor that was sent *begin* is asked what has come of it.
+const BEGUN_AFTER_MAX: Duration = Duration::from_secs(1);
 /// How long is waited before a decision that the disk did not take is written again.
 const DECIDE_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
@@ -41,7 +43,9 @@ pub(crate) async fn run(node: Arc<Node>, store: MapStore) -> NodeError {
         store,
         sessions: Sessions::default(),
         words: Words::default(),
+        deciding: JoinSet::new(),
         draining: BTreeMap::new(),
+        begun: BTreeMap::new(),
         drains: JoinSet::new(),
         taking_over: BTreeSet::new(),
         takeovers: JoinSet::new(),
@@ -49,11 +53,16 @@ pub(crate) async fn run(node: Arc<Node>, store: MapStore) -> NodeError {
         written: None,
     };
     loop {
-        mover.look().await;
+        mover.look();
         tokio::select! {
             () = mover.node.moves.changed() => {}
             () = sleep(LOOK_INTERVAL) => {}
             Some(drained) = mover.drains.join_next() => mover.drained(drained.unwrap_or_default()),
+            Some(decided) = mover.deciding.join_next() => {
+                if let Ok(decided) = decided {
+                    mover.node.moves.decided(decided);
+                }
+            }
             Some(taken) = mover.takeovers.join_next() => {
                 if let Ok((id, is_loaded)) = taken {
                     mover.taking_over.remove(&id);
@@ -76,8 +85,12 @@ struct Mover {
     store: MapStore,
     sessions: Sessions,
     words: Words,
+    /// Decisions that are being written down, one set at a time.
+    deciding: JoinSet<Deciding>,
     /// The ranges whose last requests are waited for, and since when.
     draining: BTreeMap<RangeId, Instant>,
+    /// Since when successors were sent *begin*; nothing where they were asked what has come of it.
+    begun: BTreeMap<RangeId, Option<Instant>>,
     drains: JoinSet<Vec<RangeId>>,
     /// The ranges that are loaded from object storage as disks were lost.
     taking_over: BTreeSet<RangeId>,
@@ -89,10 +102,12 @@ struct Mover {
 }
 
 impl Mover {
-    async fn look(&mut self) {
-        let moves = &self.node.moves;
-        while let Some(deciding) = moves.decide() {
-            self.write_down(deciding).await;
+    fn look(&mut self) {
+        if self.deciding.is_empty()
+            && let Some(deciding) = self.node.moves.decide()
+        {
+            let node = self.node.config.id;
+            self.deciding.spawn(write_down(node, deciding));
         }
         self.drain();
         self.begin();
@@ -108,31 +123,12 @@ impl Mover {
         self.write_map();
     }
 
-    /// Writes decisions down, until the disk takes them: without that nothing goes on.
-    async fn write_down(&self, deciding: Deciding) {
-        let deciding = Arc::new(deciding);
-        loop {
-            let writing = Arc::clone(&deciding);
-            let written = spawn_blocking(move || writing.write()).await;
-            let reason = match written {
-                Ok(Ok(())) => break,
-                Ok(Err(error)) => error.to_string(),
-                Err(error) => error.to_string(),
-            };
-            warn!(node = %self.node.config.id, "a decision about ranges that move is not written down, trying again: {reason}");
-            sleep(DECIDE_AGAIN_AFTER).await;
-        }
-        if let Some(deciding) = Arc::into_inner(deciding) {
-            self.node.moves.decided(deciding);
-        }
-    }
-
     /// Waits for the last requests of ranges that were sealed.
     fn drain(&mut self) {
         let sealed: Vec<RangeId> = self
             .node
             .moves
-            .look(|id, machine| machine.wants_drained().then_some(id));
+            .look(|id, machine| is_shut(machine).then_some(id));
         self.draining.retain(|id, _| sealed.contains(id));
         let late: Vec<RangeId> = self
             .draining
@@ -145,6 +141,7 @@ impl Mover {
             let events = late.into_iter().map(|id| (id, Event::SealTimedOut));
             self.node.moves.on(events);
         }
+        self.ask_after_begin();
         let new: Vec<RangeId> = sealed
             .into_iter()
             .filter(|id| !self.draining.contains_key(id))
@@ -167,6 +164,25 @@ impl Mover {
         });
     }
 
+    /// Where nothing has come of *begin* for a while, the successor is asked.
+    fn ask_after_begin(&mut self) {
+        let waiting: Vec<RangeId> = self
+            .node
+            .moves
+            .look(|id, machine| machine.awaits_begun().then_some(id));
+        self.begun.retain(|id, _| waiting.contains(id));
+        let mut late = Vec::new();
+        for id in waiting {
+            let since = self.begun.entry(id).or_insert_with(|| Some(Instant::now()));
+            if since.take_if(|at| at.elapsed() > BEGUN_AFTER_MAX).is_some() {
+                late.push((id, Event::BeginUnanswered));
+            }
+        }
+        if !late.is_empty() {
+            self.node.moves.on(late);
+        }
+    }
+
     fn drained(&self, ranges: Vec<RangeId>) {
         let events = ranges.into_iter().map(|id| (id, Event::Drained));
         self.node.moves.on(events);
@@ -175,10 +191,6 @@ impl Mover {
     fn begin(&self) {
         let moves = &self.node.moves;
         let begin = moves.look(|id, machine| Some((id, machine.wants_begin()?)));
-        if begin.is_empty() {
-            return;
-        }
-        moves.on(begin.iter().map(|(id, _)| (*id, Event::BeginSent)));
         for (id, (lineage, generation, copy)) in begin {
             moves.sessions.begin(id, lineage, generation, copy);
         }
@@ -233,9 +245,36 @@ impl Mover {
     }
 }
 
+/// Whether a range is sealed, and its successor may not have heard of it.
+fn is_shut(machine: &RangeMachine) -> bool {
+    machine.wants_drained() || machine.wants_begin().is_some()
+}
+
 /// Whether a change of a range that `owner` has may be written now, by a node that is `close` behind these owners.
 fn is_due(change: Change, owner: NodeId, close: &BTreeSet<NodeId>) -> bool {
     !matches!(change, Change::Publish { .. }) || close.contains(&owner)
+}
+
+/// Writes decisions down, until the disk takes them.
+async fn write_down(node: NodeId, deciding: Deciding) -> Deciding {
+    let mut deciding = Arc::new(deciding);
+    loop {
+        let writing = Arc::clone(&deciding);
+        let written = spawn_blocking(move || writing.write()).await;
+        let reason = match written {
+            Ok(Ok(())) => match Arc::try_unwrap(deciding) {
+                Ok(decided) => return decided,
+                Err(shared) => {
+                    deciding = shared;
+                    continue;
+                }
+            },
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        warn!(%node, "a decision about ranges that move is not written down, trying again: {reason}");
+        sleep(DECIDE_AGAIN_AFTER).await;
+    }
 }
 
 /// Loads what another node's snapshots have of a range, where that is wanted too. Returns the range, and whether that was done.

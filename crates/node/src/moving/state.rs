@@ -9,7 +9,8 @@ use std::{
 use keydb_core::{
     Arena, CopyId, Manifest, NodeId, RangeId,
     moving::{
-        Assignment, Change, Decision, Event, RangeMachine, Standing, Start, SuccessorWord, Word,
+        Assignment, Change, Decision, Event, OwnerWord, RangeMachine, Standing, Start,
+        SuccessorWord, Word,
     },
 };
 use tokio::sync::Notify;
@@ -103,8 +104,13 @@ impl Moves {
             }
             let decisions = decisions.unwrap_or_default();
             let start = if state.root.is_some() {
-                let is_named = manifest.is_none_or(|manifest| manifest.range(range.id).is_some());
-                let is_sealed = decisions.as_owner.is_some();
+                // Before the first round the manifest names nothing.
+                let is_named = manifest.is_none_or(|manifest| {
+                    manifest.is_blank() || manifest.range(range.id).is_some()
+                });
+                let is_sealed = decisions
+                    .as_owner
+                    .is_some_and(|it| it.word == OwnerWord::Sealed);
                 let is_lost = decisions.lost == Some((map.lineage, range.generation));
                 Start::Kept {
                     has_keys: !is_lost && (is_named || !is_sealed),
@@ -249,6 +255,42 @@ impl Moves {
         self.settle(&mut state);
     }
 
+    /// Of these copies those that are not tapped any more.
+    pub(super) fn not_tapped(&self, copies: &BTreeMap<RangeId, CopyId>) -> Vec<(RangeId, CopyId)> {
+        let state = self.state();
+        let is_tapped = |id: &RangeId, copy: &CopyId| {
+            let machine = state.machines.get(id);
+            machine.and_then(RangeMachine::tapped) == Some(*copy)
+        };
+        copies
+            .iter()
+            .filter(|(id, copy)| !is_tapped(id, copy))
+            .map(|(id, copy)| (*id, *copy))
+            .collect()
+    }
+
+    /// Whether *begin* of a range is still to be sent; then it counts as sent.
+    pub(super) fn begin_goes(
+        &self,
+        range: RangeId,
+        lineage: u64,
+        generation: u64,
+        copy: &[u8],
+    ) -> bool {
+        let mut state = self.state();
+        let Some(machine) = state.machines.get_mut(&range) else {
+            return false;
+        };
+        let wanted = machine.wants_begin();
+        let is_wanted = wanted.is_some_and(|(of_lineage, of_generation, of_copy)| {
+            (of_lineage, of_generation) == (lineage, generation) && of_copy.to_bytes() == *copy
+        });
+        if is_wanted {
+            machine.on(Event::BeginSent);
+        }
+        is_wanted
+    }
+
     /// A range whose keys are here.
     pub(super) fn range(&self, id: RangeId) -> Option<Arc<OwnedRange>> {
         self.state().ranges.get(&id).cloned()
@@ -261,10 +303,9 @@ impl Moves {
         range: RangeId,
         lineage: u64,
         generation: u64,
-    ) -> Option<(CopyId, Arc<OwnedRange>)> {
+    ) -> Option<CopyId> {
         let mut state = self.state();
-        let owned = Arc::clone(state.ranges.get(&range)?);
-        if !owned.is_ready() {
+        if !state.ranges.get(&range)?.is_ready() {
             return None;
         }
         let machine = state.machines.get_mut(&range)?;
@@ -274,7 +315,7 @@ impl Moves {
         let copy = CopyId::random();
         machine.on(Event::Tapped { peer, copy });
         self.settle(&mut state);
-        Some((copy, owned))
+        Some(copy)
     }
 
     /// `owner` begins to bring a copy; the range that takes it, if one is wanted from that owner.

@@ -15,14 +15,14 @@ use keydb_core::{
     moving::Event, record_bytes_max,
 };
 use keydb_proto::shard::{
-    BeginRange, CopyAnswers, CopyEntries, CopyRequest, ForwardedRecord, MapVersion, OwnerMessage,
-    Ping, StraightCopy, SuccessorHello, SuccessorMessage, move_service_client::MoveServiceClient,
-    owner_message::Message, successor_message,
+    BeginRange, CopyAnswers, CopyEntries, CopyObjects, CopyRequest, ForwardedRecord, MapVersion,
+    NotTapped, OwnerMessage, Ping, StraightCopy, SuccessorHello, SuccessorMessage,
+    move_service_client::MoveServiceClient, owner_message::Message, successor_message,
 };
 use tokio::{
     sync::{Notify, mpsc},
     task::{JoinError, JoinSet},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
@@ -56,6 +56,8 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(300);
 const PULL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a full snapshot and its upload may take.
 const SECURE_TIMEOUT: Duration = Duration::from_secs(120);
+/// What fails is tried again after this, from its beginning on.
+const SECURE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// What one message of an owner has at most.
 const MESSAGE_BYTES_MAX: usize = 32 << 20;
 /// How long is waited for room on a full disk.
@@ -160,8 +162,8 @@ struct Session<'a> {
     link: &'a Link,
     requests: mpsc::Sender<SuccessorMessage>,
     incoming: BTreeMap<RangeId, Incoming>,
-    /// The ranges that were asked for, and when.
-    asked: HashMap<RangeId, Instant>,
+    /// The ranges that were asked for and not tapped yet; when again, where the owner has said no.
+    asked: HashMap<RangeId, Option<Instant>>,
     /// The copies that are pulled from object storage, and those that are got onto the disk.
     pulling: JoinSet<Ended>,
     securing: JoinSet<Ended>,
@@ -291,7 +293,8 @@ impl Session<'_> {
             .values()
             .filter(|it| !it.range.is_ready())
             .count();
-        let mut free = RANGES_MAX.saturating_sub(unsecured);
+        let open = self.asked.values().filter(|at| at.is_none()).count();
+        let mut free = RANGES_MAX.saturating_sub(unsecured + open);
         let is_full = requests::is_over_memory_limit(self.node);
         self.node.warnings.set(
             "moves",
@@ -303,12 +306,12 @@ impl Session<'_> {
             let is_asked = self
                 .asked
                 .get(&range)
-                .is_some_and(|at| at.elapsed() < ASK_AGAIN_AFTER);
+                .is_some_and(|again| again.is_none_or(|at| at > Instant::now()));
             if free == 0 || is_asked || is_full {
                 continue;
             }
             free -= 1;
-            self.asked.insert(range, Instant::now());
+            self.asked.insert(range, None);
             self.send(successor_message::Message::Copy(CopyRequest {
                 range_id: range.0,
                 lineage,
@@ -347,17 +350,24 @@ impl Session<'_> {
             Message::Tapped(tapped) => {
                 let range = RangeId(tapped.range_id);
                 let copy = copy_id(&tapped.copy)?;
+                self.asked.remove(&range);
+                // What is remembered of an earlier copy is older than what this one brings.
+                self.node.answers.forget_range(range).await;
                 if let Some(owned) = self.node.moves.copy_begins(self.owner, range, copy) {
                     let incoming = Incoming { copy, range: owned };
                     self.incoming.insert(range, incoming);
                 }
             }
-            Message::NotTapped(_) => {}
+            Message::NotTapped(not_tapped) => self.not_tapped(&not_tapped),
             Message::Record(record) => self.apply(&record).await?,
             Message::Entries(entries) => self.merge(&entries).await?,
             Message::Answers(answers) => self.remember(&answers).await?,
-            Message::CopyEnd(end) => self.secure(RangeId(end.range_id)),
-            Message::Objects(objects) => self.pull(RangeId(objects.range_id)),
+            Message::CopyEnd(end) => {
+                if self.part_of(end.range_id, &end.copy).is_some() {
+                    self.secure(RangeId(end.range_id));
+                }
+            }
+            Message::Objects(objects) => self.pull(&objects),
             Message::Pong(pong) => {
                 if pong.number == self.pings.0 {
                     self.is_answered = true;
@@ -464,7 +474,7 @@ impl Session<'_> {
     }
 
     async fn merge(&mut self, chunk: &CopyEntries) -> Result<(), String> {
-        let Some(incoming) = self.incoming.get(&RangeId(chunk.range_id)) else {
+        let Some(incoming) = self.part_of(chunk.range_id, &chunk.copy) else {
             return Ok(());
         };
         let range = &incoming.range;
@@ -498,7 +508,7 @@ impl Session<'_> {
 
     /// Takes over what recent claims were told of a range's keys. It goes through the journal too: their repeats may come to this node.
     async fn remember(&mut self, answers: &CopyAnswers) -> Result<(), String> {
-        if !self.incoming.contains_key(&RangeId(answers.range_id)) {
+        if self.part_of(answers.range_id, &answers.copy).is_none() {
             return Ok(());
         }
         let some_expiry = Expiry::from_unix_seconds(u32::MAX).ok_or("no latest expiry")?;
@@ -547,19 +557,43 @@ impl Session<'_> {
         self.securing.spawn(async move {
             let deadline = Instant::now() + SECURE_TIMEOUT;
             let snapshots = node.disk().and_then(|disk| disk.snapshots());
+            let begun = Instant::now();
             let secured = match snapshots {
                 Some(snapshots) => snapshots.secure(&[id], deadline).await,
                 // There is no disk that it could get onto.
                 None if node.recorder().is_some() => Ok(()),
                 None => Err("snapshots cannot be made yet".to_owned()),
             };
+            if secured.is_err() {
+                sleep_until(begun + SECURE_AGAIN_AFTER).await;
+            }
             (id, copy, secured)
         });
     }
 
+    /// What comes in of a range, if it is a part of this copy.
+    fn part_of(&self, range_id: u32, copy: &[u8]) -> Option<&Incoming> {
+        let incoming = self.incoming.get(&RangeId(range_id));
+        incoming.filter(|it| it.copy.to_bytes() == *copy)
+    }
+
+    /// The owner does not tap a range, or a copy is void.
+    fn not_tapped(&mut self, message: &NotTapped) {
+        let id = RangeId(message.range_id);
+        if let Some(asked) = self.asked.get_mut(&id) {
+            *asked = Some(Instant::now() + ASK_AGAIN_AFTER);
+        }
+        if self.part_of(message.range_id, &message.copy).is_some()
+            && let Some(void) = self.incoming.remove(&id)
+        {
+            self.node.moves.on([(id, Event::CopyEnded(void.copy))]);
+        }
+    }
+
     /// Object storage has all of a range that does not come by records.
-    fn pull(&mut self, id: RangeId) {
-        let Some(incoming) = self.incoming.get(&id) else {
+    fn pull(&mut self, message: &CopyObjects) {
+        let id = RangeId(message.range_id);
+        let Some(incoming) = self.part_of(message.range_id, &message.copy) else {
             return;
         };
         let (node, owner) = (Arc::clone(self.node), self.owner);
@@ -608,7 +642,14 @@ impl Session<'_> {
                 self.node.moves.on([(range, Event::Secured(copy))]);
                 Ok(false)
             }
-            Err(reason) => Err(format!("range {range} is not secured: {reason}")),
+            Err(reason) => {
+                // The others go on.
+                warn!(node = %self.node.config.id, %range, "a range that comes to this node is not on its disk and in object storage yet: {reason}");
+                if self.incoming.get(&range).is_some_and(|it| it.copy == copy) {
+                    self.secure(range);
+                }
+                Ok(false)
+            }
         }
     }
 

@@ -211,7 +211,7 @@ impl OwnedRange {
     /// Whether requests that name this generation are let in.
     #[inline]
     pub(crate) fn is_open(&self, generation: u64) -> bool {
-        self.open_under.load(Ordering::SeqCst) == generation
+        generation != 0 && self.open_under.load(Ordering::SeqCst) == generation
     }
 
     /// What has become of its loading; `None` while it loads. Only a ready range is answered for.

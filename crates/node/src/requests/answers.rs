@@ -216,6 +216,31 @@ impl AnswerMemory {
         taken
     }
 
+    /// Forgets what is remembered of a range. Claims go on meanwhile.
+    pub(crate) async fn forget_range(&self, range: RangeId) {
+        let mut next = Some(0);
+        while let Some(from) = next {
+            next = self.forget_range_from(range, from);
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Forgets it in some operations, from this place on. Returns where to go on.
+    fn forget_range_from(&self, range: RangeId, from: u64) -> Option<u64> {
+        let mut state = self.state();
+        let state = &mut *state;
+        let mut next = None;
+        for (place, id) in state.oldest_first.range(from..).take(ENTRIES_AT_ONCE) {
+            next = Some(place + 1);
+            if let Some(entry) = state.remembered.get_mut(id) {
+                let kept = entry.answers.only(|it| it != range);
+                state.bytes -= cost_bytes(&entry.answers) - cost_bytes(&kept);
+                entry.answers = kept;
+            }
+        }
+        next
+    }
+
     /// What is remembered of the ranges that are to be `kept`, the oldest first, and the newest record that these answers came with,
     /// as far as is known: nobody may be told before that is committed.
     pub(crate) fn of_ranges(&self, kept: &dyn Fn(RangeId) -> bool) -> (Vec<AnswerEntry>, Lsn) {

@@ -76,7 +76,7 @@ pub(crate) async fn claim(node: &Node, request: &ClaimRequest) -> Result<ClaimRe
                     id,
                     operation,
                     fingerprints: plan.fingerprints,
-                    commit: commit.recorded_by(node.recorder()),
+                    commit: commit.recorded_by(node.recorder()).await,
                     ttl,
                     moment,
                     first: Bitmap::new(plan.fingerprints.len()),

@@ -112,8 +112,11 @@ impl<'a> Commit<'a> {
         Ok(commit)
     }
 
-    /// Writes go to `recorder` while that is tapped.
-    pub(crate) fn recorded_by(self, recorder: Option<&'a Journal>) -> Self {
+    /// Writes go to `recorder` while that is tapped. Waits while too much waits there.
+    pub(crate) async fn recorded_by(self, recorder: Option<&'a Journal>) -> Self {
+        if let Some(recorder) = recorder {
+            recorder.tapped_records_go().await;
+        }
         Self { recorder, ..self }
     }
 

@@ -64,7 +64,7 @@ pub(crate) async fn put(node: &Node, request: &PutRequest) -> Result<PutReply, S
     };
     let mut putting = Putting {
         node,
-        commit: commit.recorded_by(node.recorder()),
+        commit: commit.recorded_by(node.recorder()).await,
         life,
         moment,
         refused: plan.refused.split_off(0),

@@ -74,6 +74,11 @@ impl RangeMachine {
         self.sending == Sending::Draining && self.is_sealed()
     }
 
+    /// Whether *begin* was sent and nothing has come of it yet.
+    pub fn awaits_begun(&self) -> bool {
+        self.sending == Sending::Sent && self.awaits_word()
+    }
+
     /// Whether *begin* is to be sent on the session that brings the tapped copy, after all that was committed: lineage, generation
     /// and copy. [`Event::BeginSent`] comes first.
     pub fn wants_begin(&self) -> Option<(u64, u64, CopyId)> {
@@ -173,7 +178,8 @@ impl RangeMachine {
         }
         if let Some(sealed) = self.sealed().filter(|_| self.awaits_word()) {
             let about = (sealed.lineage, sealed.generation);
-            let has_session = self.tap.is_some() && self.sending != Sending::Unknown;
+            let has_session =
+                self.tap.is_some() && self.sending != Sending::Unknown && !self.is_unanswered;
             let has_heard = self.heard.is_some_and(|(of, _)| of == about);
             return if has_session || has_heard {
                 None

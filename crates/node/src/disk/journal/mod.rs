@@ -257,15 +257,19 @@ impl Journal {
         self.shared.config.identity.disk_id
     }
 
+    /// Waits while other nodes take records more slowly than they come. They have a second for some before their sessions end.
+    pub(crate) async fn tapped_records_go(&self) {
+        while self.tapped_bytes() > TAPPED_BYTES_MAX {
+            tokio::time::sleep(TAP_PAUSE).await;
+        }
+    }
+
     /// Promises room for records of `bytes` in total. Waits while more is being prepared.
     ///
     /// # Errors
     /// When the disk is full.
     pub(crate) async fn admit(&self, bytes: usize) -> Result<Space, Full> {
-        // Another node takes them more slowly than they come; it has a second before its session ends.
-        while self.tapped_bytes() > TAPPED_BYTES_MAX {
-            tokio::time::sleep(TAP_PAUSE).await;
-        }
+        self.tapped_records_go().await;
         let promised = if self.is_synced() {
             self.shared.room.promise(bytes as u64).await?
         } else {
