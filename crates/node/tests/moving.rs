@@ -1,0 +1,226 @@
+//! Ranges that move from one node to another and back, over sockets and with disks.
+
+#![allow(clippy::unwrap_used, reason = "a test that fails here has failed")]
+
+mod support;
+
+use std::time::Duration;
+
+use keydb_core::{ClusterMap, Durability, Fingerprint, NodeId, OperationId};
+use keydb_node::NodeConfig;
+use keydb_proto::shard::{
+    ScaleOperationRequest, ScaleRequest, admin_service_client::AdminServiceClient,
+};
+use keydb_storage::testing::{DOWN, StorageFault};
+use support::{cluster::*, *};
+
+/// A cluster of one node with keys, and a second node that waits to become a member.
+struct Two {
+    cluster: Cluster,
+    nodes: [RunningNode; 2],
+    second_dir: tempfile::TempDir,
+}
+
+impl Two {
+    async fn with_keys(durability: Durability, numbers: std::ops::Range<u32>) -> Self {
+        let (cluster, first, mut client, map) = Cluster::new(durability).await;
+        cluster.put(&mut client, &map, numbers).await;
+        let second_dir = tempfile::tempdir().unwrap();
+        let second = cluster
+            .world
+            .start(second_config(&second_dir), listen().await);
+        Self {
+            cluster,
+            nodes: [first, second],
+            second_dir,
+        }
+    }
+
+    fn world(&self) -> &World {
+        &self.cluster.world
+    }
+
+    async fn map(&self) -> ClusterMap {
+        self.world().map().await
+    }
+
+    /// Has exactly these of the two nodes be the members, and waits until they are.
+    async fn scale(&self, members: &[usize]) {
+        self.plan(members).await;
+        eventually(async || self.map().await.target.is_none()).await;
+    }
+
+    async fn plan(&self, members: &[usize]) {
+        let cluster_id = self.map().await.cluster_id.to_bytes().to_vec();
+        let at = format!("http://{}", self.nodes[0].address);
+        let mut admin = AdminServiceClient::connect(at).await.unwrap();
+        let addresses = members.iter().map(|at| self.nodes[*at].address.clone());
+        let request = ScaleRequest {
+            cluster_id: cluster_id.clone().into(),
+            operation_id: OperationId::random().to_bytes().to_vec().into(),
+            addresses: addresses.collect(),
+            preview: false,
+        };
+        admin.scale(request).await.unwrap();
+        let request = ScaleOperationRequest {
+            cluster_id: cluster_id.into(),
+            ..ScaleOperationRequest::default()
+        };
+        admin.scale_complete(request).await.unwrap();
+    }
+
+    /// How many of these keys their owners have.
+    async fn present(&self, numbers: std::ops::Range<u32>) -> usize {
+        let map = self.map().await;
+        let all = keys(&map, numbers);
+        let mut found = 0;
+        for node in &map.nodes {
+            let own = owned_by(&map, &all, node.id);
+            let mut request = self.world().get_request(&map, &own);
+            request.header = Some(self.world().header(&map, node.id.0));
+            let mut client = self.nodes[node.id.0 as usize].client().await;
+            // A node may be a little behind the map.
+            let mut reply = None;
+            eventually_some(&mut reply, async || {
+                let reply = client
+                    .clone()
+                    .get(request.clone())
+                    .await
+                    .unwrap()
+                    .into_inner();
+                reply.refused.is_empty().then_some(reply)
+            })
+            .await;
+            let present = reply.unwrap().present;
+            found += present
+                .iter()
+                .map(|byte| byte.count_ones() as usize)
+                .sum::<usize>();
+            client = self.nodes[node.id.0 as usize].client().await;
+            let _ = client;
+        }
+        found
+    }
+}
+
+fn second_config(dir: &tempfile::TempDir) -> NodeConfig {
+    NodeConfig {
+        data_dir: dir.path().join("data"),
+        ..config(1)
+    }
+}
+
+async fn eventually_some<T>(out: &mut Option<T>, get: impl AsyncFn() -> Option<T>) {
+    let wait = async {
+        loop {
+            if let Some(it) = get().await {
+                return it;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    *out = Some(
+        tokio::time::timeout(PATIENCE, wait)
+            .await
+            .expect("it never came true"),
+    );
+}
+
+fn owned_by(map: &ClusterMap, keys: &[Fingerprint], node: NodeId) -> Vec<Fingerprint> {
+    let is_own = |key: &&Fingerprint| map.ranges[map.range_index_of(key.top())].owner == node;
+    keys.iter().filter(is_own).copied().collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_move_to_a_new_node_and_back_in_every_mode() {
+    for durability in Durability::ALL {
+        let two = Two::with_keys(durability, 0..3000).await;
+        two.scale(&[0, 1]).await;
+        let map = two.map().await;
+        let moved = map.ranges.iter().filter(|it| it.owner == NodeId(1)).count();
+        assert_eq!((moved, map.nodes.len()), (4, 2), "{durability}");
+        assert_eq!(two.present(0..3000).await, 3000, "{durability}");
+        two.scale(&[0]).await;
+        assert_eq!(two.present(0..3000).await, 3000, "{durability}");
+        let [first, second] = two.nodes;
+        second.ended().await.unwrap();
+        first.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_object_storage_has_lost_a_file_the_keys_come_straight() {
+    let two = Two::with_keys(Durability::Journal, 0..3000).await;
+    two.cluster.storage.goes_wrong(|call, key| {
+        let is_file = call == "get_range" && key.contains("snapshots/node-0/");
+        is_file.then_some(StorageFault::Refused)
+    });
+    two.scale(&[0, 1]).await;
+    assert_eq!(two.present(0..3000).await, 3000);
+    for node in two.nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_is_repeated_at_the_next_owner() {
+    let two = Two::with_keys(Durability::Journal, 0..100).await;
+    let map = two.map().await;
+    let new = keys(&map, 1000..1100);
+    let id = OperationId::random();
+    let mut client = two.nodes[0].client().await;
+    let told = two.world().claim(&mut client, &map, &new, id, 0).await;
+    assert_eq!(told, "F".repeat(100));
+    two.scale(&[0, 1]).await;
+
+    let map = two.map().await;
+    let moved = owned_by(&map, &new, NodeId(1));
+    let mut client = two.nodes[1].client().await;
+    let mut request = two.world().claim_request(&map, &moved, id, 1);
+    request.header = Some(two.world().header(&map, 1));
+    let reply = client.claim(request).await.unwrap().into_inner();
+    assert_eq!(reply.refused, []);
+    assert_eq!(answers(&map, &moved, &reply), "F".repeat(moved.len()));
+    for node in two.nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_hand_over_and_kills_each_node_answers_for_its_own_without_object_storage() {
+    let two = Two::with_keys(Durability::Journal, 0..3000).await;
+    two.scale(&[0, 1]).await;
+    let map = two.map().await;
+    let Two {
+        cluster,
+        nodes: [first, second],
+        second_dir,
+    } = two;
+    let second_address = second.address.clone();
+    first.kill().await;
+    second.kill().await;
+    cluster.storage.all(DOWN);
+    let (first, _) = cluster.loaded().await;
+    let listener = loop {
+        match tokio::net::TcpListener::bind(&second_address).await {
+            Ok(listener) => break listener,
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    };
+    let second = cluster.world.start(second_config(&second_dir), listener);
+    second.loaded().await;
+    let all = keys(&map, 0..3000);
+    for (id, node) in [&first, &second].into_iter().enumerate() {
+        let id = NodeId(id as u32);
+        let own = owned_by(&map, &all, id);
+        let mut request = cluster.world.get_request(&map, &all);
+        request.header = Some(cluster.world.header(&map, id.0));
+        let reply = node.client().await.get(request).await.unwrap().into_inner();
+        assert_eq!(reply.refused.len(), 4, "node {id} answers for its own only");
+        let found: u32 = reply.present.iter().map(|byte| byte.count_ones()).sum();
+        assert_eq!(found as usize, own.len(), "node {id}");
+    }
+    cluster.storage.works();
+    first.stop().await;
+    second.stop().await;
+}
