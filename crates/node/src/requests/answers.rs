@@ -216,27 +216,42 @@ impl AnswerMemory {
         taken
     }
 
-    /// Forgets what is remembered of a range. Claims go on meanwhile.
+    /// Forgets what was remembered of a range until now. Claims go on meanwhile.
     pub(crate) async fn forget_range(&self, range: RangeId) {
-        let mut next = Some(0);
-        while let Some(from) = next {
-            next = self.forget_range_from(range, from);
+        let end = self.state().next_place;
+        let mut next = 0;
+        while next < end {
+            next = self.forget_range_in(range, next..end);
             tokio::task::yield_now().await;
         }
     }
 
-    /// Forgets it in some operations, from this place on. Returns where to go on.
-    fn forget_range_from(&self, range: RangeId, from: u64) -> Option<u64> {
+    /// Forgets it in some of the operations at these places. Returns where to go on.
+    fn forget_range_in(&self, range: RangeId, places: std::ops::Range<u64>) -> u64 {
         let mut state = self.state();
         let state = &mut *state;
-        let mut next = None;
-        for (place, id) in state.oldest_first.range(from..).take(ENTRIES_AT_ONCE) {
-            next = Some(place + 1);
-            if let Some(entry) = state.remembered.get_mut(id) {
-                let kept = entry.answers.only(|it| it != range);
+        let mut next = places.end;
+        let mut empty = Vec::new();
+        let mut looked_at = 0;
+        for (place, id) in state.oldest_first.range(places) {
+            if looked_at == ENTRIES_AT_ONCE {
+                next = *place;
+                break;
+            }
+            looked_at += 1;
+            let Some(entry) = state.remembered.get_mut(id) else {
+                continue;
+            };
+            let kept = entry.answers.only(|it| it != range);
+            if kept.is_empty() {
+                empty.push(*id);
+            } else {
                 state.bytes -= cost_bytes(&entry.answers) - cost_bytes(&kept);
                 entry.answers = kept;
             }
+        }
+        for id in empty {
+            state.take(id);
         }
         next
     }

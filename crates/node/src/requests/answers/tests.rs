@@ -460,3 +460,22 @@ fn nobody_waits_for_a_record_that_is_behind_the_journals_last_one() {
     let lsns: Vec<_> = memory.entries().iter().map(|entry| entry.lsn.0).collect();
     assert_eq!(lsns, [0, 5, 7]);
 }
+
+#[tokio::test]
+async fn a_range_is_forgotten_and_others_are_not() {
+    let memory = memory();
+    for number in 0..3 * ENTRIES_AT_ONCE {
+        let name = number.to_string();
+        told(&memory, &name, keys(1, 0, 1), "1", "0");
+        if number % 2 == 0 {
+            told(&memory, &name, keys(2, 5, 1), "1", "0");
+        }
+    }
+    let before = memory.bytes();
+    memory.forget_range(RangeId(1)).await;
+    assert_eq!(memory.operations(), 3 * ENTRIES_AT_ONCE / 2);
+    assert!(memory.bytes() < before / 2);
+    let operation = registered(&memory, "2", NOW);
+    assert!(matches!(operation.recall(keys(1, 0, 1)), Recall::Nothing));
+    assert!(matches!(operation.recall(keys(2, 5, 1)), Recall::Same(_)));
+}
