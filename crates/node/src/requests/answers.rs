@@ -232,13 +232,11 @@ impl AnswerMemory {
         let state = &mut *state;
         let mut next = places.end;
         let mut empty = Vec::new();
-        let mut looked_at = 0;
-        for (place, id) in state.oldest_first.range(places) {
+        for (looked_at, (place, id)) in state.oldest_first.range(places).enumerate() {
             if looked_at == ENTRIES_AT_ONCE {
                 next = *place;
                 break;
             }
-            looked_at += 1;
             let Some(entry) = state.remembered.get_mut(id) else {
                 continue;
             };
