@@ -8,6 +8,7 @@
 //! journal/        what was written since
 //! snapshots/      the snapshot files
 //! answers         the remembered answers to claims whose journal records are gone
+//! decisions.json  what the node has decided about ranges that move
 //! published.json  which manifests of this disk object storage may have
 //! clock.json      the clock as object storage has confirmed it last
 //! clean           there when the node stopped cleanly
