@@ -95,8 +95,9 @@ impl Waiting {
         // Without snapshots there is nothing to be pulled.
         if node.disk().is_none() {
             self.straight(node, session, id);
-        } else if let Some(copy) = session.state().copies.get(&id) {
-            self.uploads.push((id, *copy));
+        } else {
+            let copy = session.state().copies.get(&id).copied();
+            self.uploads.extend(copy.map(|copy| (id, copy)));
         }
     }
 
@@ -167,9 +168,11 @@ impl OwnerSessions {
     pub(super) fn begin(&self, range: RangeId, lineage: u64, generation: u64, copy: CopyId) {
         let open = lock(&self.open);
         let has_it = |it: &&Arc<OwnerSession>| it.state().copies.get(&range) == Some(&copy);
-        if let Some(session) = open.values().find(has_it)
-            && session.state().begins.insert(range)
-        {
+        let Some(session) = open.values().find(has_it) else {
+            return;
+        };
+        let is_new = session.state().begins.insert(range);
+        if is_new {
             session.send(Message::Begin(BeginRange {
                 range_id: range.0,
                 lineage,
@@ -299,7 +302,8 @@ async fn run(
             Some(uploaded) = uploading.next() => uploaded,
         };
         // Of what could not be uploaded the keys are sent.
-        for id in std::mem::take(&mut session.state().not_uploaded) {
+        let not_uploaded = std::mem::take(&mut session.state().not_uploaded);
+        for id in not_uploaded {
             waiting.straight(node, session, id);
         }
         if let Err(why) = sent {
@@ -351,7 +355,9 @@ fn take_in(
             waiting.straight(node, session, RangeId(range_id));
         }
         successor_message::Message::Ping(ping) => {
-            for (id, copy) in node.moves.not_tapped(&session.state().copies) {
+            // No lock of the session's is held while one of the machines' is taken, nor the same one twice.
+            let copies = session.state().copies.clone();
+            for (id, copy) in node.moves.not_tapped(&copies) {
                 session.state().copies.remove(&id);
                 session.send(Message::NotTapped(NotTapped {
                     range_id: id.0,
