@@ -237,7 +237,8 @@ impl Nodes<'_> {
                 range.id, part.manifest.complete_to_ms
             )));
         };
-        if entry.generation != range.generation {
+        // A range that was taken back is named under the generation that its keys came under.
+        if entry.generation > range.generation {
             let moved = format!(
                 "it has hash range {} under generation {}, the cluster map under {}",
                 range.id, entry.generation, range.generation

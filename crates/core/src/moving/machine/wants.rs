@@ -69,7 +69,7 @@ impl RangeMachine {
         self.tap.map(|tap| tap.copy)
     }
 
-    /// Whether requests are to be kept out, so that [`Event::Drained`] can come.
+    /// Whether requests are to be kept out, so that [`Event::Drained`](crate::moving::Event::Drained) can come.
     pub fn wants_drained(&self) -> bool {
         self.sending == Sending::Draining && self.is_sealed()
     }
@@ -80,7 +80,7 @@ impl RangeMachine {
     }
 
     /// Whether *begin* is to be sent on the session that brings the tapped copy, after all that was committed: lineage, generation
-    /// and copy. [`Event::BeginSent`] comes first.
+    /// and copy. [`Event::BeginSent`](crate::moving::Event::BeginSent) comes first.
     pub fn wants_begin(&self) -> Option<(u64, u64, CopyId)> {
         let sealed = self.sealed()?;
         let tap = self.tap?;
@@ -120,7 +120,7 @@ impl RangeMachine {
         self.manifests
     }
 
-    /// What is to be decided now: to be written down after [`Event::Deciding`], with [`Event::Decided`] once it is synced.
+    /// What is to be decided now: to be written down after [`Event::Deciding`](crate::moving::Event::Deciding), with [`Event::Decided`](crate::moving::Event::Decided) once it is synced.
     pub fn wants_decision(&self) -> Option<Decision> {
         if self.deciding.is_some() {
             return None;
