@@ -198,6 +198,14 @@ impl OperationAnswers {
         Self(out.into())
     }
 
+    /// Whether anything was answered for any of the ranges that are `wanted`.
+    pub fn has_any(&self, wanted: impl Fn(RangeId) -> bool) -> bool {
+        let mut has = false;
+        // They were read before, so there is nothing that could not be.
+        let _ = each_group(&self.0, |group| has |= wanted(group.range));
+        has
+    }
+
     /// What was answered for the ranges that are to be `kept`.
     #[must_use]
     pub fn only(&self, kept: impl Fn(RangeId) -> bool) -> Self {

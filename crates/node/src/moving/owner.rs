@@ -20,7 +20,11 @@ use keydb_proto::shard::{
     ForwardedKeys, ForwardedRecord, NotTapped, OwnerMessage, StraightCopy, SuccessorMessage,
     Tapped as TappedMessage, owner_message::Message, successor_message,
 };
-use tokio::{sync::mpsc, task::JoinSet, time::timeout};
+use tokio::{
+    sync::mpsc,
+    task::{JoinSet, spawn_blocking},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use tracing::{info, warn};
@@ -556,7 +560,10 @@ impl Destination<'_> {
 
     /// Sends what recent claims were told of a range's keys.
     async fn send_answers(&self) -> Result<(), String> {
-        let (answers, newest) = self.node.answers.of_ranges(&|range| range == self.id);
+        let (memory, id) = (Arc::clone(&self.node.answers), self.id);
+        // It looks at all that is remembered.
+        let read = spawn_blocking(move || memory.of_ranges(&|range| range == id)).await;
+        let (answers, newest) = read.map_err(|error| error.to_string())?;
         committed(self.journal, newest).await?;
         let mut answers = answers.into_iter().peekable();
         while answers.peek().is_some() {

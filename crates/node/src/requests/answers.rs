@@ -240,6 +240,10 @@ impl AnswerMemory {
             let Some(entry) = state.remembered.get_mut(id) else {
                 continue;
             };
+            // Of a range that comes to this node there is mostly nothing.
+            if !entry.answers.has_any(|it| it == range) {
+                continue;
+            }
             let kept = entry.answers.only(|it| it != range);
             if kept.is_empty() {
                 empty.push(*id);
@@ -259,6 +263,9 @@ impl AnswerMemory {
     pub(crate) fn of_ranges(&self, kept: &dyn Fn(RangeId) -> bool) -> (Vec<AnswerEntry>, Lsn) {
         let mut entries = self.entries();
         entries.retain_mut(|entry| {
+            if !entry.answers.has_any(kept) {
+                return false;
+            }
             entry.answers = entry.answers.only(kept);
             !entry.answers.is_empty()
         });
