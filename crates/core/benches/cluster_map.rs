@@ -16,8 +16,8 @@ use std::{
 };
 
 use keydb_core::{
-    ClusterMap, CopyId, Durability, HandedFrom, Incarnation, NewCluster, NodeId, OperationId,
-    UnixMillis,
+    ClusterMap, CopyId, Durability, Incarnation, NewCluster, NodeId, OperationId, UnixMillis,
+    moving::{Assignment, Change},
     scaling::{Member, abort, finish, hand_over, plan_scale},
 };
 
@@ -118,16 +118,11 @@ fn cluster(nodes: u32, ranges: u32) -> ClusterMap {
 /// The map in which all planned moves are published, and none has begun.
 fn published(map: &ClusterMap) -> ClusterMap {
     let mut next = map.successor();
-    for range in &mut next.ranges {
-        if let Some(successor) = range.successor.take() {
-            range.from = Some(HandedFrom {
-                node: range.owner,
-                generation: range.generation,
-                copy: CopyId::random(),
-                unknown: serde_json::Map::new(),
-            });
-            range.owner = successor;
-            range.generation += 1;
+    for (index, range) in next.ranges.iter_mut().enumerate() {
+        let stored = Assignment::of(map, index);
+        if let Some(successor) = stored.successor {
+            let copy = CopyId::random();
+            Change::Publish { copy }.apply(successor, &stored, range);
         }
     }
     next

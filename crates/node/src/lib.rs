@@ -21,6 +21,7 @@ mod config;
 mod disk;
 mod ending;
 mod error;
+mod lock;
 mod moving;
 mod node;
 mod ranges;

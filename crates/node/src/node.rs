@@ -182,6 +182,13 @@ impl Node {
         }
     }
 
+    /// There is a map of this version: when it is newer than any that was heard of, it is fetched at once.
+    pub(crate) fn hear_of_version(&self, version: (u64, u64)) {
+        if let Some(in_force) = self.membership.state().map() {
+            self.hear_of_map(in_force, version);
+        }
+    }
+
     /// Waits until somebody has been heard of who goes by a newer map.
     pub(crate) async fn heard_of_newer_map(&self) {
         self.newer_map.notified().await;

@@ -32,8 +32,6 @@ pub struct OwnerDecision {
     /// The generation that was published.
     #[serde(rename = "gen")]
     pub generation: u64,
-    /// The generation that the owner answers under.
-    pub own_gen: u64,
     /// Who published it.
     pub successor: NodeId,
     /// What was decided.

@@ -1,11 +1,10 @@
 //! What moving ranges may take of a node, so that requests hardly notice it.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Mutex, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
+
+use crate::lock::lock;
 
 /// Moving takes this part of one core.
 const CORE_SHARE: u32 = 4;
@@ -25,10 +24,7 @@ impl Budget {
         let by_bytes = Duration::from_micros(bytes * 1_000_000 / BYTES_PER_SECOND);
         let cost = (work * CORE_SHARE).max(by_bytes).saturating_sub(work);
         let until = {
-            let mut used_until = self
-                .used_until
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut used_until = lock(&self.used_until);
             let now = Instant::now();
             let until = used_until.map_or(now, |until| until.max(now)) + cost;
             *used_until = Some(until);

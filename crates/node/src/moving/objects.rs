@@ -41,17 +41,17 @@ pub(super) async fn load(
     let origin = Origin::from(map);
     let (base, deltas) = manifest.parts(entry);
     for file in base.into_iter().chain(deltas) {
-        let mut into = None;
+        let mut is_wanted = false;
         let each = |event: Event<'_>| {
             match event {
                 Event::Section(section) => {
-                    into = (section.range == range.id).then_some(());
-                    if into.is_some() && section.bounds != range.bounds {
+                    is_wanted = section.range == range.id;
+                    if is_wanted && section.bounds != range.bounds {
                         let reason = "its section has other bounds".to_owned();
                         return Err(SnapshotReadError::Damaged(reason));
                     }
                 }
-                Event::Entries(entries) if into.is_some() => {
+                Event::Entries(entries) if is_wanted => {
                     let merged = range.write().merge(entries, node.clock.times());
                     merged.map_err(|error: InsertError| {
                         SnapshotReadError::Damaged(error.to_string())

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -30,7 +30,8 @@ use tonic::{Status, Streaming};
 use tracing::{info, warn};
 
 use crate::{
-    disk::journal::{Journal, TapNotes, Tapped},
+    disk::journal::{Journal, Tap, TapNotes, Tapped},
+    lock::lock,
     node::Node,
     ranges::owned::OwnedRange,
 };
@@ -228,7 +229,7 @@ impl OwnerSession {
 async fn run(
     node: &Arc<Node>,
     session: &Arc<OwnerSession>,
-    mut tap: crate::disk::journal::Tap,
+    mut tap: Tap,
     mut incoming: Streaming<SuccessorMessage>,
     messages: Messages,
 ) -> String {
@@ -371,9 +372,7 @@ fn take_in(
             session.send(Message::Pong(ping));
         }
         successor_message::Message::Published(version) => {
-            if let Some(map) = node.membership.state().map() {
-                node.hear_of_map(map, (version.lineage, version.epoch));
-            }
+            node.hear_of_version((version.lineage, version.epoch));
         }
         successor_message::Message::Hello(_) => {}
     }
@@ -605,8 +604,4 @@ fn encode(entries: &[Entry]) -> Vec<u8> {
         bytes.extend_from_slice(&entry.expiry().as_unix_seconds().to_le_bytes());
     }
     bytes
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -60,7 +60,7 @@ pub(crate) async fn run(node: Arc<Node>, store: MapStore) -> NodeError {
             Some(drained) = mover.drains.join_next() => mover.drained(drained.unwrap_or_default()),
             Some(decided) = mover.deciding.join_next() => {
                 if let Ok(decided) = decided {
-                    mover.node.moves.decided(decided);
+                    mover.node.moves.decided(&decided);
                 }
             }
             Some(taken) = mover.takeovers.join_next() => {
@@ -86,7 +86,7 @@ struct Mover {
     sessions: Sessions,
     words: Words,
     /// Decisions that are being written down, one set at a time.
-    deciding: JoinSet<Deciding>,
+    deciding: JoinSet<Arc<Deciding>>,
     /// The ranges whose last requests are waited for, and since when.
     draining: BTreeMap<RangeId, Instant>,
     /// Since when successors were sent *begin*; nothing where they were asked what has come of it.
@@ -256,19 +256,13 @@ fn is_due(change: Change, owner: NodeId, close: &BTreeSet<NodeId>) -> bool {
 }
 
 /// Writes decisions down, until the disk takes them.
-async fn write_down(node: NodeId, deciding: Deciding) -> Deciding {
-    let mut deciding = Arc::new(deciding);
+async fn write_down(node: NodeId, deciding: Deciding) -> Arc<Deciding> {
+    let deciding = Arc::new(deciding);
     loop {
         let writing = Arc::clone(&deciding);
         let written = spawn_blocking(move || writing.write()).await;
         let reason = match written {
-            Ok(Ok(())) => match Arc::try_unwrap(deciding) {
-                Ok(decided) => return decided,
-                Err(shared) => {
-                    deciding = shared;
-                    continue;
-                }
-            },
+            Ok(Ok(())) => return deciding,
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
@@ -329,9 +323,7 @@ async fn write(node: &Node, store: &MapStore, close: &BTreeSet<NodeId>) -> Optio
             if changes > 0 {
                 info!(node = %me, epoch = map.epoch, ranges = changes, "changed the cluster map");
             }
-            if let Some(in_force) = node.membership.state().map() {
-                node.hear_of_map(in_force, map.version());
-            }
+            node.hear_of_version(map.version());
             return Some(map.version());
         }
         Ok(Err(error)) => {

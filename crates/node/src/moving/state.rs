@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use keydb_core::{
@@ -23,6 +23,7 @@ use super::{
 use crate::{
     DataDirError,
     cluster::membership_state::{CurrentMembership, MembershipState},
+    lock::lock,
     ranges::owned::{CurrentMap, OwnedRange, OwnedRanges},
 };
 
@@ -44,8 +45,6 @@ pub(crate) struct Moves {
 #[derive(Debug, Default)]
 struct State {
     current_map: Option<Arc<CurrentMap>>,
-    /// Each range's place in the map.
-    places: HashMap<RangeId, usize>,
     machines: BTreeMap<RangeId, RangeMachine>,
     /// The ranges whose keys are here.
     ranges: BTreeMap<RangeId, Arc<OwnedRange>>,
@@ -92,10 +91,6 @@ impl Moves {
         };
         state.root = root;
         let map = &current_map.map;
-        state.places = (0..)
-            .zip(&map.ranges)
-            .map(|(place, range)| (range.id, place))
-            .collect();
         for (index, range) in map.ranges.iter().enumerate() {
             let decisions = state.decisions.get(&range.id).copied();
             let assignment = Assignment::of(map, index);
@@ -137,10 +132,6 @@ impl Moves {
                 machine.on(Event::TapEnded(copy));
             }
         }
-        state.places = (0..)
-            .zip(&map.ranges)
-            .map(|(place, range)| (range.id, place))
-            .collect();
         for (index, range) in map.ranges.iter().enumerate() {
             let assignment = Assignment::of(map, index);
             if let Some(machine) = state.machines.get_mut(&range.id) {
@@ -148,17 +139,22 @@ impl Moves {
                     machine.on(Event::Map(assignment));
                 }
             } else if concerns(&assignment, self.me) {
-                let start = match &state.root {
-                    Some(_) => Start::Kept { has_keys: false },
-                    None => Start::NewDisk,
-                };
-                let decisions = state.decisions.get(&range.id).copied().unwrap_or_default();
-                let machine = RangeMachine::new(self.me, assignment, decisions, start);
+                let machine = self.new_machine(&state, range.id, assignment);
                 state.machines.insert(range.id, machine);
             }
         }
         state.current_map = Some(current_map);
         self.settle(&mut state);
+    }
+
+    /// Of a range in which the node has had no part since its start.
+    fn new_machine(&self, state: &State, id: RangeId, assignment: Assignment) -> RangeMachine {
+        let start = match &state.root {
+            Some(_) => Start::Kept { has_keys: false },
+            None => Start::NewDisk,
+        };
+        let decisions = state.decisions.get(&id).copied().unwrap_or_default();
+        RangeMachine::new(self.me, assignment, decisions, start)
     }
 
     /// The ranges' machines, to look at.
@@ -197,10 +193,9 @@ impl Moves {
     ) -> Option<Word> {
         let mut state = self.state();
         if !state.machines.contains_key(&range) {
-            let (place, current_map) = (state.places.get(&range)?, state.current_map.as_ref()?);
-            let assignment = Assignment::of(&current_map.map, *place);
-            let start = Start::Kept { has_keys: false };
-            let machine = RangeMachine::new(self.me, assignment, Default::default(), start);
+            let current_map = state.current_map.as_ref()?;
+            let assignment = Assignment::of(&current_map.map, current_map.index_of(range)?);
+            let machine = self.new_machine(&state, range, assignment);
             state.machines.insert(range, machine);
         }
         let reply = state
@@ -244,11 +239,11 @@ impl Moves {
     }
 
     /// They are written down.
-    pub(super) fn decided(&self, deciding: Deciding) {
+    pub(super) fn decided(&self, deciding: &Deciding) {
         let mut state = self.state();
-        state.decisions = deciding.decisions;
-        for id in deciding.ranges {
-            if let Some(machine) = state.machines.get_mut(&id) {
+        state.decisions.clone_from(&deciding.decisions);
+        for id in &deciding.ranges {
+            if let Some(machine) = state.machines.get_mut(id) {
                 machine.on(Event::Decided);
             }
         }
@@ -355,7 +350,7 @@ impl Moves {
         let has_disk = state.root.is_some();
         let mut standings = HashMap::new();
         for (id, machine) in &state.machines {
-            let Some(place) = state.places.get(id) else {
+            let Some(index) = current_map.index_of(*id) else {
                 continue;
             };
             let assignment = machine.assignment();
@@ -376,7 +371,7 @@ impl Moves {
                 }
             } else if state.ranges.get(id).is_none_or(|range| range.copy != copy) {
                 let generation = assignment.generation + u64::from(arriving.is_some());
-                let bounds = map.bounds(*place);
+                let bounds = map.bounds(index);
                 let loads = has_disk || arriving.is_some();
                 let range = OwnedRange::new(*id, generation, copy, bounds, &self.arena, loads);
                 if let Some(before) = state.ranges.insert(*id, Arc::new(range)) {
@@ -403,7 +398,7 @@ impl Moves {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -31,6 +31,7 @@ use tracing::{info, warn};
 use super::objects;
 use crate::{
     disk::journal::{Journal, Reservation, Space},
+    lock::lock,
     node::Node,
     ranges::owned::OwnedRange,
     requests,
@@ -49,7 +50,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// A ping that is not answered for so long is sent again.
 const PING_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// A node that is not further behind than this may publish.
-pub(super) const LAG_MAX: Duration = Duration::from_millis(100);
+const LAG_MAX: Duration = Duration::from_millis(100);
 /// A range that the owner did not tap is asked for again after this.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(300);
 /// How long pulling one range from object storage may take.
@@ -91,14 +92,13 @@ struct LinkState {
 impl Link {
     /// Whether little is on its way.
     fn is_close(&self) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state
+        lock(&self.state)
             .caught_up
             .is_some_and(|(at, lag)| lag <= LAG_MAX && at.elapsed() <= 3 * LOOK_INTERVAL)
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut LinkState) -> T) -> T {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut lock(&self.state))
     }
 }
 

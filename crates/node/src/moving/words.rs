@@ -1,7 +1,11 @@
 //! What nodes tell each other about ranges, outside sessions: a call carries the words for one node, and its reply what is to be said
 //! at once. A word that is lost is said again, as long as it matters.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use keydb_core::{NodeId, RangeId, moving::Word};
 use keydb_proto::shard::{
@@ -25,7 +29,7 @@ const TELL_INTERVAL: Duration = Duration::from_millis(100);
 #[derive(Debug, Default)]
 pub(super) struct Words {
     tasks: JoinSet<NodeId>,
-    busy: HashMap<NodeId, ()>,
+    busy: HashSet<NodeId>,
     told: HashMap<NodeId, Instant>,
 }
 
@@ -47,11 +51,11 @@ impl Words {
         for (peer, words) in words {
             let told = self.told.get(&peer);
             let is_early = told.is_some_and(|at| at.elapsed() < TELL_INTERVAL);
-            if is_early || self.busy.contains_key(&peer) {
+            if is_early || self.busy.contains(&peer) {
                 continue;
             }
             self.told.insert(peer, Instant::now());
-            self.busy.insert(peer, ());
+            self.busy.insert(peer);
             let node = Arc::clone(node);
             self.tasks.spawn(async move {
                 match timeout(TELL_TIMEOUT, say(&node, peer, words)).await {

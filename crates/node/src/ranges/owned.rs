@@ -73,15 +73,20 @@ impl CurrentMap {
         Arc::new(Self { map, json })
     }
 
+    /// The index of the range with this id in the map's list, if the map has it.
+    pub(crate) fn index_of(&self, id: RangeId) -> Option<usize> {
+        let ranges = &self.map.ranges;
+        // As long as no range was split, a range's id is its index.
+        let guess = id.0 as usize;
+        if ranges.get(guess).is_some_and(|range| range.id == id) {
+            return Some(guess);
+        }
+        ranges.iter().position(|range| range.id == id)
+    }
+
     /// The range with this id and its owner's address, if the map has it.
     pub(crate) fn owner_of(&self, id: RangeId) -> Option<(&RangeEntry, &str)> {
-        // As long as no range was split, a range's id is its index.
-        let range = self
-            .map
-            .ranges
-            .get(id.0 as usize)
-            .filter(|range| range.id == id)
-            .or_else(|| self.map.ranges.iter().find(|range| range.id == id))?;
+        let range = &self.map.ranges[self.index_of(id)?];
         let address = self.map.node(range.owner).map_or("", |node| &node.address);
         Some((range, address))
     }

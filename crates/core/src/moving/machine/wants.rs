@@ -268,7 +268,6 @@ impl RangeMachine {
         let decision = OwnerDecision {
             lineage: tenure.0,
             generation: tenure.1,
-            own_gen: from.generation,
             successor: assignment.owner,
             word: OwnerWord::Sealed,
         };

@@ -144,14 +144,8 @@ async fn update(
         UpdateError::Change(error) => refusal(&error),
         error => failure(&error),
     })?;
-    hear_of(node, &map);
+    node.hear_of_version(map.version());
     Ok(map)
-}
-
-fn hear_of(node: &Node, map: &ClusterMap) {
-    if let Some(in_force) = node.membership.state().map() {
-        node.hear_of_map(in_force, map.version());
-    }
 }
 
 /// Only a member of the cluster changes its map: it is sure which one that is.
@@ -267,7 +261,7 @@ impl Finisher {
         match store.update(|map| Ok::<_, Infallible>(finish(map))).await {
             Ok(map) => {
                 info!(node = %id, epoch = map.epoch, "wrote the end of a scaling operation, or its next round");
-                hear_of(node, &map);
+                node.hear_of_version(map.version());
             }
             Err(error) => {
                 warn!(node = %id, "the end of a scaling operation is not written: {error}")

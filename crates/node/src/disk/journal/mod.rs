@@ -48,6 +48,7 @@ pub(crate) use recent::{Recent, RecentRecords};
 pub(crate) use replay::replay;
 pub(crate) use tap::{Tap, TapNotes, Tapped};
 
+use crate::lock::lock;
 use prepare::Room;
 use queue::Queue;
 
@@ -367,12 +368,12 @@ impl Journal {
 
     /// Since when the writer has been at one piece of work on the disk; `None` while it has none.
     pub(crate) fn busy_since(&self) -> Option<Instant> {
-        *queue::lock(&self.shared.busy_since)
+        *lock(&self.shared.busy_since)
     }
 
     /// Leaves the threads to themselves: they do not end while the disk does not answer, and nobody may wait for them.
     pub(crate) fn leave(&self) {
-        queue::lock(&self.threads).clear();
+        lock(&self.threads).clear();
     }
 
     /// Waits until the journal fails.
@@ -387,7 +388,7 @@ impl Journal {
     pub(crate) fn close(&self) -> Result<(), JournalError> {
         self.shared.queue.close();
         // The writer first: it may need another segment for what is to be written.
-        let threads = std::mem::take(&mut *queue::lock(&self.threads));
+        let threads = std::mem::take(&mut *lock(&self.threads));
         for thread in threads {
             // A panic in it was printed; the queue says that it failed.
             let _ = thread.join();

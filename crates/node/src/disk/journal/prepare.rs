@@ -15,8 +15,8 @@ use tracing::{info, warn};
 use super::{
     Full, Shared,
     files::{self, SegmentFile},
-    queue::lock,
 };
+use crate::lock::lock;
 
 /// As long as nobody waits for it, a preparation rests this many times as long as it works: the disk is for the writer.
 const REST_FACTOR: u32 = 2;

@@ -15,6 +15,7 @@ use keydb_core::{Lsn, Record, RecordBody, UnixMillis, Write, encode_record};
 use tokio::sync::{Notify, oneshot};
 
 use super::{JournalError, Shared, recent::Recent, tap::Taps};
+use crate::lock::lock;
 
 /// So long a record that nobody waits for may be kept from the disk, so that many go there together.
 const LATE_MAX: Duration = Duration::from_millis(10);
@@ -92,11 +93,6 @@ pub(crate) struct Reservation {
     left: Arc<AtomicU64>,
     lsn: Lsn,
     used: bool,
-}
-
-/// None of the journal's locks protects something that a panic could leave half-done and that is used afterwards.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Queue {

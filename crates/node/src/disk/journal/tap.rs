@@ -11,7 +11,7 @@ use std::sync::{
 use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-use super::queue::lock;
+use crate::lock::lock;
 
 /// The taps of one journal.
 #[derive(Debug, Default)]

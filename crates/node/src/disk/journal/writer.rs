@@ -12,9 +12,8 @@ use super::{
     JournalError, Shared,
     files::{self, SegmentFile, Segments},
     prepare::{Prepared, budget},
-    queue::lock,
 };
-use crate::disk::failpoint;
+use crate::{disk::failpoint, lock::lock};
 
 /// After so long without anything to write, a mark says what is synced, so that later damage to the last records can be told
 /// from a write that was cut short.

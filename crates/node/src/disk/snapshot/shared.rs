@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -14,6 +14,7 @@ use crate::{
     cluster::{membership_state::CurrentMembership, trusted_clock::TrustedClock},
     disk::{data_dir::DataDir, journal::Journal},
     ending::Ending,
+    lock::lock,
     ranges::owned::OwnedRanges,
     requests::answers::AnswerMemory,
     warnings::Warnings,
@@ -179,9 +180,4 @@ impl Shared {
         self.failed(|progress| &mut progress.rounds_failed, reason.to_owned());
         self.progress.send_modify(|progress| progress.ended = true);
     }
-}
-
-/// Only whole values are ever stored under these locks.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -19,11 +19,12 @@ use super::{
     garbage,
     published::Published,
     rounds::{self, Replayed},
-    shared::{Failures, NodeParts, Progress, Reach, Shared, State, lock},
+    shared::{Failures, NodeParts, Progress, Reach, Shared, State},
     upload,
 };
 use crate::{
-    NodeError, disk::data_dir::DataDir, disk::journal::Journal, ranges::owned::OwnedRange,
+    NodeError, disk::data_dir::DataDir, disk::journal::Journal, lock::lock,
+    ranges::owned::OwnedRange,
 };
 
 /// How the snapshots stand.

@@ -32,8 +32,9 @@ use super::{
     garbage::GARBAGE_AGE,
     local::file_path,
     published::Published,
-    shared::{RETRY_MAX, RETRY_MIN, Reach, Shared, lock},
+    shared::{RETRY_MAX, RETRY_MIN, Reach, Shared},
 };
+use crate::lock::lock;
 
 /// How often in a row a manifest is written anew after somebody else's write, or after one of unknown outcome.
 const ATTEMPTS_MAX: u32 = 3;
