@@ -24,6 +24,18 @@ pub struct NodeConfig {
     pub snapshot_interval: Duration,
     /// What one node takes at most.
     pub limits: Limits,
+    /// What moving hash ranges may take of this node.
+    pub moves: MoveBudget,
+}
+
+/// What moving hash ranges may take of a node, so that requests hardly notice it: whichever is used up first. What is committed while
+/// a range moves goes to its next owner at once, and does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MoveBudget {
+    /// Of one core, in hundredths. At least 1; 200 are two cores.
+    pub cpu_percent: u32,
+    /// Bytes of keys a second. At least 1.
+    pub bytes_per_second: u64,
 }
 
 /// What happens to new keys when the key sets have taken all the memory that they may.
@@ -68,6 +80,7 @@ impl NodeConfig {
             data_dir: PathBuf::from("keydb-data"),
             snapshot_interval: Duration::from_secs(60),
             limits: Limits::default(),
+            moves: MoveBudget::default(),
         }
     }
 
@@ -83,10 +96,21 @@ impl NodeConfig {
                 "limits.requests_in_flight_max",
                 limits.requests_in_flight_max == 0,
             ),
+            ("moves.cpu_percent", self.moves.cpu_percent == 0),
+            ("moves.bytes_per_second", self.moves.bytes_per_second == 0),
         ];
         match zero.iter().find(|(_, is_zero)| *is_zero) {
             Some((setting, _)) => Err(NodeError::Setting { setting }),
             None => Ok(()),
+        }
+    }
+}
+
+impl Default for MoveBudget {
+    fn default() -> Self {
+        Self {
+            cpu_percent: 25,
+            bytes_per_second: 32 << 20,
         }
     }
 }

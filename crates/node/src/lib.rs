@@ -31,7 +31,7 @@ mod server;
 mod warnings;
 
 pub use cluster::clock::SystemClock;
-pub use config::{Limits, MemoryPolicy, NodeConfig};
+pub use config::{Limits, MemoryPolicy, MoveBudget, NodeConfig};
 pub use disk::data_dir::{DataDirError, saved_map};
 #[doc(hidden)]
 pub use disk::journal::bench;

@@ -66,7 +66,12 @@ impl Node {
         let answers = AnswerMemory::new(limits.answer_memory_bytes, limits.answer_memory_age);
         let (arena, membership) = (Arena::new(), Arc::default());
         Self {
-            moves: Moves::new(config.id, Arc::clone(&arena), Arc::clone(&membership)),
+            moves: Moves::new(
+                config.id,
+                config.moves,
+                Arc::clone(&arena),
+                Arc::clone(&membership),
+            ),
             incarnation: Incarnation::random(),
             started: clock.now(),
             arena,

@@ -4,7 +4,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use keydb_core::{Durability, HASH_RANGES_MAX, Namespace, NodeId};
-use keydb_node::{Limits, MemoryPolicy};
+use keydb_node::{Limits, MemoryPolicy, MoveBudget};
 use keydb_storage::StorageUrl;
 use serde::{Deserialize, Serialize};
 
@@ -151,6 +151,12 @@ settings! {
         parse::number(1..=REQUEST_KEYS_BOUND), ToString::to_string;
     Node "KEYDB_REQUESTS_IN_FLIGHT_MAX" requests_in_flight_max: usize = Limits::default().requests_in_flight_max,
         parse::number(1..=REQUESTS_IN_FLIGHT_BOUND), ToString::to_string;
+    /// what moving ranges may take of one core, 1 to 6400 (25), and
+    Node "KEYDB_MOVE_CPU_PERCENT" move_cpu_percent: u32 = MoveBudget::default().cpu_percent, parse::number(1..=6400_u32),
+        ToString::to_string;
+    /// how much of them a second, 1MiB or more (32MiB)
+    Node "KEYDB_MOVE_BYTES_PER_SECOND" move_bytes_per_second: u64 = MoveBudget::default().bytes_per_second,
+        parse::bytes_from(1 << 20), ToString::to_string;
     Operator "KEYDB_OPERATOR_PORT" operator_port: u16 = OPERATOR_PORT_DEFAULT, parse::port, ToString::to_string;
     Client "KEYDB_NAMESPACE" namespace: Option<Namespace> = None, parse::namespace, |_| String::new();
     /// (info)

@@ -10,6 +10,8 @@ use std::{
 
 use keydb_core::{Durability, Namespace, NodeId};
 
+use crate::output::bytes_text;
+
 /// `host:port`, addresses separated by commas or as a JSON array of strings.
 pub(crate) fn addresses(text: &str) -> Result<Vec<String>, String> {
     let example = r#"give a comma list such as "keydb-0:50051,keydb-1:50051" or a JSON array such as ["keydb-0:50051","keydb-1:50051"]"#;
@@ -81,6 +83,17 @@ where
         let number = text.parse().ok().filter(|number| bounds.contains(number));
         let [least, most] = [bounds.start(), bounds.end()];
         number.ok_or_else(|| format!("is not a whole number from {least} to {most}"))
+    }
+}
+
+/// So many bytes at least.
+pub(super) fn bytes_from(least: u64) -> impl Fn(&str) -> Result<u64, String> {
+    move |text| {
+        let number = bytes(text)? as u64;
+        let is_enough = number >= least;
+        is_enough
+            .then_some(number)
+            .ok_or_else(|| format!("is less than {}", bytes_text(least)))
     }
 }
 

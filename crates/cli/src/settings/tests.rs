@@ -67,6 +67,12 @@ fn a_wrong_value_names_the_variable_the_value_and_what_would_be_right() {
         ("KEYDB_DATA_DIR", "/", "/var/lib/keydb"),
         ("KEYDB_SNAPSHOT_INTERVAL", "60", "500ms, 10s"),
         ("KEYDB_SNAPSHOT_INTERVAL", "10ms", "1s to 24h"),
+        ("KEYDB_MOVE_CPU_PERCENT", "0", "1 to 6400"),
+        (
+            "KEYDB_MOVE_BYTES_PER_SECOND",
+            "1023KiB",
+            "less than 1.0 MiB",
+        ),
         ("KEYDB_SNAPSHOT_INTERVAL", "25h", "1s to 24h"),
         ("KEYDB_MAP_POLL_INTERVAL", "2h", "100ms to 1h"),
         ("KEYDB_DISK_HANG_LIMIT", "5s", "10s to 24h"),

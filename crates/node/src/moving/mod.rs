@@ -7,6 +7,7 @@
 //! storage (`objects`); both within a `budget`.
 
 mod budget;
+mod bulk;
 mod decisions;
 mod objects;
 mod owner;

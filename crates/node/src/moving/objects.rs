@@ -1,11 +1,12 @@
 //! A range's keys out of another node's snapshots in object storage.
 
-use std::time::Instant;
+use std::sync::Arc;
 
 use keydb_core::{Event, InsertError, NodeId, Origin, SnapshotKind};
 use keydb_storage::{ManifestReadError, SnapshotReadError, SnapshotStore};
+use tokio::{runtime::Handle, task::spawn_blocking};
+use tokio_util::sync::CancellationToken;
 
-use super::budget::Budget;
 use crate::{node::Node, ranges::owned::OwnedRange};
 
 /// Why a range's keys are not all there.
@@ -17,18 +18,42 @@ pub(super) enum LoadError {
     Manifest(#[from] ManifestReadError),
     #[error("{0}: {1}")]
     File(String, SnapshotReadError),
+    #[error("it was broken off")]
+    BrokenOff,
 }
 
-/// Merges into `range` what the manifest of `owner` names of it, every file checked.
+/// Merges into `range` what the manifest of `owner` names of it, every file checked, within the budget of moves.
 ///
 /// # Errors
 /// When something of it is missing, damaged or another file, or there is no room for all of it. Part of it may be merged then.
 pub(super) async fn load(
+    node: Arc<Node>,
+    store: SnapshotStore,
+    owner: NodeId,
+    range: Arc<OwnedRange>,
+) -> Result<(), LoadError> {
+    let is_over = CancellationToken::new();
+    let _ended_with_this = is_over.clone().drop_guard();
+    let runtime = Handle::current();
+    // Decoding and merging are work, which requests must not wait for.
+    let loading = spawn_blocking(move || {
+        runtime.block_on(async {
+            tokio::select! {
+                loaded = merge(&node, &store, owner, &range, &is_over) => loaded,
+                () = is_over.cancelled() => Err(LoadError::BrokenOff),
+            }
+        })
+    });
+    loading.await.unwrap_or(Err(LoadError::BrokenOff))
+}
+
+/// To be called on a thread of its own, which it holds up to stay within the budget.
+async fn merge(
     node: &Node,
     store: &SnapshotStore,
     owner: NodeId,
     range: &OwnedRange,
-    budget: &Budget,
+    is_over: &CancellationToken,
 ) -> Result<(), LoadError> {
     let membership_state = node.membership.state();
     let map = membership_state.map().ok_or(LoadError::NotThere(owner))?;
@@ -39,8 +64,10 @@ pub(super) async fn load(
         .filter(|entry| entry.bounds() == Some(range.bounds))
         .ok_or(LoadError::NotThere(owner))?;
     let origin = Origin::from(map);
+    let mut budget = node.moves.budget.on_this_thread();
     let (base, deltas) = manifest.parts(entry);
     for file in base.into_iter().chain(deltas) {
+        let entry_bytes = file.size_bytes.div_ceil(file.entries.max(1));
         let mut is_wanted = false;
         let each = |event: Event<'_>| {
             match event {
@@ -51,36 +78,34 @@ pub(super) async fn load(
                         return Err(SnapshotReadError::Damaged(reason));
                     }
                 }
-                Event::Entries(entries) if is_wanted => {
-                    let merged = range.write().merge(entries, node.clock.times());
-                    merged.map_err(|error: InsertError| {
-                        SnapshotReadError::Damaged(error.to_string())
-                    })?;
+                Event::Entries(entries) => {
+                    if is_wanted {
+                        let merged = range.write().merge(entries, node.clock.times());
+                        merged.map_err(|error: InsertError| {
+                            SnapshotReadError::Damaged(error.to_string())
+                        })?;
+                    }
+                    budget.spend(entry_bytes * entries.len() as u64);
+                    if is_over.is_cancelled() {
+                        let reason = "reading it was broken off".to_owned();
+                        return Err(SnapshotReadError::Damaged(reason));
+                    }
                 }
-                Event::Entries(_) | Event::Header(_) | Event::End(_) => {}
+                Event::Header(_) | Event::End(_) => {}
             }
             Ok(())
         };
-        let begun = Instant::now();
         let read = match file.kind {
-            SnapshotKind::Full => store
-                .read(owner, file, origin, each)
-                .await
-                .map(|_| file.size_bytes),
+            SnapshotKind::Full => store.read(owner, file, origin, each).await.map(drop),
             SnapshotKind::Delta => match store.footer(owner, file, origin).await {
                 Ok(footer) => {
-                    let bytes = footer
-                        .section(range.id)
-                        .map_or(0, |section| section.bytes.end - section.bytes.start);
                     let read = store.read_section(owner, &file.name, &footer, range.id, each);
-                    read.await.map(|_| bytes)
+                    read.await.map(drop)
                 }
                 Err(error) => Err(error),
             },
         };
-        let bytes = read.map_err(|error| LoadError::File(file.name.clone(), error))?;
-        // Most of the time goes by waiting for object storage.
-        budget.spend(begun.elapsed() / 4, bytes).await;
+        read.map_err(|error| LoadError::File(file.name.clone(), error))?;
     }
     Ok(())
 }

@@ -16,9 +16,9 @@ use keydb_core::{
     RangeId, RecordBody, decode_record, moving::Event,
 };
 use keydb_proto::shard::{
-    BeginRange, CopyAnswer, CopyAnswers, CopyEnd, CopyEntries, CopyObjects, CopyRequest,
-    ForwardedKeys, ForwardedRecord, NotTapped, OwnerMessage, StraightCopy, SuccessorMessage,
-    Tapped as TappedMessage, owner_message::Message, successor_message,
+    BeginRange, CopyAnswer, CopyAnswers, CopyEntries, CopyName, CopyRequest, ForwardedKeys,
+    ForwardedRecord, OwnerMessage, StraightCopy, SuccessorMessage, owner_message::Message,
+    successor_message,
 };
 use tokio::{
     sync::mpsc,
@@ -345,12 +345,9 @@ fn take_in(
             match node.moves.tap(session.peer, id, lineage, generation) {
                 Some(copy) => {
                     session.state().copies.insert(id, copy);
-                    session.send(Message::Tapped(TappedMessage {
-                        range_id,
-                        copy: copy.to_bytes().to_vec().into(),
-                    }));
+                    session.send(Message::Tapped(name(id, copy)));
                 }
-                None => session.send(Message::NotTapped(NotTapped {
+                None => session.send(Message::NotTapped(CopyName {
                     range_id,
                     copy: Bytes::new(),
                 })),
@@ -364,10 +361,7 @@ fn take_in(
             let copies = session.state().copies.clone();
             for (id, copy) in node.moves.not_tapped(&copies) {
                 session.state().copies.remove(&id);
-                session.send(Message::NotTapped(NotTapped {
-                    range_id: id.0,
-                    copy: copy.to_bytes().to_vec().into(),
-                }));
+                session.send(Message::NotTapped(name(id, copy)));
             }
             session.send(Message::Pong(ping));
         }
@@ -458,7 +452,7 @@ fn forwarded(
 
 /// Sees to it that object storage has all of these ranges that was there when they were tapped, and says so.
 async fn upload(
-    node: &Node,
+    node: &Arc<Node>,
     journal: &Journal,
     session: &OwnerSession,
     ranges: Vec<(RangeId, CopyId)>,
@@ -471,21 +465,9 @@ async fn upload(
     };
     match made {
         Ok(()) => {
+            send_answers(node, journal, &ranges, messages).await?;
             for (id, copy) in ranges {
-                let to = Destination {
-                    node,
-                    journal,
-                    session,
-                    messages,
-                    id,
-                    copy,
-                };
-                to.send_answers().await?;
-                let objects = Message::Objects(CopyObjects {
-                    range_id: id.0,
-                    copy: copy.to_bytes().to_vec().into(),
-                });
-                send(journal, messages, objects).await?;
+                send(journal, messages, Message::Objects(name(id, copy))).await?;
             }
         }
         Err(reason) => {
@@ -499,7 +481,7 @@ async fn upload(
 
 /// Where a copy goes.
 struct Destination<'a> {
-    node: &'a Node,
+    node: &'a Arc<Node>,
     journal: &'a Journal,
     session: &'a OwnerSession,
     messages: &'a Messages,
@@ -513,8 +495,8 @@ impl Destination<'_> {
         self.session.state().copies.get(&self.id) == Some(&self.copy)
     }
 
-    fn copy_field(&self) -> Bytes {
-        self.copy.to_bytes().to_vec().into()
+    fn name(&self) -> CopyName {
+        name(self.id, self.copy)
     }
 
     /// Sends all keys of a range, and what recent claims were told of them.
@@ -538,8 +520,7 @@ impl Destination<'_> {
                 let entries = encode(&chunk);
                 chunk.clear();
                 let message = Message::Entries(CopyEntries {
-                    range_id: self.id.0,
-                    copy: self.copy_field(),
+                    copy: Some(self.name()),
                     entries: entries.into(),
                 });
                 send(self.journal, self.messages, message).await?;
@@ -547,45 +528,60 @@ impl Destination<'_> {
             let bytes = (new * (FINGERPRINT_BYTES + 4)) as u64;
             self.node.moves.budget.spend(work, bytes).await;
         }
-        self.send_answers().await?;
-        let end = Message::CopyEnd(CopyEnd {
-            range_id: self.id.0,
-            copy: self.copy_field(),
-        });
-        send(self.journal, self.messages, end).await?;
+        let copies = [(self.id, self.copy)];
+        send_answers(self.node, self.journal, &copies, self.messages).await?;
+        send(self.journal, self.messages, Message::CopyEnd(self.name())).await?;
         info!(node = %self.node.config.id, range = %self.id, keys, ms = started.elapsed().as_millis() as u64, "a range was copied");
         Ok(())
     }
+}
 
-    /// Sends what recent claims were told of a range's keys.
-    async fn send_answers(&self) -> Result<(), String> {
-        let (memory, id) = (Arc::clone(&self.node.answers), self.id);
-        // It looks at all that is remembered.
-        let read = spawn_blocking(move || memory.of_ranges(&|range| range == id)).await;
-        let (answers, newest) = read.map_err(|error| error.to_string())?;
-        committed(self.journal, newest).await?;
-        let mut answers = answers.into_iter().peekable();
-        while answers.peek().is_some() {
-            let mut chunk = Vec::new();
-            let mut bytes = 0;
-            while bytes < CHUNK_ANSWER_BYTES
-                && let Some(entry) = answers.next()
-            {
-                bytes += entry.answers.as_bytes().len() + ANSWER_HEAD_BYTES;
-                chunk.push(CopyAnswer {
-                    operation_id: entry.operation.to_bytes().to_vec().into(),
-                    recorded_unix_ms: entry.recorded.0,
-                    answers: entry.answers.as_bytes().to_vec().into(),
-                });
-            }
-            let message = Message::Answers(CopyAnswers {
-                range_id: self.id.0,
-                copy: self.copy_field(),
-                answers: chunk,
+/// Sends what recent claims were told of the keys of these ranges.
+async fn send_answers(
+    node: &Arc<Node>,
+    journal: &Journal,
+    copies: &[(RangeId, CopyId)],
+    messages: &Messages,
+) -> Result<(), String> {
+    let ranges: BTreeSet<RangeId> = copies.iter().map(|(id, _)| *id).collect();
+    let owner = Arc::clone(node);
+    // It looks at all that is remembered.
+    let read = spawn_blocking(move || {
+        let mut budget = owner.moves.budget.on_this_thread();
+        let is_kept = |range| ranges.contains(&range);
+        owner.answers.of_ranges(&is_kept, || budget.spend(0))
+    });
+    let (answers, newest) = read.await.map_err(|error| error.to_string())?;
+    committed(journal, newest).await?;
+    let names: Vec<CopyName> = copies.iter().map(|(id, copy)| name(*id, *copy)).collect();
+    let mut answers = answers.into_iter().peekable();
+    while answers.peek().is_some() {
+        let mut chunk = Vec::new();
+        let mut bytes = 0;
+        while bytes < CHUNK_ANSWER_BYTES
+            && let Some(entry) = answers.next()
+        {
+            bytes += entry.answers.as_bytes().len() + ANSWER_HEAD_BYTES;
+            chunk.push(CopyAnswer {
+                operation_id: entry.operation.to_bytes().to_vec().into(),
+                recorded_unix_ms: entry.recorded.0,
+                answers: entry.answers.as_bytes().to_vec().into(),
             });
-            send(self.journal, self.messages, message).await?;
         }
-        Ok(())
+        let message = Message::Answers(CopyAnswers {
+            copies: names.clone(),
+            answers: chunk,
+        });
+        send(journal, messages, message).await?;
+        node.moves.budget.spend(Duration::ZERO, bytes as u64).await;
+    }
+    Ok(())
+}
+
+fn name(range: RangeId, copy: CopyId) -> CopyName {
+    CopyName {
+        range_id: range.0,
+        copy: copy.to_bytes().to_vec().into(),
     }
 }
 

@@ -283,8 +283,8 @@ async fn take_over(
     };
     let loaded = match node.disk().and_then(|disk| disk.snapshots()) {
         Some(snapshots) => {
-            let budget = &node.moves.budget;
-            objects::load(&node, snapshots.store(), other, &range, budget).await
+            let store = snapshots.store().clone();
+            objects::load(Arc::clone(&node), store, other, range).await
         }
         // In `memory` mode there are none.
         None => Ok(()),

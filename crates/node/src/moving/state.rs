@@ -21,7 +21,7 @@ use super::{
     owner::OwnerSessions,
 };
 use crate::{
-    DataDirError,
+    DataDirError, MoveBudget,
     cluster::membership_state::{CurrentMembership, MembershipState},
     lock::lock,
     ranges::owned::{CurrentMap, OwnedRange, OwnedRanges},
@@ -62,14 +62,19 @@ pub(super) struct Deciding {
 }
 
 impl Moves {
-    pub(crate) fn new(me: NodeId, arena: Arc<Arena>, membership: Arc<CurrentMembership>) -> Self {
+    pub(crate) fn new(
+        me: NodeId,
+        limits: MoveBudget,
+        arena: Arc<Arena>,
+        membership: Arc<CurrentMembership>,
+    ) -> Self {
         Self {
             me,
             arena,
             membership,
             state: Mutex::default(),
             changed: Notify::new(),
-            budget: Budget::default(),
+            budget: Budget::new(limits),
             sessions: OwnerSessions::default(),
         }
     }

@@ -4,20 +4,19 @@
 //! the key set only, until a full snapshot of the range is made of that: then the copy is secured.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use keydb_core::{
-    AnswerEntry, CopyId, Entry, Expiry, FINGERPRINT_BYTES, Fingerprint, Lsn, NodeId,
-    OperationAnswers, OperationId, PackedFingerprints, RangeId, RecordGroup, UnixMillis, Write,
-    moving::Event, record_bytes_max,
+    AnswerEntry, CopyId, Expiry, FINGERPRINT_BYTES, Lsn, NodeId, OperationAnswers,
+    PackedFingerprints, RangeId, RecordGroup, UnixMillis, Write, moving::Event, record_bytes_max,
 };
 use keydb_proto::shard::{
-    BeginRange, CopyAnswers, CopyEntries, CopyObjects, CopyRequest, ForwardedRecord, MapVersion,
-    NotTapped, OwnerMessage, Ping, StraightCopy, SuccessorHello, SuccessorMessage,
-    move_service_client::MoveServiceClient, owner_message::Message, successor_message,
+    BeginRange, CopyName, CopyRequest, ForwardedRecord, MapVersion, OwnerMessage, Ping,
+    StraightCopy, SuccessorHello, SuccessorMessage, move_service_client::MoveServiceClient,
+    owner_message::Message, successor_message,
 };
 use tokio::{
     sync::{Notify, mpsc},
@@ -28,12 +27,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tracing::{info, warn};
 
-use super::objects;
+use super::{
+    bulk::{Bulk, BulkQueue, Copies, Done, Incoming, no_room_for_all, operation_id, room},
+    objects,
+};
 use crate::{
     disk::journal::{Journal, Reservation, Space},
     lock::lock,
     node::Node,
-    ranges::owned::OwnedRange,
     requests,
 };
 
@@ -53,18 +54,12 @@ const PING_AGAIN_AFTER: Duration = Duration::from_secs(1);
 const LAG_MAX: Duration = Duration::from_millis(100);
 /// A range that the owner did not tap is asked for again after this.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(300);
-/// How long pulling one range from object storage may take.
-const PULL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a full snapshot and its upload may take.
 const SECURE_TIMEOUT: Duration = Duration::from_secs(120);
 /// What fails is tried again after this, from its beginning on.
 const SECURE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// What one message of an owner has at most.
 const MESSAGE_BYTES_MAX: usize = 32 << 20;
-/// How long is waited for room on a full disk.
-const FULL_PAUSE: Duration = Duration::from_millis(500);
-/// So many keys are merged under one lock.
-const MERGE_ENTRIES: usize = 4096;
 
 /// The sessions by their owners.
 #[derive(Debug, Default)]
@@ -145,14 +140,8 @@ impl Sessions {
     }
 }
 
-/// A copy that comes in.
-struct Incoming {
-    copy: CopyId,
-    range: Arc<OwnedRange>,
-}
-
 /// What has become of a copy's next step.
-type Ended = (RangeId, CopyId, Result<(), String>);
+type Ended = (Incoming, Result<(), String>);
 
 struct Session<'a> {
     node: &'a Arc<Node>,
@@ -161,7 +150,8 @@ struct Session<'a> {
     owner: NodeId,
     link: &'a Link,
     requests: mpsc::Sender<SuccessorMessage>,
-    incoming: BTreeMap<RangeId, Incoming>,
+    copies: Arc<Copies>,
+    bulk: BulkQueue,
     /// The ranges that were asked for and not tapped yet; when again, where the owner has said no.
     asked: HashMap<RangeId, Option<Instant>>,
     /// The copies that are pulled from object storage, and those that are got onto the disk.
@@ -219,13 +209,15 @@ async fn run(node: &Arc<Node>, owner: NodeId, link: &Link) -> Result<(), String>
         .map_err(|_| format!("{address} does not answer"))?
         .map_err(|status| status.message().to_owned())?
         .into_inner();
+    let copies = Arc::new(Copies::default());
     let mut session = Session {
         node,
         journal,
         owner,
         link,
         requests,
-        incoming: BTreeMap::new(),
+        bulk: BulkQueue::start(node, &copies),
+        copies,
         asked: HashMap::new(),
         pulling: JoinSet::new(),
         securing: JoinSet::new(),
@@ -243,8 +235,9 @@ async fn run(node: &Arc<Node>, owner: NodeId, link: &Link) -> Result<(), String>
                 Ok(None) => Err("the owner has ended it".to_owned()),
                 Err(status) => Err(status.message().to_owned()),
             },
+            done = session.bulk.done() => done.map(|done| session.bulk_is_in(done)).map(|()| false),
             Some(pulled) = session.pulling.join_next() => session.pulled(pulled).map(|()| false),
-            Some(secured) = session.securing.join_next() => session.secured(secured),
+            Some(secured) = session.securing.join_next() => session.secured(secured).map(|()| false),
             () = link.has_published.notified() => session.look(),
             _ = look.tick() => session.look(),
         };
@@ -254,8 +247,8 @@ async fn run(node: &Arc<Node>, owner: NodeId, link: &Link) -> Result<(), String>
             Err(why) => break Err(why),
         }
     };
-    let copies = std::mem::take(&mut session.incoming);
-    let ended_copies = copies.into_iter();
+    // From here on the bulk finds nothing any more that it belongs to.
+    let ended_copies = session.copies.with(std::mem::take).into_iter();
     node.moves
         .on(ended_copies.map(|(range, incoming)| (range, Event::CopyEnded(incoming.copy))));
     ended
@@ -275,8 +268,11 @@ impl Session<'_> {
             .look(|id, machine| machine.arriving().map(|copy| (id, copy)))
             .into_iter()
             .collect();
-        self.incoming
-            .retain(|id, incoming| arriving.get(id) == Some(&incoming.copy));
+        let (open_copies, unsecured) = self.copies.with(|copies| {
+            copies.retain(|id, incoming| arriving.get(id) == Some(&incoming.copy));
+            let unsecured = copies.values().filter(|it| !it.range.is_ready()).count();
+            (copies.len(), unsecured)
+        });
         let wanted: Vec<(RangeId, u64, u64)> = self.node.moves.look(|id, machine| {
             let assignment = machine.assignment();
             (machine.wants_copy_from() == Some(owner)).then_some((
@@ -285,14 +281,9 @@ impl Session<'_> {
                 assignment.generation,
             ))
         });
-        if wanted.is_empty() && self.incoming.is_empty() {
+        if wanted.is_empty() && open_copies == 0 {
             return Ok(true);
         }
-        let unsecured = self
-            .incoming
-            .values()
-            .filter(|it| !it.range.is_ready())
-            .count();
         let open = self.asked.values().filter(|at| at.is_none()).count();
         let mut free = RANGES_MAX.saturating_sub(unsecured + open);
         let is_full = requests::is_over_memory_limit(self.node);
@@ -351,23 +342,20 @@ impl Session<'_> {
                 let range = RangeId(tapped.range_id);
                 let copy = copy_id(&tapped.copy)?;
                 self.asked.remove(&range);
+                self.copies.with(|copies| copies.remove(&range));
                 // What is remembered of an earlier copy is older than what this one brings.
-                self.node.answers.forget_range(range).await;
+                self.node.answers.forget_range(range);
                 if let Some(owned) = self.node.moves.copy_begins(self.owner, range, copy) {
                     let incoming = Incoming { copy, range: owned };
-                    self.incoming.insert(range, incoming);
+                    self.copies.with(|copies| copies.insert(range, incoming));
                 }
             }
             Message::NotTapped(not_tapped) => self.not_tapped(&not_tapped),
             Message::Record(record) => self.apply(&record).await?,
-            Message::Entries(entries) => self.merge(&entries).await?,
-            Message::Answers(answers) => self.remember(&answers).await?,
-            Message::CopyEnd(end) => {
-                if self.part_of(end.range_id, &end.copy).is_some() {
-                    self.secure(RangeId(end.range_id));
-                }
-            }
-            Message::Objects(objects) => self.pull(&objects),
+            Message::Entries(entries) => self.bulk.put(Bulk::Entries(entries)).await?,
+            Message::Answers(answers) => self.bulk.put(Bulk::Answers(answers)).await?,
+            Message::CopyEnd(name) => self.bulk_ends(&name, false).await?,
+            Message::Objects(name) => self.bulk_ends(&name, true).await?,
             Message::Pong(pong) => {
                 if pong.number == self.pings.0 {
                     self.is_answered = true;
@@ -390,7 +378,7 @@ impl Session<'_> {
             PackedFingerprints::new(&record.fingerprints).map_err(|error| error.to_string())?;
         let answers = OperationAnswers::decode(&record.answers)
             .ok_or("answers cannot be read")?
-            .only(|range| self.incoming.contains_key(&range));
+            .only(|range| self.copies.with(|copies| copies.contains_key(&range)));
         let mut groups = Vec::new();
         let mut kept = Vec::new();
         let mut start = 0;
@@ -399,8 +387,11 @@ impl Session<'_> {
             if end > fingerprints.len() {
                 return Err("a record has fewer keys than it says".to_owned());
             }
-            if let Some(incoming) = self.incoming.get(&RangeId(group.range_id)) {
-                groups.push((incoming, start, end));
+            let incoming = self
+                .copies
+                .with(|copies| copies.get(&RangeId(group.range_id)).cloned());
+            if let Some(Incoming { range, .. }) = incoming {
+                groups.push((range, start, end));
                 kept.extend_from_slice(fingerprints.slice(start, end).as_bytes());
             }
             start = end;
@@ -412,7 +403,7 @@ impl Session<'_> {
             Some(journal) => {
                 let keys = kept.len() / FINGERPRINT_BYTES;
                 let bytes = record_bytes_max(groups.len(), keys, record.answers.len());
-                Some(self.room(journal, bytes).await)
+                Some(room(self.node, journal, bytes).await)
             }
             None => None,
         };
@@ -421,14 +412,10 @@ impl Session<'_> {
         let lsn = reservation.as_ref().map_or(Lsn::ZERO, Reservation::lsn);
         let times = self.node.clock.times();
         let mut record_groups = Vec::new();
-        for (incoming, start, end) in groups {
-            let range = &incoming.range;
+        for (range, start, end) in groups {
             let keys = fingerprints.slice(start, end);
             if let Err(error) = range.write().put(keys, expiry, times) {
-                return Err(format!(
-                    "range {} cannot take all of its keys: {error}",
-                    range.id
-                ));
+                return Err(no_room_for_all(&range, error));
             }
             record_groups.push(RecordGroup {
                 range: range.id,
@@ -460,100 +447,35 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Room for a record. Where there is none, nothing more is taken from the owner, which gives this node up after a while.
-    async fn room(&self, journal: &Journal, bytes: usize) -> Space {
-        loop {
-            match journal.admit(bytes).await {
-                Ok(space) => return space,
-                Err(full) => {
-                    warn!(node = %self.node.config.id, "ranges that come to this node wait: {full}");
-                    sleep(FULL_PAUSE).await;
-                }
-            }
-        }
-    }
-
-    async fn merge(&mut self, chunk: &CopyEntries) -> Result<(), String> {
-        let Some(incoming) = self.part_of(chunk.range_id, &chunk.copy) else {
+    /// What comes of a copy as its bulk has been sent.
+    async fn bulk_ends(&self, name: &CopyName, is_to_be_pulled: bool) -> Result<(), String> {
+        let Some(incoming) = self.copies.find(name) else {
             return Ok(());
         };
-        let range = &incoming.range;
-        let (packed, rest) = chunk.entries.as_chunks::<{ FINGERPRINT_BYTES + 4 }>();
-        if !rest.is_empty() {
-            return Err("part of a copy has a broken entry".to_owned());
-        }
-        let mut entries = Vec::with_capacity(MERGE_ENTRIES);
-        for packed in packed.chunks(MERGE_ENTRIES) {
-            entries.clear();
-            for bytes in packed {
-                let (fingerprint, expiry) = bytes.split_at(FINGERPRINT_BYTES);
-                let fingerprint = fingerprint.try_into().map_err(|_| "a broken entry")?;
-                let fingerprint = Fingerprint::from_bytes(fingerprint);
-                let seconds = expiry.try_into().map(u32::from_le_bytes).unwrap_or(0);
-                let expiry = Expiry::from_unix_seconds(seconds).ok_or("an entry without expiry")?;
-                if !range.bounds.contains(fingerprint.top()) {
-                    return Err(format!("{fingerprint:?} lies outside range {}", range.id));
-                }
-                entries.push(Entry::new(fingerprint, expiry));
-            }
-            let merged = range.write().merge(&entries, self.node.clock.times());
-            merged.map_err(|error| {
-                format!("range {} cannot take all of its keys: {error}", range.id)
-            })?;
-            // The owner has paid for their coming.
-            tokio::task::yield_now().await;
-        }
-        Ok(())
+        let done = Done {
+            incoming,
+            is_to_be_pulled,
+        };
+        self.bulk.put(Bulk::Done(done)).await
     }
 
-    /// Takes over what recent claims were told of a range's keys. It goes through the journal too: their repeats may come to this node.
-    async fn remember(&mut self, answers: &CopyAnswers) -> Result<(), String> {
-        if self.part_of(answers.range_id, &answers.copy).is_none() {
-            return Ok(());
+    /// And it is here.
+    fn bulk_is_in(&mut self, done: Done) {
+        if !self.copies.has(&done.incoming) {
+            return;
         }
-        let some_expiry = Expiry::from_unix_seconds(u32::MAX).ok_or("no latest expiry")?;
-        for answer in &answers.answers {
-            let operation = operation_id(&answer.operation_id)?.ok_or("answers of no operation")?;
-            let decoded =
-                OperationAnswers::decode(&answer.answers).ok_or("answers cannot be read")?;
-            let bytes = record_bytes_max(0, 0, answer.answers.len());
-            let space = match self.journal {
-                Some(journal) => Some(self.room(journal, bytes).await),
-                None => None,
-            };
-            let reservation = space.as_ref().map(Space::begin);
-            let lsn = reservation.as_ref().map_or(Lsn::ZERO, Reservation::lsn);
-            let recorded = UnixMillis(answer.recorded_unix_ms);
-            let entry = AnswerEntry {
-                operation,
-                recorded,
-                lsn,
-                answers: decoded,
-            };
-            let taken = self.node.answers.restore_older(entry, lsn);
-            if let Some(reservation) = reservation.filter(|_| !taken.is_empty()) {
-                let write = Write {
-                    expiry: some_expiry,
-                    operation: Some(operation),
-                    answers: taken.as_bytes(),
-                    groups: (&[][..]).into(),
-                    fingerprints: PackedFingerprints::new(&[])
-                        .map_err(|error| error.to_string())?,
-                };
-                reservation.append(&write, recorded);
-                self.applied = lsn;
-            }
+        if done.is_to_be_pulled {
+            self.pull(done.incoming);
+        } else {
+            self.secure(&done.incoming);
         }
-        Ok(())
     }
 
     /// All of a copy is in the key set: it is to get onto the disk.
-    fn secure(&mut self, id: RangeId) {
-        let Some(incoming) = self.incoming.get(&id) else {
-            return;
-        };
+    fn secure(&mut self, incoming: &Incoming) {
         incoming.range.end_loading();
-        let (copy, node) = (incoming.copy, Arc::clone(self.node));
+        let (incoming, node) = (incoming.clone(), Arc::clone(self.node));
+        let id = incoming.range.id;
         self.securing.spawn(async move {
             let deadline = Instant::now() + SECURE_TIMEOUT;
             let snapshots = node.disk().and_then(|disk| disk.snapshots());
@@ -567,65 +489,51 @@ impl Session<'_> {
             if secured.is_err() {
                 sleep_until(begun + SECURE_AGAIN_AFTER).await;
             }
-            (id, copy, secured)
+            (incoming, secured)
         });
     }
 
-    /// What comes in of a range, if it is a part of this copy.
-    fn part_of(&self, range_id: u32, copy: &[u8]) -> Option<&Incoming> {
-        let incoming = self.incoming.get(&RangeId(range_id));
-        incoming.filter(|it| it.copy.to_bytes() == *copy)
-    }
-
     /// The owner does not tap a range, or a copy is void.
-    fn not_tapped(&mut self, message: &NotTapped) {
-        let id = RangeId(message.range_id);
+    fn not_tapped(&mut self, name: &CopyName) {
+        let id = RangeId(name.range_id);
         if let Some(asked) = self.asked.get_mut(&id) {
             *asked = Some(Instant::now() + ASK_AGAIN_AFTER);
         }
-        if self.part_of(message.range_id, &message.copy).is_some()
-            && let Some(void) = self.incoming.remove(&id)
-        {
+        if let Some(void) = self.copies.find(name) {
+            self.copies.with(|copies| copies.remove(&id));
             self.node.moves.on([(id, Event::CopyEnded(void.copy))]);
         }
     }
 
     /// Object storage has all of a range that does not come by records.
-    fn pull(&mut self, message: &CopyObjects) {
-        let id = RangeId(message.range_id);
-        let Some(incoming) = self.part_of(message.range_id, &message.copy) else {
-            return;
-        };
+    fn pull(&mut self, incoming: Incoming) {
         let (node, owner) = (Arc::clone(self.node), self.owner);
-        let (copy, range) = (incoming.copy, Arc::clone(&incoming.range));
+        let range = Arc::clone(&incoming.range);
         self.pulling.spawn(async move {
             let pulled = match node.disk().and_then(|disk| disk.snapshots()) {
                 Some(snapshots) => {
-                    let budget = &node.moves.budget;
-                    let load = objects::load(&node, snapshots.store(), owner, &range, budget);
-                    let loaded = timeout(PULL_TIMEOUT, load).await;
-                    match loaded {
-                        Ok(loaded) => loaded.map_err(|error| error.to_string()),
-                        Err(_) => Err("it takes too long".to_owned()),
-                    }
+                    let store = snapshots.store().clone();
+                    let load = objects::load(Arc::clone(&node), store, owner, range);
+                    load.await.map_err(|error| error.to_string())
                 }
                 None => Err("snapshots are not there yet".to_owned()),
             };
-            (id, copy, pulled)
+            (incoming, pulled)
         });
     }
 
     fn pulled(&mut self, pulled: Result<Ended, JoinError>) -> Result<(), String> {
-        let (id, copy, pulled) = pulled.map_err(|error| error.to_string())?;
-        if self.incoming.get(&id).is_none_or(|it| it.copy != copy) {
+        let (incoming, pulled) = pulled.map_err(|error| error.to_string())?;
+        if !self.copies.has(&incoming) {
             return Ok(());
         }
         match pulled {
             Ok(()) => {
-                self.secure(id);
+                self.secure(&incoming);
                 Ok(())
             }
             Err(reason) => {
+                let id = incoming.range.id;
                 warn!(node = %self.node.config.id, range = %id, owner = %self.owner, "a range that is to come from object storage is asked for straight: {reason}");
                 let range_id = id.0;
                 self.send(successor_message::Message::Straight(StraightCopy {
@@ -635,22 +543,20 @@ impl Session<'_> {
         }
     }
 
-    fn secured(&mut self, secured: Result<Ended, JoinError>) -> Result<bool, String> {
-        let (range, copy, secured) = secured.map_err(|error| error.to_string())?;
+    fn secured(&mut self, secured: Result<Ended, JoinError>) -> Result<(), String> {
+        let (incoming, secured) = secured.map_err(|error| error.to_string())?;
+        let range = incoming.range.id;
         match secured {
-            Ok(()) => {
-                self.node.moves.on([(range, Event::Secured(copy))]);
-                Ok(false)
-            }
+            Ok(()) => self.node.moves.on([(range, Event::Secured(incoming.copy))]),
             Err(reason) => {
                 // The others go on.
                 warn!(node = %self.node.config.id, %range, "a range that comes to this node is not on its disk and in object storage yet: {reason}");
-                if self.incoming.get(&range).is_some_and(|it| it.copy == copy) {
-                    self.secure(range);
+                if self.copies.has(&incoming) {
+                    self.secure(&incoming);
                 }
-                Ok(false)
             }
         }
+        Ok(())
     }
 
     /// All that came before is committed, and then the owner's word counts.
@@ -676,14 +582,4 @@ fn copy_id(bytes: &[u8]) -> Result<CopyId, String> {
         .try_into()
         .map_err(|_| "a copy's name has not 16 bytes")?;
     Ok(CopyId::from_bytes(bytes))
-}
-
-fn operation_id(bytes: &[u8]) -> Result<Option<OperationId>, String> {
-    if bytes.is_empty() {
-        return Ok(None);
-    }
-    let bytes = bytes
-        .try_into()
-        .map_err(|_| "an operation's id has not 16 bytes")?;
-    Ok(Some(OperationId::from_bytes(bytes)))
 }

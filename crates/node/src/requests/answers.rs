@@ -75,6 +75,8 @@ struct State {
     /// The remembered operations by their [`Entry::place`].
     oldest_first: BTreeMap<u64, OperationId>,
     next_place: u64,
+    /// Of these ranges nothing is known from places before these.
+    forgotten: BTreeMap<RangeId, u64>,
     bytes: usize,
 }
 
@@ -170,7 +172,7 @@ impl AnswerMemory {
         let found = state
             .remembered
             .get(&id)
-            .map(|entry| (entry.answers.clone(), entry.lsn));
+            .map(|entry| (state.known(entry), entry.lsn));
         drop(state);
         let remembered_lsn = found.as_ref().map_or(Lsn::ZERO, |(_, lsn)| *lsn);
         Begin::Registered(Operation {
@@ -216,58 +218,32 @@ impl AnswerMemory {
         taken
     }
 
-    /// Forgets what was remembered of a range until now. Claims go on meanwhile.
-    pub(crate) async fn forget_range(&self, range: RangeId) {
-        let end = self.state().next_place;
-        let mut next = 0;
-        while next < end {
-            next = self.forget_range_in(range, next..end);
-            tokio::task::yield_now().await;
-        }
-    }
-
-    /// Forgets it in some of the operations at these places. Returns where to go on.
-    fn forget_range_in(&self, range: RangeId, places: std::ops::Range<u64>) -> u64 {
+    /// Forgets what was remembered of a range until now.
+    pub(crate) fn forget_range(&self, range: RangeId) {
         let mut state = self.state();
-        let state = &mut *state;
-        let mut next = places.end;
-        let mut empty = Vec::new();
-        for (looked_at, (place, id)) in state.oldest_first.range(places).enumerate() {
-            if looked_at == ENTRIES_AT_ONCE {
-                next = *place;
-                break;
-            }
-            let Some(entry) = state.remembered.get_mut(id) else {
-                continue;
-            };
-            // Of a range that comes to this node there is mostly nothing.
-            if !entry.answers.has_any(|it| it == range) {
-                continue;
-            }
-            let kept = entry.answers.only(|it| it != range);
-            if kept.is_empty() {
-                empty.push(*id);
-            } else {
-                state.bytes -= cost_bytes(&entry.answers) - cost_bytes(&kept);
-                entry.answers = kept;
-            }
-        }
-        for id in empty {
-            state.take(id);
-        }
-        next
+        let next_place = state.next_place;
+        state.forgotten.insert(range, next_place);
     }
 
     /// What is remembered of the ranges that are to be `kept`, the oldest first, and the newest record that these answers came with,
-    /// as far as is known: nobody may be told before that is committed.
-    pub(crate) fn of_ranges(&self, kept: &dyn Fn(RangeId) -> bool) -> (Vec<AnswerEntry>, Lsn) {
-        let mut entries = self.entries();
+    /// as far as is known: nobody may be told before that is committed. See [`entries`](Self::entries) for `pause`.
+    pub(crate) fn of_ranges(
+        &self,
+        kept: &dyn Fn(RangeId) -> bool,
+        mut pause: impl FnMut(),
+    ) -> (Vec<AnswerEntry>, Lsn) {
+        let mut entries = self.entries(&mut pause);
+        let mut looked_at = 0;
         entries.retain_mut(|entry| {
+            looked_at += 1;
+            if looked_at % ENTRIES_AT_ONCE == 0 {
+                pause();
+            }
             if !entry.answers.has_any(kept) {
                 return false;
             }
             entry.answers = entry.answers.only(kept);
-            !entry.answers.is_empty()
+            true
         });
         let newest = entries.iter().map(|entry| entry.lsn).max();
         (entries, newest.unwrap_or_default())
@@ -281,27 +257,31 @@ impl AnswerMemory {
         }
     }
 
-    /// All that is remembered, the oldest first. Claims go on meanwhile.
-    pub(crate) fn entries(&self) -> Vec<AnswerEntry> {
+    /// All that is remembered, the oldest first. Claims go on meanwhile; `pause` is called again and again without a lock, and has to
+    /// sleep for a moment each time, or they would hardly get a turn.
+    pub(crate) fn entries(&self, mut pause: impl FnMut()) -> Vec<AnswerEntry> {
         let mut entries = Vec::new();
         let mut next = 0;
         loop {
-            let before = entries.len();
+            let before = next;
             let state = self.state();
             for (place, id) in state.oldest_first.range(next..).take(ENTRIES_AT_ONCE) {
                 let entry = &state.remembered[id];
+                next = place + 1;
                 entries.push(AnswerEntry {
                     operation: *id,
                     recorded: entry.recorded,
                     lsn: entry.lsn,
-                    answers: entry.answers.clone(),
+                    answers: state.known(entry),
                 });
-                next = place + 1;
             }
-            if entries.len() - before < ENTRIES_AT_ONCE {
+            drop(state);
+            if next == before {
                 break;
             }
+            pause();
         }
+        entries.retain(|entry| !entry.answers.is_empty());
         // An operation that was recorded again meanwhile has got another place: the last one has all of it.
         let mut seen = HashSet::new();
         let mut last_first: Vec<AnswerEntry> = entries.into_iter().rev().collect();
@@ -401,7 +381,20 @@ impl State {
         let entry = self.remembered.remove(&id)?;
         self.oldest_first.remove(&entry.place);
         self.bytes -= cost_bytes(&entry.answers);
-        Some(entry)
+        let answers = self.known(&entry);
+        Some(Entry { answers, ..entry })
+    }
+
+    /// What is still known of an entry's answers.
+    fn known(&self, entry: &Entry) -> OperationAnswers {
+        let is_forgotten = |range| {
+            let floor = self.forgotten.get(&range);
+            floor.is_some_and(|floor| entry.place < *floor)
+        };
+        if self.forgotten.is_empty() || !entry.answers.has_any(is_forgotten) {
+            return entry.answers.clone();
+        }
+        entry.answers.only(|range| !is_forgotten(range))
     }
 
     /// Forgets the oldest operations until at most `bytes_max` remain and the oldest was recorded after `too_old`.
@@ -409,9 +402,14 @@ impl State {
         while let Some((_, &id)) = self.oldest_first.first_key_value() {
             let recorded = self.remembered[&id].recorded;
             if self.bytes <= bytes_max && too_old.is_none_or(|too_old| recorded > too_old) {
-                return;
+                break;
             }
             self.take(id);
+        }
+        if !self.forgotten.is_empty() {
+            let oldest = self.oldest_first.first_key_value().map(|(place, _)| *place);
+            self.forgotten
+                .retain(|_, floor| oldest.is_some_and(|oldest| oldest < *floor));
         }
     }
 }

@@ -414,18 +414,18 @@ fn what_came_with_a_copy_of_ranges_adds_to_what_is_remembered_and_replaces_nothi
     told(&owner, "a", keys(8, 0, 2), "11", "");
     told(&owner, "a", keys(9, 0, 1), "1", "");
     told(&owner, "b", keys(9, 0, 3), "111", "");
-    let part = owner.entries().remove(0).answers;
+    let part = owner.entries(|| {}).remove(0).answers;
     owner.add(
         id("c"),
         NOW,
         Lsn(40),
         part.only(|range| range == RangeId(8)),
     );
-    let (entries, newest) = owner.of_ranges(&|range| range != RangeId(9));
+    let (entries, newest) = owner.of_ranges(&|range| range != RangeId(9), || {});
     assert_eq!(newest, Lsn(40));
     let operations: Vec<_> = entries.iter().map(|entry| entry.operation).collect();
     assert_eq!(operations, [id("a"), id("c")]);
-    let none = owner.of_ranges(&|range| range == RangeId(1));
+    let none = owner.of_ranges(&|range| range == RangeId(1), || {});
     assert_eq!(none, (Vec::new(), Lsn::ZERO));
 
     let successor = memory();
@@ -453,29 +453,37 @@ fn what_came_with_a_copy_of_ranges_adds_to_what_is_remembered_and_replaces_nothi
 fn nobody_waits_for_a_record_that_is_behind_the_journals_last_one() {
     let memory = memory();
     told(&memory, "a", keys(7, 0, 1), "1", "");
-    let answers = memory.entries().remove(0).answers;
+    let answers = memory.entries(|| {}).remove(0).answers;
     memory.add(id("b"), NOW, Lsn(5), answers.clone());
     memory.add(id("c"), NOW, Lsn(9), answers);
     memory.committed_to(Lsn(7));
-    let lsns: Vec<_> = memory.entries().iter().map(|entry| entry.lsn.0).collect();
+    let lsns: Vec<_> = memory
+        .entries(|| {})
+        .iter()
+        .map(|entry| entry.lsn.0)
+        .collect();
     assert_eq!(lsns, [0, 5, 7]);
 }
 
-#[tokio::test]
-async fn a_range_is_forgotten_and_others_are_not() {
+#[test]
+fn a_range_is_forgotten_and_others_are_not() {
     let memory = memory();
-    for number in 0..3 * ENTRIES_AT_ONCE {
-        let name = number.to_string();
-        told(&memory, &name, keys(1, 0, 1), "1", "0");
-        if number % 2 == 0 {
-            told(&memory, &name, keys(2, 5, 1), "1", "0");
-        }
-    }
-    let before = memory.bytes();
-    memory.forget_range(RangeId(1)).await;
-    assert_eq!(memory.operations(), 3 * ENTRIES_AT_ONCE / 2);
-    assert!(memory.bytes() < before / 2);
-    let operation = registered(&memory, "2", NOW);
-    assert!(matches!(operation.recall(keys(1, 0, 1)), Recall::Nothing));
-    assert!(matches!(operation.recall(keys(2, 5, 1)), Recall::Same(_)));
+    told(&memory, "both", keys(1, 0, 1), "1", "0");
+    told(&memory, "both", keys(2, 5, 1), "1", "0");
+    told(&memory, "one", keys(1, 0, 1), "1", "0");
+    memory.forget_range(RangeId(1));
+    // Also where more is told of the operation later.
+    told(&memory, "both", keys(3, 9, 1), "1", "0");
+    let both = registered(&memory, "both", NOW);
+    assert!(matches!(both.recall(keys(1, 0, 1)), Recall::Nothing));
+    assert!(matches!(both.recall(keys(2, 5, 1)), Recall::Same(_)));
+    assert!(matches!(both.recall(keys(3, 9, 1)), Recall::Same(_)));
+    assert!(!registered(&memory, "one", NOW).is_remembered());
+    let entries = memory.entries(|| {});
+    assert_eq!(entries.len(), 1);
+    assert!(!entries[0].answers.has_any(|range| range == RangeId(1)));
+    // What is told from then on is known.
+    told(&memory, "one", keys(1, 0, 1), "1", "0");
+    let one = registered(&memory, "one", NOW);
+    assert!(matches!(one.recall(keys(1, 0, 1)), Recall::Same(_)));
 }

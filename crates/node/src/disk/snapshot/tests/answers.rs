@@ -49,7 +49,7 @@ async fn the_answers_of_every_record_that_the_journal_has_are_remembered() {
             let mut missing = 0;
             while !ended.load(Ordering::Acquire) {
                 let appended = journal.appended();
-                let answers = node.answers.entries();
+                let answers = node.answers.entries(|| {});
                 let newest = answers.iter().map(|entry| entry.lsn).max();
                 missing += usize::from(newest.unwrap_or_default() < appended);
             }
