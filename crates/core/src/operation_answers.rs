@@ -192,10 +192,20 @@ impl OperationAnswers {
     /// These and `newer` ones, which replace these where they are of the same range.
     #[must_use]
     pub fn followed_by(&self, newer: &Self) -> Self {
-        let replaced = newer.ranges();
-        let mut out = self.encode_only(|range| !replaced.contains_key(&range));
-        out.extend_from_slice(&newer.0);
-        Self(out.into())
+        let older = self.without(newer);
+        Self([&older.0[..], &newer.0].concat().into())
+    }
+
+    /// What was answered for ranges that `others` do not have.
+    #[must_use]
+    pub fn without(&self, others: &Self) -> Self {
+        let is_in_others = |range| others.has_any(|other| other == range);
+        // Mostly they have none of them.
+        if self.has_any(is_in_others) {
+            self.only(|range| !is_in_others(range))
+        } else {
+            self.clone()
+        }
     }
 
     /// Whether anything was answered for any of the ranges that are `wanted`.

@@ -16,6 +16,7 @@
 #[cfg(test)]
 extern crate self as keydb_node;
 
+mod background;
 mod cluster;
 mod config;
 mod disk;

@@ -13,12 +13,13 @@ use keydb_core::{
     record_bytes_max,
 };
 use keydb_proto::shard::{CopyAnswers, CopyEntries, CopyName};
-use tokio::{runtime::Handle, sync::mpsc, task::spawn_blocking, time::sleep};
+use tokio::{runtime::Handle, sync::mpsc, time::sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::warn;
 
 use super::budget::ThreadBudget;
 use crate::{
+    background,
     disk::journal::{Journal, Reservation, Space},
     lock::lock,
     node::Node,
@@ -91,13 +92,15 @@ pub(super) struct BulkQueue {
 }
 
 impl BulkQueue {
-    pub(super) fn start(node: &Arc<Node>, copies: &Arc<Copies>) -> Self {
+    /// # Errors
+    /// When the system has no room for a thread.
+    pub(super) fn start(node: &Arc<Node>, copies: &Arc<Copies>) -> Result<Self, String> {
         let (bulk, waiting) = mpsc::channel(WAITING_MAX);
         let (report, done) = mpsc::unbounded_channel();
         let is_over = CancellationToken::new();
         let (node, copies) = (Arc::clone(node), Arc::clone(copies));
         let (ended, runtime) = (is_over.clone(), Handle::current());
-        spawn_blocking(move || {
+        let started = background::run("keydb-bulk", move || {
             let take_in = take_in(&node, &copies, waiting, &report);
             let taken_in = runtime.block_on(async {
                 tokio::select! {
@@ -109,11 +112,12 @@ impl BulkQueue {
                 let _ = report.send(Err(reason));
             }
         });
-        Self {
+        started.map_err(|error| format!("there is no thread for what comes: {error}"))?;
+        Ok(Self {
             bulk,
             done,
             _is_over: is_over.drop_guard(),
-        }
+        })
     }
 
     /// Waits while too much waits.
@@ -225,15 +229,20 @@ async fn remember(
         let recorded = UnixMillis(answer.recorded_unix_ms);
         // Under the lock: what a newer copy begins with must not be mixed with this one's.
         let taken = copies.with(|copies| {
-            let is_part = |range: RangeId| {
+            let is_void = |range: RangeId| {
                 let copy = copies.get(&range).map(|it| it.copy.to_bytes());
-                copy.is_some_and(|copy| names.get(&range) == Some(&&copy[..]))
+                copy.is_none_or(|copy| names.get(&range) != Some(&&copy[..]))
+            };
+            let answers = if decoded.has_any(is_void) {
+                decoded.only(|range| !is_void(range))
+            } else {
+                decoded
             };
             let entry = AnswerEntry {
                 operation,
                 recorded,
                 lsn,
-                answers: decoded.only(is_part),
+                answers,
             };
             node.answers.restore_older(entry, lsn)
         });

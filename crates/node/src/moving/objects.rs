@@ -1,13 +1,13 @@
 //! A range's keys out of another node's snapshots in object storage.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use keydb_core::{Event, InsertError, NodeId, Origin, SnapshotKind};
 use keydb_storage::{ManifestReadError, SnapshotReadError, SnapshotStore};
-use tokio::{runtime::Handle, task::spawn_blocking};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use crate::{node::Node, ranges::owned::OwnedRange};
+use crate::{background, node::Node, ranges::owned::OwnedRange};
 
 /// Why a range's keys are not all there.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,8 @@ pub(super) enum LoadError {
     Manifest(#[from] ManifestReadError),
     #[error("{0}: {1}")]
     File(String, SnapshotReadError),
+    #[error("there is no thread for it: {0}")]
+    NoThread(#[from] io::Error),
     #[error("it was broken off")]
     BrokenOff,
 }
@@ -36,14 +38,14 @@ pub(super) async fn load(
     let _ended_with_this = is_over.clone().drop_guard();
     let runtime = Handle::current();
     // Decoding and merging are work, which requests must not wait for.
-    let loading = spawn_blocking(move || {
+    let loading = background::run("keydb-pull", move || {
         runtime.block_on(async {
             tokio::select! {
                 loaded = merge(&node, &store, owner, &range, &is_over) => loaded,
                 () = is_over.cancelled() => Err(LoadError::BrokenOff),
             }
         })
-    });
+    })?;
     loading.await.unwrap_or(Err(LoadError::BrokenOff))
 }
 

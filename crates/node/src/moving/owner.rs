@@ -20,16 +20,13 @@ use keydb_proto::shard::{
     ForwardedRecord, OwnerMessage, StraightCopy, SuccessorMessage, owner_message::Message,
     successor_message,
 };
-use tokio::{
-    sync::mpsc,
-    task::{JoinSet, spawn_blocking},
-    time::timeout,
-};
+use tokio::{sync::mpsc, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use tracing::{info, warn};
 
 use crate::{
+    background,
     disk::journal::{Journal, Tap, TapNotes, Tapped},
     lock::lock,
     node::Node,
@@ -546,12 +543,13 @@ async fn send_answers(
     let ranges: BTreeSet<RangeId> = copies.iter().map(|(id, _)| *id).collect();
     let owner = Arc::clone(node);
     // It looks at all that is remembered.
-    let read = spawn_blocking(move || {
+    let read = background::run("keydb-answers", move || {
         let mut budget = owner.moves.budget.on_this_thread();
         let is_kept = |range| ranges.contains(&range);
         owner.answers.of_ranges(&is_kept, || budget.spend(0))
     });
-    let (answers, newest) = read.await.map_err(|error| error.to_string())?;
+    let read = read.map_err(|error| error.to_string())?.await;
+    let (answers, newest) = read.map_err(|error| error.to_string())?;
     committed(journal, newest).await?;
     let names: Vec<CopyName> = copies.iter().map(|(id, copy)| name(*id, *copy)).collect();
     let mut answers = answers.into_iter().peekable();

@@ -216,7 +216,7 @@ async fn run(node: &Arc<Node>, owner: NodeId, link: &Link) -> Result<(), String>
         owner,
         link,
         requests,
-        bulk: BulkQueue::start(node, &copies),
+        bulk: BulkQueue::start(node, &copies)?,
         copies,
         asked: HashMap::new(),
         pulling: JoinSet::new(),

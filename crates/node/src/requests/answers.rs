@@ -199,23 +199,15 @@ impl AnswerMemory {
             return entry.answers;
         }
         let mut state = self.state();
-        let newer = state.take(entry.operation);
-        let ranges = newer.as_ref().map(|newer| newer.answers.ranges());
-        let is_missing = |range| {
-            let known = ranges.as_ref();
-            known.is_none_or(|known| !known.contains_key(&range))
+        let Some(newer) = state.take(entry.operation) else {
+            let answers = entry.answers.clone();
+            self.keep(&mut state, entry.operation, entry.recorded, lsn, answers);
+            return entry.answers;
         };
-        let taken = entry.answers.only(is_missing);
-        let (answers, recorded, lsn) = match newer {
-            None => (taken.clone(), entry.recorded, lsn),
-            Some(newer) => (
-                taken.followed_by(&newer.answers),
-                newer.recorded,
-                lsn.max(newer.lsn),
-            ),
-        };
-        self.keep(&mut state, entry.operation, recorded, lsn, answers);
-        taken
+        let answers = entry.answers.followed_by(&newer.answers);
+        let lsn = lsn.max(newer.lsn);
+        self.keep(&mut state, entry.operation, newer.recorded, lsn, answers);
+        entry.answers.without(&newer.answers)
     }
 
     /// Forgets what was remembered of a range until now.

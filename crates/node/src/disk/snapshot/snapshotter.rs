@@ -23,7 +23,7 @@ use super::{
     upload,
 };
 use crate::{
-    NodeError, disk::data_dir::DataDir, disk::journal::Journal, lock::lock,
+    NodeError, background, disk::data_dir::DataDir, disk::journal::Journal, lock::lock,
     ranges::owned::OwnedRange,
 };
 
@@ -138,6 +138,7 @@ impl Snapshotter {
             .spawn({
                 let shared = Arc::clone(&shared);
                 move || {
+                    background::be_nice();
                     let _report_panic = ReportPanic(&shared, "the thread that makes snapshots");
                     rounds::run(&shared, &runtime, replayed);
                 }
