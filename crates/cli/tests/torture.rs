@@ -8,53 +8,29 @@
 
 #[path = "torture/history.rs"]
 mod history;
+#[path = "torture/load.rs"]
+mod load;
 mod support;
 
 use std::{
-    collections::BTreeSet,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use history::{Event, Told, violations};
-use keydb_client::{AdminClient, Claim, Client, ClientConfig, WriteError};
-use keydb_core::random;
-use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use history::{Told, violations};
+use keydb_client::{AdminClient, Client, ClientConfig};
+use load::{Choices, History, ask_for_all, seed, work};
 use rustix::process::Signal;
 use support::Process;
 use tokio::{task::JoinSet, time::sleep};
 
 const KILLS_DEFAULT: u64 = 6;
 const WORKERS: usize = 8;
-const KEYS_PER_CALL: u64 = 16;
-/// How far back keys are used again.
-const KEYS_WINDOW: u64 = 400;
 
 fn kills() -> u64 {
     std::env::var("TORTURE_KILLS").map_or(KILLS_DEFAULT, |text| text.parse().unwrap())
-}
-
-/// What happens when, and to which keys: the same for the same seed, as far as threads and the kernel let it be.
-struct Choices(SmallRng);
-
-impl Choices {
-    /// Those of one of the parties that choose.
-    fn of(seed: u64, party: u64) -> Self {
-        Self(SmallRng::seed_from_u64(seed.wrapping_add(party)))
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0.random_range(..bound)
-    }
-}
-
-fn seed() -> u64 {
-    std::env::var("TORTURE_SEED").map_or_else(|_| random::u64(), |text| text.parse().unwrap())
 }
 
 /// A cluster of one node, which can be killed and started again.
@@ -122,130 +98,6 @@ fn tail(dir: &Path) -> String {
     let log = std::fs::read_to_string(dir.join("node.log")).unwrap_or_default();
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(30)..].join("\n")
-}
-
-/// What all clients were told.
-#[derive(Default)]
-struct History {
-    clock: AtomicU64,
-    newest_key: AtomicU64,
-    events: Mutex<Vec<Event>>,
-    /// See [`doubt_since`](Self::doubt_since).
-    doubts: Mutex<Vec<(u64, u64)>>,
-    stop: AtomicBool,
-}
-
-impl History {
-    fn tick(&self) -> u64 {
-        self.clock.fetch_add(1, Ordering::SeqCst)
-    }
-
-    fn note(&self, keys: &[u64], began: u64, told: impl Fn(usize) -> Told) {
-        let ended = self.tick();
-        let mut events = self.events.lock().unwrap();
-        events.extend(keys.iter().enumerate().map(|(index, key)| Event {
-            key: *key,
-            began,
-            ended,
-            told: told(index),
-        }));
-    }
-
-    /// Some new keys, and some that others use as well.
-    fn keys(&self, choices: &mut Choices) -> Vec<u64> {
-        let newest = self.newest_key.fetch_add(2, Ordering::SeqCst) + KEYS_WINDOW;
-        let keys: BTreeSet<u64> = (0..KEYS_PER_CALL)
-            .map(|_| newest - choices.below(KEYS_WINDOW))
-            .collect();
-        keys.into_iter().collect()
-    }
-
-    /// The node is dead. What it acknowledged since `safe_until` may be lost, also what a caller has yet to read of it.
-    fn doubt_since(&self, safe_until: u64) {
-        let killed = self.tick();
-        self.doubts.lock().unwrap().push((safe_until, killed));
-    }
-
-    /// Everything that was noted, doubts taken into account.
-    fn events(&self) -> Vec<Event> {
-        let doubts = self.doubts.lock().unwrap();
-        let mut events = self.events.lock().unwrap().clone();
-        for event in &mut events {
-            let in_doubt = |(safe_until, killed): &(u64, u64)| {
-                event.ended >= *safe_until && event.began <= *killed
-            };
-            if matches!(event.told, Told::Stored | Told::First) && doubts.iter().any(in_doubt) {
-                event.told = Told::MaybeApplied;
-            }
-        }
-        events
-    }
-}
-
-fn name(key: u64) -> String {
-    format!("key-{key}")
-}
-
-async fn work(client: Client, history: Arc<History>, mut choices: Choices) {
-    let ttl = "1d".parse().unwrap();
-    while !history.stop.load(Ordering::SeqCst) {
-        let keys = history.keys(&mut choices);
-        let names = keys.iter().map(|key| name(*key));
-        let began = history.tick();
-        match choices.below(4) {
-            0 => {
-                if let Ok(present) = client.get(names).await {
-                    history.note(&keys, began, |index| {
-                        if present[index] {
-                            Told::Present
-                        } else {
-                            Told::Absent
-                        }
-                    });
-                }
-            }
-            1 => {
-                let told = match client.put(names, ttl).await {
-                    Ok(()) => Told::Stored,
-                    Err(WriteError::NotApplied(_)) => Told::NotApplied,
-                    Err(_) => Told::MaybeApplied,
-                };
-                history.note(&keys, began, |_| told);
-            }
-            _ => match client.claim(names, ttl).await {
-                Ok(claims) => history.note(&keys, began, |index| match claims[index] {
-                    Claim::First => Told::First,
-                    Claim::Duplicate => Told::Duplicate,
-                    Claim::Unknown => Told::Unknown,
-                }),
-                Err(WriteError::NotApplied(_)) => {
-                    history.note(&keys, began, |_| Told::NotApplied);
-                }
-                Err(_) => history.note(&keys, began, |_| Told::MaybeApplied),
-            },
-        }
-    }
-}
-
-/// Every key that was ever acknowledged is asked for once more.
-async fn ask_for_all(client: &Client, history: &History) {
-    let keys: BTreeSet<u64> = history
-        .events
-        .lock()
-        .unwrap()
-        .iter()
-        .map(|event| event.key)
-        .collect();
-    let keys: Vec<u64> = keys.into_iter().collect();
-    let began = history.tick();
-    let present = client.get(keys.iter().map(|key| name(*key))).await.unwrap();
-    history.note(&keys, began, |index| {
-        if present[index] {
-            Told::Present
-        } else {
-            Told::Absent
-        }
-    });
 }
 
 async fn torture(durability: &'static str) {
