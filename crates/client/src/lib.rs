@@ -56,7 +56,7 @@ mod status;
 
 pub use admin::{
     AdminClient, AdminError, RangeOpened, ScalePlanned, ScalePreview, ScaleProgress,
-    SnapshotsCreated,
+    SnapshotsCreated, SnapshotsLoaded,
 };
 pub use client::Client;
 pub use config::{ClientConfig, Coalescing};

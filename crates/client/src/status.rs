@@ -117,6 +117,12 @@ pub enum RangeState {
         /// What is missing.
         reason: String,
     },
+    /// Another node does: it is on its way to this one.
+    Arriving,
+    /// Another node does. This one has all of it, also on its disk and in object storage, and could take over.
+    Secured,
+    /// Another node does now. What is here is kept until that is certain.
+    HandedOver,
 }
 
 /// What a node holds of one hash range.
@@ -152,6 +158,9 @@ impl RangeStatus {
                 shard::RangeState::Closed => RangeState::Closed {
                     reason: range.reason,
                 },
+                shard::RangeState::Arriving => RangeState::Arriving,
+                shard::RangeState::Secured => RangeState::Secured,
+                shard::RangeState::HandedOver => RangeState::HandedOver,
                 // A build that has no states has nothing to load.
                 shard::RangeState::Ready | shard::RangeState::Unspecified => RangeState::Ready,
             },

@@ -9,10 +9,12 @@ use std::time::Duration;
 use keydb_core::{ClusterMap, Durability, Fingerprint, NodeId, OperationId};
 use keydb_node::NodeConfig;
 use keydb_proto::shard::{
+    CreateSnapshotsRequest, LoadSnapshotsRequest, NodeStatusRequest, RangeState,
     ScaleOperationRequest, ScaleRequest, admin_service_client::AdminServiceClient,
 };
 use keydb_storage::testing::{DOWN, StorageFault};
 use support::{cluster::*, *};
+use tonic::transport::Channel;
 
 /// A cluster of one node with keys, and a second node that waits to become a member.
 struct Two {
@@ -47,26 +49,44 @@ impl Two {
     /// Has exactly these of the two nodes be the members, and waits until they are.
     async fn scale(&self, members: &[usize]) {
         self.plan(members).await;
-        eventually(async || self.map().await.target.is_none()).await;
+        self.complete().await;
+    }
+
+    async fn admin(&self) -> AdminServiceClient<Channel> {
+        let at = format!("http://{}", self.nodes[0].address);
+        AdminServiceClient::connect(at).await.unwrap()
     }
 
     async fn plan(&self, members: &[usize]) {
         let cluster_id = self.map().await.cluster_id.to_bytes().to_vec();
-        let at = format!("http://{}", self.nodes[0].address);
-        let mut admin = AdminServiceClient::connect(at).await.unwrap();
         let addresses = members.iter().map(|at| self.nodes[*at].address.clone());
         let request = ScaleRequest {
-            cluster_id: cluster_id.clone().into(),
+            cluster_id: cluster_id.into(),
             operation_id: OperationId::random().to_bytes().to_vec().into(),
             addresses: addresses.collect(),
             preview: false,
         };
-        admin.scale(request).await.unwrap();
+        self.admin().await.scale(request).await.unwrap();
+    }
+
+    /// Has the ranges change their owners, and waits until they have.
+    async fn complete(&self) {
+        let cluster_id = self.map().await.cluster_id.to_bytes().to_vec();
         let request = ScaleOperationRequest {
             cluster_id: cluster_id.into(),
             ..ScaleOperationRequest::default()
         };
-        admin.scale_complete(request).await.unwrap();
+        self.admin().await.scale_complete(request).await.unwrap();
+        eventually(async || self.map().await.target.is_none()).await;
+    }
+
+    /// How many ranges a node has in this state, and how many keys of those that it answers for.
+    async fn status(&self, node: usize, state: RangeState) -> (usize, u64) {
+        let mut client = self.nodes[node].client().await;
+        let asked = client.node_status(NodeStatusRequest::default()).await;
+        let status = asked.unwrap().into_inner();
+        let ranges = status.ranges.iter().filter(|it| it.state() == state);
+        (ranges.count(), status.keys)
     }
 
     /// How many of these keys their owners have.
@@ -78,7 +98,7 @@ impl Two {
             let own = owned_by(&map, &all, node.id);
             let mut request = self.world().get_request(&map, &own);
             request.header = Some(self.world().header(&map, node.id.0));
-            let mut client = self.nodes[node.id.0 as usize].client().await;
+            let client = self.nodes[node.id.0 as usize].client().await;
             // A node may be a little behind the map.
             let mut reply = None;
             eventually_some(&mut reply, async || {
@@ -96,8 +116,6 @@ impl Two {
                 .iter()
                 .map(|byte| byte.count_ones() as usize)
                 .sum::<usize>();
-            client = self.nodes[node.id.0 as usize].client().await;
-            let _ = client;
         }
         found
     }
@@ -145,6 +163,49 @@ async fn keys_move_to_a_new_node_and_back_in_every_mode() {
         let [first, second] = two.nodes;
         second.ended().await.unwrap();
         first.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_copied_waits_at_its_next_owner_and_counts_once() {
+    let two = Two::with_keys(Durability::Journal, 0..3000).await;
+    two.plan(&[0, 1]).await;
+    eventually(async || two.status(1, RangeState::Secured).await.0 == 4).await;
+    assert_eq!(two.status(0, RangeState::Ready).await, (8, 3000));
+    assert_eq!(two.status(1, RangeState::Ready).await, (0, 0));
+    two.complete().await;
+    eventually(async || {
+        let (first, second) = (
+            two.status(0, RangeState::Ready).await,
+            two.status(1, RangeState::Ready).await,
+        );
+        (first.0, second.0, first.1 + second.1) == (4, 4, 3000)
+    })
+    .await;
+    for node in two.nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshots_are_loaded_into_live_ranges_again_or_what_is_wrong_with_them_is_said() {
+    let two = Two::with_keys(Durability::Journal, 0..3000).await;
+    let mut client = two.nodes[0].client().await;
+    let load =
+        async |mut client: Client| client.load_snapshots(LoadSnapshotsRequest::default()).await;
+    let made = client.create_snapshots(CreateSnapshotsRequest::default());
+    made.await.unwrap();
+    let loaded = load(client.clone()).await.unwrap().into_inner();
+    assert_eq!((loaded.ranges, loaded.added_keys), (8, 0));
+    two.cluster.storage.goes_wrong(|call, key| {
+        let is_file = call == "get_range" && key.ends_with(".keydb");
+        is_file.then_some(StorageFault::Refused)
+    });
+    let refused = load(client).await.unwrap_err();
+    assert!(refused.message().contains(".keydb"), "{refused:?}");
+    assert_eq!(two.present(0..3000).await, 3000);
+    for node in two.nodes {
+        node.stop().await;
     }
 }
 

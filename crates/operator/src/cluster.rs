@@ -5,7 +5,7 @@ use axum::{
     extract::{Request, State},
     http::StatusCode,
 };
-use keydb_client::{AdminClient, NodeEntry, NodeId, NodeStatus, RangeState};
+use keydb_client::{AdminClient, AdminError, NodeEntry, NodeId, NodeStatus, RangeState};
 use keydb_core::NodeState;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -110,35 +110,68 @@ pub(crate) async fn create_snapshots(
     let CreateSnapshots { full } = input::body(request).await?;
     let patient = operator.client()?.with_call_timeout(SNAPSHOT_WAIT_MAX);
     let made = AdminClient::from(patient).create_snapshots(full).await;
-    let failed: Vec<String> = made
-        .iter()
-        .filter_map(|(member, made)| {
-            let error = made.as_ref().err()?;
-            Some(format!("node {}: {error}", member.id))
-        })
-        .collect();
-    let nodes = made.iter().map(|(member, made)| match made {
-        Ok(made) => json!({
-            "nodeID": member.id,
+    outcome(made, "have no new snapshot", |made| {
+        json!({
             "completeToUnixMs": made.complete_to,
             "objects": made.objects,
             "objectBytes": made.object_bytes,
-        }),
-        Err(error) => json!({"nodeID": member.id, "error": error.to_string()}),
+        })
+    })
+}
+
+/// Has every node merge what object storage has of its hash ranges into them again; done when all have.
+pub(crate) async fn load_snapshots(
+    State(operator): State<Shared>,
+    request: Request,
+) -> Result<Json<Value>, Problem> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct LoadSnapshots {}
+    let LoadSnapshots {} = input::body(request).await?;
+    let patient = operator.client()?.with_call_timeout(SNAPSHOT_WAIT_MAX);
+    let loaded = AdminClient::from(patient).load_snapshots().await;
+    let added = loaded.iter().filter_map(|(_, loaded)| loaded.as_ref().ok());
+    let added: u64 = added.map(|loaded| loaded.added_keys).sum();
+    let mut answer = outcome(
+        loaded,
+        "have not loaded all of their snapshots",
+        |loaded| json!({"hashRanges": loaded.ranges, "addedKeys": loaded.added_keys}),
+    )?;
+    answer["addedKeys"] = added.into();
+    Ok(answer)
+}
+
+/// What all nodes have done, or what has become of those that have not.
+fn outcome<T>(
+    asked: Vec<(NodeEntry, Result<T, AdminError>)>,
+    have_not: &str,
+    done: impl Fn(&T) -> Value,
+) -> Result<Json<Value>, Problem> {
+    let failed: Vec<String> = asked
+        .iter()
+        .filter_map(|(member, outcome)| {
+            let error = outcome.as_ref().err()?;
+            Some(format!("node {}: {error}", member.id))
+        })
+        .collect();
+    let nodes = asked.iter().map(|(member, outcome)| {
+        let mut node = match outcome {
+            Ok(outcome) => done(outcome),
+            Err(error) => json!({"error": error.to_string()}),
+        };
+        node["nodeID"] = json!(member.id);
+        node
     });
     let nodes: Value = nodes.collect();
-    match failed.as_slice() {
-        [] => Ok(Json(json!({"success": true, "nodes": nodes}))),
-        _ => {
-            let first = made.into_iter().find_map(|(_, made)| made.err());
-            let problem = first.map_or_else(|| Problem::unavailable(""), Problem::from);
-            Err(problem
-                .detail(format!(
-                    "{} of the nodes have no new snapshot: {}",
-                    failed.len(),
-                    failed.join("; ")
-                ))
-                .with("nodes", nodes))
-        }
+    if failed.is_empty() {
+        return Ok(Json(json!({"success": true, "nodes": nodes})));
     }
+    let first = asked.into_iter().find_map(|(_, outcome)| outcome.err());
+    let problem = first.map_or_else(|| Problem::unavailable(""), Problem::from);
+    let detail = format!(
+        "{} of the nodes {have_not}: {}",
+        failed.len(),
+        failed.join("; ")
+    );
+    Err(problem.detail(detail).with("nodes", nodes))
 }

@@ -8,7 +8,9 @@ use axum::{
     http::{StatusCode, header::LOCATION},
     response::{IntoResponse, Response},
 };
-use keydb_client::{AdminClient, NodeId, OperationId, Phase, ScalePlanned, ScaleProgress};
+use keydb_client::{
+    AdminClient, AdminError, NodeId, OperationId, Phase, ScalePlanned, ScaleProgress,
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -24,7 +26,9 @@ use crate::{
 struct Scale {
     addresses: Option<Vec<String>>,
     /// As the Go scaler takes them, instead of the addresses.
+    #[serde(alias = "old_nodes_addresses")]
     old_nodes_addresses: Option<Vec<String>>,
+    #[serde(alias = "new_nodes_addresses")]
     new_nodes_addresses: Option<Vec<String>>,
     wait: Option<bool>,
 }
@@ -84,7 +88,7 @@ struct OfOperation {
     wait: Option<bool>,
 }
 
-/// Done when the plan is in the cluster map; nodes then copy by it.
+/// Done when the nodes that hash ranges move to have all of them, also on their disks and in object storage.
 pub(crate) async fn scale(
     State(operator): State<Shared>,
     request: Request,
@@ -93,7 +97,15 @@ pub(crate) async fn scale(
     let admin = operator.admin()?;
     let wait = scale.wait.unwrap_or(true);
     let planned = admin.scale(&scale.addresses(admin).await?).await?;
-    let under_way = !wait && planned.operation.is_some();
+    let under_way = match planned.operation {
+        None => false,
+        Some(_) if !wait => true,
+        Some(id) => match admin.wait_secured(id, SCALE_WAIT_MAX).await {
+            Ok(()) => false,
+            Err(AdminError::Unavailable { .. }) => true,
+            Err(error) => return Err(error.into()),
+        },
+    };
     Ok(answer(under_way, plan_json(&planned)))
 }
 

@@ -30,12 +30,13 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the operator can be asked.
-const PATHS: [&str; 15] = [
+const PATHS: [&str; 16] = [
     "/get",
     "/info",
     "/put",
     "/claim",
     "/createSnapshots",
+    "/loadSnapshots",
     "/scale",
     "/scaleComplete",
     "/autoScale",
@@ -136,6 +137,7 @@ fn router(operator: Shared) -> Router {
         .route("/claim", post(keys::claim))
         .route("/info", get(cluster::info))
         .route("/createSnapshots", post(cluster::create_snapshots))
+        .route("/loadSnapshots", post(cluster::load_snapshots))
         .route("/scale", post(scaling::scale))
         .route("/scaleComplete", post(scaling::complete))
         .route("/autoScale", post(scaling::auto_scale))

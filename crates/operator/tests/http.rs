@@ -229,6 +229,8 @@ async fn nodes_say_what_they_hold_and_a_cluster_in_memory_has_no_snapshots() {
 
     let refused = world.post("/createSnapshots", json!({"full": true}));
     refused.await.refused(409, &["node 0", "node 1", "memory"]);
+    let refused = world.post("/loadSnapshots", json!({}));
+    refused.await.refused(409, &["node 0", "node 1", "memory"]);
     world.cluster.stop(1).await;
     let one = world.get("/info?nodeID=1").await;
     assert_eq!(one.ok()["nodes"][0]["reachable"], false);
@@ -265,10 +267,13 @@ async fn a_cluster_is_scaled_up_to_the_plan_and_aborted() {
     assert!(preview["expectedSeconds"].as_f64().unwrap() > 0.0);
     assert_eq!(world.map().await, before, "a preview changes nothing");
 
-    let scaled = world.post("/scale", json!({"addresses": both})).await;
+    // The spare copies nothing.
+    let plan = json!({"addresses": both, "wait": false});
+    let scaled = world.post("/scale", plan).await;
+    assert_eq!(scaled.status, StatusCode::ACCEPTED);
     let joins = json!([{"nodeID": 1, "address": spare.address}]);
-    assert_eq!(scaled.ok()["joins"], joins);
-    let id = scaled.ok()["operationID"].as_str().unwrap().to_owned();
+    assert_eq!(scaled.body["joins"], joins);
+    let id = scaled.body["operationID"].as_str().unwrap().to_owned();
     let map = world.map().await;
     let successors = map.ranges.iter().filter(|it| it.successor.is_some());
     assert_eq!(successors.count(), 64);

@@ -348,6 +348,9 @@ fn range_json(range: &RangeStatus) -> Value {
             RangeState::Ready => "ready",
             RangeState::Loading => "loading",
             RangeState::Closed { .. } => "closed",
+            RangeState::Arriving => "arriving",
+            RangeState::Secured => "secured",
+            RangeState::HandedOver => "handed_over",
             _ => "unknown",
         },
     });

@@ -13,7 +13,9 @@ use futures_util::future::join_all;
 use keydb_core::{ClusterMap, Entry, Fingerprint, Lsn, NodeEntry, NodeId, RangeId, UnixMillis};
 use keydb_proto::{
     error_code,
-    shard::{CreateSnapshotsReply, CreateSnapshotsRequest, ErrorCode, OpenRangeRequest},
+    shard::{
+        CreateSnapshotsRequest, ErrorCode, LoadSnapshotsRequest, OpenRangeRequest, ReplyHeader,
+    },
 };
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Code, Request, Response, Status};
@@ -81,6 +83,25 @@ pub struct SnapshotsCreated {
     pub objects: u64,
     /// How many bytes they have.
     pub object_bytes: u64,
+}
+
+/// What a node has read anew with [`AdminClient::load_snapshots`].
+///
+/// ```
+/// use keydb_client::SnapshotsLoaded;
+///
+/// fn line(loaded: &SnapshotsLoaded) -> String {
+///     format!("{} ranges read, {} keys were missing", loaded.ranges, loaded.added_keys)
+/// }
+/// # let _ = line;
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SnapshotsLoaded {
+    /// How many hash ranges were read.
+    pub ranges: u32,
+    /// How many keys the node had not had.
+    pub added_keys: u64,
 }
 
 /// What became of a closed hash range with [`AdminClient::open_range`].
@@ -239,6 +260,34 @@ impl AdminClient {
         join_all(asked).await
     }
 
+    /// Has every node merge what object storage has of its hash ranges into them again: what the snapshots have and the node had
+    /// lost comes back. A node without fault adds nothing. It takes as much of a node as moving ranges may.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// # let address = client.cluster_map().nodes[0].address.clone();
+    /// # let admin = keydb_client::AdminClient::connect(keydb_client::ClientConfig::new([address])).await.unwrap();
+    /// for (member, loaded) in admin.load_snapshots().await {
+    ///     match loaded {
+    ///         Ok(loaded) => println!("node {} had not {} keys", member.id, loaded.added_keys),
+    ///         Err(error) => println!("node {}: {error}", member.id),
+    ///     }
+    /// }
+    /// # });
+    /// ```
+    pub async fn load_snapshots(&self) -> Vec<(NodeEntry, Result<SnapshotsLoaded, AdminError>)> {
+        let shared = self.client.shared();
+        let routing = shared.router.current();
+        let deadline = self.client.deadline();
+        let asked = routing.map.nodes.iter().map(async |entry| {
+            let loaded = load_on(shared, &routing, entry, deadline);
+            let loaded = shared.unless_closed(loaded).await;
+            (entry.clone(), loaded.unwrap_or(Err(AdminError::Closed)))
+        });
+        join_all(asked).await
+    }
+
     /// Gives up what is missing of a closed hash range: its owner answers for it from then on with what is left, and counts a loss in
     /// the cluster map. Keys that are lost may be told `First` once more. Ask once: a range that was given up before is no error.
     ///
@@ -335,6 +384,32 @@ impl AdminClient {
 }
 
 /// Asks one node until it answers, the retries are used up or the time is.
+/// A node's reply, asked for again while there is none.
+async fn ask_patiently<T, F>(
+    shared: &Shared,
+    node: &Node,
+    deadline: Deadline,
+    mut ask: impl FnMut() -> F,
+) -> Result<T, AdminError>
+where
+    F: Future<Output = Result<Response<T>, Status>>,
+{
+    let config = &shared.config;
+    let retry_count = config.retry_count.unwrap_or(RETRIES_DEFAULT);
+    let mut retry = 0;
+    loop {
+        match reply_of(node, ask(), deadline, retry + 1).await {
+            Err(AdminError::Unavailable { .. })
+                if retry < retry_count && Instant::now() < deadline.at => {}
+            replied => return replied,
+        }
+        // Where the time is up, the next attempt says so.
+        let pause = sleep(config.pause_before(retry));
+        let _ = timeout_at(deadline.at, pause).await;
+        retry += 1;
+    }
+}
+
 async fn create_on(
     shared: &Shared,
     routing: &Routing,
@@ -343,27 +418,41 @@ async fn create_on(
     deadline: Deadline,
 ) -> Result<SnapshotsCreated, AdminError> {
     let node = routing.node(entry.id);
-    let request = CreateSnapshotsRequest {
-        cluster_id: shared.router.cluster_id_bytes(),
-        full,
-    };
-    let config = &shared.config;
-    let retry_count = config.retry_count.unwrap_or(RETRIES_DEFAULT);
-    let mut retry = 0;
-    loop {
-        let mut connection = node.connection();
-        let asked = connection.create_snapshots(timed(request.clone(), deadline));
-        match reply_of(node, asked, deadline, retry + 1).await {
-            Ok(reply) => return read(node, reply, routing),
-            Err(AdminError::Unavailable { .. })
-                if retry < retry_count && Instant::now() < deadline.at => {}
-            Err(error) => return Err(error),
-        }
-        // Where the time is up, the next attempt says so.
-        let pause = sleep(config.pause_before(retry));
-        let _ = timeout_at(deadline.at, pause).await;
-        retry += 1;
-    }
+    let cluster_id = shared.router.cluster_id_bytes();
+    let request = CreateSnapshotsRequest { cluster_id, full };
+    let reply = ask_patiently(shared, node, deadline, || {
+        let (mut connection, request) = (node.connection(), timed(request.clone(), deadline));
+        async move { connection.create_snapshots(request).await }
+    });
+    let reply = reply.await?;
+    heard(node, reply.header.as_ref(), routing)?;
+    Ok(SnapshotsCreated {
+        complete_to: UnixMillis(reply.complete_to_unix_ms),
+        lsn: Lsn(reply.lsn),
+        objects: reply.objects,
+        object_bytes: reply.object_bytes,
+    })
+}
+
+async fn load_on(
+    shared: &Shared,
+    routing: &Routing,
+    entry: &NodeEntry,
+    deadline: Deadline,
+) -> Result<SnapshotsLoaded, AdminError> {
+    let node = routing.node(entry.id);
+    let cluster_id = shared.router.cluster_id_bytes();
+    let request = LoadSnapshotsRequest { cluster_id };
+    let reply = ask_patiently(shared, node, deadline, || {
+        let (mut connection, request) = (node.connection(), timed(request.clone(), deadline));
+        async move { connection.load_snapshots(request).await }
+    });
+    let reply = reply.await?;
+    heard(node, reply.header.as_ref(), routing)?;
+    Ok(SnapshotsLoaded {
+        ranges: reply.ranges,
+        added_keys: reply.added_keys,
+    })
 }
 
 /// A node that knows how long it is waited for says in time how far it got.
@@ -427,19 +516,10 @@ fn is_refusal(status: &Status) -> bool {
     }
 }
 
-fn read(
-    node: &Node,
-    reply: CreateSnapshotsReply,
-    routing: &Routing,
-) -> Result<SnapshotsCreated, AdminError> {
-    let header = reply.header.as_ref().ok_or_else(|| AdminError::Refused {
+fn heard(node: &Node, header: Option<&ReplyHeader>, routing: &Routing) -> Result<(), AdminError> {
+    let header = header.ok_or_else(|| AdminError::Refused {
         message: format!("{node} gave a reply that cannot be read: it has no header").into(),
     })?;
     node.heard(header, routing.map.durability);
-    Ok(SnapshotsCreated {
-        complete_to: UnixMillis(reply.complete_to_unix_ms),
-        lsn: Lsn(reply.lsn),
-        objects: reply.objects,
-        object_bytes: reply.object_bytes,
-    })
+    Ok(())
 }

@@ -2,7 +2,7 @@
 //! far they are. Each verb can be repeated, and nothing is done twice.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -18,7 +18,7 @@ use super::{
     scale_progress::{ScalePlanned, ScalePreview, ScaleProgress},
     timed,
 };
-use crate::cluster::Node;
+use crate::{RangeState, cluster::Node};
 
 /// How often it is looked how far an operation is.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -234,6 +234,88 @@ impl AdminClient {
             }
             sleep(LOOK_INTERVAL).await;
         }
+    }
+
+    /// Waits until every hash range that `operation` is to move is at its next owner: all of it, also on its disk and in object storage.
+    /// [`scale_complete`](Self::scale_complete) then takes moments. Done as well when the operation does not run any more.
+    ///
+    /// # Errors
+    /// [`Unavailable`](AdminError::Unavailable) when they are not by then; it names the nodes that are waited for.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// # let admin = keydb_client::AdminClient::from(client);
+    /// use std::time::Duration;
+    /// use keydb_client::OperationId;
+    ///
+    /// // One that does not run has nothing to copy.
+    /// admin.wait_secured(OperationId::random(), Duration::from_secs(60)).await.unwrap();
+    /// # });
+    /// ```
+    pub async fn wait_secured(
+        &self,
+        operation: OperationId,
+        limit: Duration,
+    ) -> Result<(), AdminError> {
+        let end = Instant::now() + limit;
+        let mut looks = 0;
+        loop {
+            looks += 1;
+            let failure = match self.operation().await {
+                Ok(Some(progress)) if progress.operation == operation => {
+                    let waited_for = self.unsecured().await;
+                    if waited_for.is_empty() {
+                        return Ok(());
+                    }
+                    AdminError::Unavailable {
+                        attempts: looks,
+                        last_error: format!(
+                            "scaling operation {operation} has not copied everything within {limit:?}, and goes on: {}",
+                            waited_for.join(", ")
+                        )
+                        .into(),
+                    }
+                }
+                Ok(_) => return Ok(()),
+                Err(error @ AdminError::Unavailable { .. }) => error,
+                Err(error) => return Err(error),
+            };
+            if Instant::now() + LOOK_INTERVAL > end {
+                return Err(failure);
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// The next owners that have not everything yet, and what of them is waited for.
+    async fn unsecured(&self) -> Vec<String> {
+        let map = self.cluster_map();
+        let mut waiting: BTreeMap<NodeId, BTreeSet<RangeId>> = BTreeMap::new();
+        for range in map.ranges.iter().filter(|range| range.from.is_none()) {
+            if let Some(successor) = range.successor {
+                waiting.entry(successor).or_default().insert(range.id);
+            }
+        }
+        let mut unsecured = Vec::new();
+        for (node, status) in self.node_info().await {
+            let Some(ranges) = waiting.get(&node.id) else {
+                continue;
+            };
+            match status {
+                Ok(status) => {
+                    let secured = status.ranges.iter();
+                    let secured = secured.filter(|it| it.state == RangeState::Secured);
+                    let secured = secured.filter(|it| ranges.contains(&it.id)).count();
+                    if secured < ranges.len() {
+                        let left = ranges.len() - secured;
+                        unsecured.push(format!("node {} lacks {left} hash ranges", node.id));
+                    }
+                }
+                Err(error) => unsecured.push(format!("node {} does not say: {error}", node.id)),
+            }
+        }
+        unsecured
     }
 
     /// [`scale`](Self::scale), [`scale_complete`](Self::scale_complete) and [`wait`](Self::wait), one after the other.

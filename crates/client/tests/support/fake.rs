@@ -10,8 +10,9 @@ use keydb_client::{Client, ClientConfig};
 use keydb_core::{ClusterMap, Durability, NewCluster};
 use keydb_proto::shard::{
     ClaimReply, ClaimRequest, CreateSnapshotsReply, CreateSnapshotsRequest, GetMapReply,
-    GetMapRequest, GetReply, GetRequest, NodeStatusReply, NodeStatusRequest, OpenRangeReply,
-    OpenRangeRequest, PutReply, PutRequest, RangeKeys, RangeRefusal, RefusalCode, ReplyHeader,
+    GetMapRequest, GetReply, GetRequest, LoadSnapshotsReply, LoadSnapshotsRequest, NodeStatusReply,
+    NodeStatusRequest, OpenRangeReply, OpenRangeRequest, PutReply, PutRequest, RangeKeys,
+    RangeRefusal, RefusalCode, ReplyHeader,
     shard_service_server::{ShardService, ShardServiceServer},
 };
 use tokio::{net::TcpListener, task::JoinSet};
@@ -195,6 +196,13 @@ impl ShardService for Service {
         _: Request<NodeStatusRequest>,
     ) -> Result<Response<NodeStatusReply>, Status> {
         Err(Status::unimplemented("node_status"))
+    }
+
+    async fn load_snapshots(
+        &self,
+        _: Request<LoadSnapshotsRequest>,
+    ) -> Result<Response<LoadSnapshotsReply>, Status> {
+        Err(Status::unimplemented("a fake has no disk"))
     }
 
     async fn open_range(

@@ -9,7 +9,7 @@
 mod budget;
 mod bulk;
 mod decisions;
-mod objects;
+pub(crate) mod objects;
 mod owner;
 mod run;
 mod service;

@@ -11,7 +11,7 @@ use crate::{background, node::Node, ranges::owned::OwnedRange};
 
 /// Why a range's keys are not all there.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LoadError {
+pub(crate) enum LoadError {
     #[error("the manifest of node {0} does not have it")]
     NotThere(NodeId),
     #[error(transparent)]
@@ -24,16 +24,17 @@ pub(super) enum LoadError {
     BrokenOff,
 }
 
-/// Merges into `range` what the manifest of `owner` names of it, every file checked, within the budget of moves.
+/// Merges into `range` what the manifest of `owner` names of it, every file checked, within the budget of moves. Returns how many keys
+/// it had not before.
 ///
 /// # Errors
 /// When something of it is missing, damaged or another file, or there is no room for all of it. Part of it may be merged then.
-pub(super) async fn load(
+pub(crate) async fn load(
     node: Arc<Node>,
     store: SnapshotStore,
     owner: NodeId,
     range: Arc<OwnedRange>,
-) -> Result<(), LoadError> {
+) -> Result<u64, LoadError> {
     let is_over = CancellationToken::new();
     let _ended_with_this = is_over.clone().drop_guard();
     let runtime = Handle::current();
@@ -56,7 +57,7 @@ async fn merge(
     owner: NodeId,
     range: &OwnedRange,
     is_over: &CancellationToken,
-) -> Result<(), LoadError> {
+) -> Result<u64, LoadError> {
     let membership_state = node.membership.state();
     let map = membership_state.map().ok_or(LoadError::NotThere(owner))?;
     let found = store.manifest(map.cluster_id, owner).await?;
@@ -67,6 +68,7 @@ async fn merge(
         .ok_or(LoadError::NotThere(owner))?;
     let origin = Origin::from(map);
     let mut budget = node.moves.budget.on_this_thread();
+    let mut added = 0;
     let (base, deltas) = manifest.parts(entry);
     for file in base.into_iter().chain(deltas) {
         let entry_bytes = file.size_bytes.div_ceil(file.entries.max(1));
@@ -82,7 +84,11 @@ async fn merge(
                 }
                 Event::Entries(entries) => {
                     if is_wanted {
-                        let merged = range.write().merge(entries, node.clock.times());
+                        let mut keys = range.write();
+                        let before = keys.len();
+                        let merged = keys.merge(entries, node.clock.times());
+                        added += keys.len().saturating_sub(before) as u64;
+                        drop(keys);
                         merged.map_err(|error: InsertError| {
                             SnapshotReadError::Damaged(error.to_string())
                         })?;
@@ -109,5 +115,5 @@ async fn merge(
         };
         read.map_err(|error| LoadError::File(file.name.clone(), error))?;
     }
-    Ok(())
+    Ok(added)
 }

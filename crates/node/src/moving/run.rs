@@ -284,7 +284,9 @@ async fn take_over(
     let loaded = match node.disk().and_then(|disk| disk.snapshots()) {
         Some(snapshots) => {
             let store = snapshots.store().clone();
-            objects::load(Arc::clone(&node), store, other, range).await
+            objects::load(Arc::clone(&node), store, other, range)
+                .await
+                .map(drop)
         }
         // In `memory` mode there are none.
         None => Ok(()),

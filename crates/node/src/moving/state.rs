@@ -340,6 +340,13 @@ impl Moves {
         self.changed.notified().await;
     }
 
+    /// The copies that come in, and whether this node has all of them for good.
+    pub(crate) fn copies(&self) -> BTreeMap<RangeId, bool> {
+        let copies =
+            self.look(|id, machine| machine.arriving().map(|_| (id, machine.is_secured())));
+        copies.into_iter().collect()
+    }
+
     /// Has whoever waits look again.
     pub(super) fn wake(&self) {
         self.changed.notify_one();

@@ -514,7 +514,7 @@ impl Session<'_> {
                 Some(snapshots) => {
                     let store = snapshots.store().clone();
                     let load = objects::load(Arc::clone(&node), store, owner, range);
-                    load.await.map_err(|error| error.to_string())
+                    load.await.map(drop).map_err(|error| error.to_string())
                 }
                 None => Err("snapshots are not there yet".to_owned()),
             };

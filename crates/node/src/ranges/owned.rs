@@ -219,6 +219,11 @@ impl OwnedRange {
         generation != 0 && self.open_under.load(Ordering::SeqCst) == generation
     }
 
+    /// Whether requests are let in at all.
+    pub(crate) fn is_answered_for(&self) -> bool {
+        self.open_under.load(Ordering::SeqCst) != 0
+    }
+
     /// What has become of its loading; `None` while it loads. Only a ready range is answered for.
     #[inline]
     pub(crate) fn readiness(&self) -> Option<&Readiness> {

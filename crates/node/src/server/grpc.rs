@@ -54,9 +54,10 @@ const CONNECTIONS_MAX: usize = 8192;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same of one that waits for a snapshot, which says itself how far it got before that.
 const SNAPSHOT_REQUEST_TIMEOUT: Duration = SNAPSHOT_TIMEOUT.saturating_add(REQUEST_TIMEOUT);
-const SNAPSHOT_PATHS: [&str; 2] = [
+const SNAPSHOT_PATHS: [&str; 3] = [
     "/keydb.shard.v1.ShardService/CreateSnapshots",
     "/keydb.shard.v1.ShardService/OpenRange",
+    "/keydb.shard.v1.ShardService/LoadSnapshots",
 ];
 
 /// A connection whose other end is silent for so long is asked whether it still lives, and cut off without an answer.

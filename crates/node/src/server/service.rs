@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 use keydb_core::FINGERPRINT_BYTES;
 use keydb_proto::shard::{
     ClaimReply, ClaimRequest, CreateSnapshotsReply, CreateSnapshotsRequest, GetMapReply,
-    GetMapRequest, GetReply, GetRequest, NodeStatusReply, NodeStatusRequest, OpenRangeReply,
-    OpenRangeRequest, PutReply, PutRequest, shard_service_server::ShardService,
+    GetMapRequest, GetReply, GetRequest, LoadSnapshotsReply, LoadSnapshotsRequest, NodeStatusReply,
+    NodeStatusRequest, OpenRangeReply, OpenRangeRequest, PutReply, PutRequest,
+    shard_service_server::ShardService,
 };
 use tonic::{Request, Response, Status};
 
@@ -66,6 +67,15 @@ impl ShardService for Service {
         request: Request<CreateSnapshotsRequest>,
     ) -> Result<Response<CreateSnapshotsReply>, Status> {
         snapshots::create_snapshots(&self.0, request.get_ref(), waits(&request))
+            .await
+            .map(Response::new)
+    }
+
+    async fn load_snapshots(
+        &self,
+        request: Request<LoadSnapshotsRequest>,
+    ) -> Result<Response<LoadSnapshotsReply>, Status> {
+        snapshots::load_snapshots(&self.0, request.get_ref())
             .await
             .map(Response::new)
     }

@@ -6,13 +6,20 @@ use keydb_core::RangeId;
 use keydb_proto::{
     refusal_status,
     shard::{
-        CreateSnapshotsReply, CreateSnapshotsRequest, ErrorCode, OpenRangeReply, OpenRangeRequest,
+        CreateSnapshotsReply, CreateSnapshotsRequest, ErrorCode, LoadSnapshotsReply,
+        LoadSnapshotsRequest, OpenRangeReply, OpenRangeRequest,
     },
 };
 use tokio::time::Instant;
 use tonic::Status;
 
-use crate::{disk::Disk, disk::snapshot::Snapshotter, node::Node, server::status::check_cluster};
+use crate::{
+    disk::Disk,
+    disk::snapshot::Snapshotter,
+    moving::objects::{self, LoadError},
+    node::Node,
+    server::status::check_cluster,
+};
 
 /// How long a snapshot that was asked for is waited for where the caller says nothing else.
 pub(crate) const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -115,5 +122,46 @@ pub(crate) async fn create_snapshots(
         lsn: made.reach.lsn.0,
         objects: made.objects,
         object_bytes: made.object_bytes,
+    })
+}
+
+/// Merges what object storage has of the ranges that the node answers for into them again.
+pub(crate) async fn load_snapshots(
+    node: &Arc<Node>,
+    request: &LoadSnapshotsRequest,
+) -> Result<LoadSnapshotsReply, Status> {
+    let membership_state = node.membership.state();
+    check_cluster(&membership_state, &request.cluster_id)?;
+    let table = membership_state
+        .table()
+        .ok_or_else(|| node.not_serving(&membership_state))?;
+    if !table.current_map.map.durability.has_disk() {
+        return Err(not_possible(
+            "durability is memory: there are no snapshots to be loaded",
+        ));
+    }
+    let store = snapshotter(node)?.store().clone();
+    let (mut ranges, mut added_keys) = (0, 0);
+    let answered = table.ranges().iter();
+    for range in answered.filter(|it| it.is_ready() && it.is_answered_for()) {
+        let (id, me) = (range.id, node.config.id);
+        match objects::load(Arc::clone(node), store.clone(), me, Arc::clone(range)).await {
+            Ok(added) => {
+                ranges += 1;
+                added_keys += added;
+            }
+            // Nothing was uploaded of it yet.
+            Err(LoadError::NotThere(_)) => {}
+            Err(error) => {
+                return Err(not_possible(&format!(
+                    "hash range {id}: {error}; {ranges} ranges were read before it, which had not had {added_keys} of the keys"
+                )));
+            }
+        }
+    }
+    Ok(LoadSnapshotsReply {
+        header: Some(node.reply_header(membership_state.map())),
+        ranges,
+        added_keys,
     })
 }

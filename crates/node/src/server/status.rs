@@ -39,14 +39,28 @@ fn reply(node: &Node, membership_state: &MembershipState) -> NodeStatusReply {
     let owned = membership_state
         .table()
         .map_or(&[][..], |table| table.ranges());
+    let copies = node.moves.copies();
+    let mut keys = 0;
     let ranges: Vec<RangeStatus> = owned
         .iter()
         .map(|range| {
-            let (state, reason) = match range.readiness() {
-                None => (RangeState::Loading, String::new()),
-                Some(Readiness::Ready) => (RangeState::Ready, String::new()),
-                Some(Readiness::Closed(reason)) => (RangeState::Closed, reason.clone()),
+            let state = match copies.get(&range.id) {
+                Some(true) => RangeState::Secured,
+                Some(false) => RangeState::Arriving,
+                None if !range.is_answered_for() => RangeState::HandedOver,
+                None => match range.readiness() {
+                    None => RangeState::Loading,
+                    Some(Readiness::Ready) => RangeState::Ready,
+                    Some(Readiness::Closed(_)) => RangeState::Closed,
+                },
             };
+            let reason = match range.readiness() {
+                Some(Readiness::Closed(reason)) => reason.clone(),
+                _ => String::new(),
+            };
+            if range.is_answered_for() {
+                keys += range.read().len() as u64;
+            }
             RangeStatus {
                 range_id: range.id.0,
                 generation: range.generation,
@@ -65,7 +79,7 @@ fn reply(node: &Node, membership_state: &MembershipState) -> NodeStatusReply {
             .into(),
         durability: map.map(durability).unwrap_or_default(),
         started_unix_ms: node.started.0,
-        keys: ranges.iter().map(|range| range.keys).sum(),
+        keys,
         key_bytes: node.arena.resident_bytes() as u64,
         process_bytes: process_bytes(),
         answer_bytes: node.answers.bytes() as u64,

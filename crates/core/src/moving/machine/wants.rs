@@ -64,6 +64,11 @@ impl RangeMachine {
         self.arriving.map(|arriving| arriving.copy)
     }
 
+    /// Whether all of that is on the disk and in object storage, so that this node could take over.
+    pub fn is_secured(&self) -> bool {
+        self.arriving.is_some_and(|arriving| arriving.is_secured)
+    }
+
     /// The copy that records are sent as part of.
     pub fn tapped(&self) -> Option<CopyId> {
         self.tap.map(|tap| tap.copy)

@@ -56,11 +56,18 @@ pub(super) fn text(status: &StatusSnapshot) -> String {
         "How many things the node warns of; keydb status shows them.",
         reply.warnings.len(),
     );
-    out.metric("keydb_hash_ranges", "gauge", "Owned hash ranges by state.");
+    out.metric(
+        "keydb_hash_ranges",
+        "gauge",
+        "Hash ranges that are here, by state. Those that arrive are not answered for yet, those that were handed over not any more.",
+    );
     for (state, name) in [
         (RangeState::Ready, "ready"),
         (RangeState::Loading, "loading"),
         (RangeState::Closed, "closed"),
+        (RangeState::Arriving, "arriving"),
+        (RangeState::Secured, "secured"),
+        (RangeState::HandedOver, "handed_over"),
     ] {
         out.sample(&[("state", &name)], status.ranges(state));
     }
