@@ -1,10 +1,10 @@
-//! Scales a cluster up and down again and again while nodes, links, object storage and the operator fail, and checks that what clients
-//! were told stays true.
+//! Changes a cluster's membership in every way, under load, and checks that what clients were told stays true: first while nothing
+//! else happens, then while nodes, links, object storage and operators fail.
 //!
 //! Nodes and `keydb scale` are processes of their own, object storage is the S3 server of the other tests, and each of them is reached
 //! through a relay. Several things fail at the same time; which, when and for how long follows from a seed, which is printed and which
 //! `TORTURE_SEED=` chooses. By default this is short. For hours:
-//! `TORTURE_SECONDS=3600 scripts/minio with cargo test --release -p keydb-cli --test scale_torture -- --nocapture`.
+//! `TORTURE_SECONDS=3600 scripts/minio with cargo test --release -p keydb-cli --test scaling -- --nocapture`.
 //! With `TORTURE_DISK=` a directory on a small file system of its own, the nodes' disks become full now and then as well.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails here has failed")]
@@ -13,33 +13,28 @@
 mod history;
 #[path = "torture/load.rs"]
 mod load;
-#[path = "torture/relay.rs"]
+#[path = "scaling/relay.rs"]
 mod relay;
 mod support;
+#[path = "scaling/world.rs"]
+mod world;
 
 use std::{
     collections::BTreeMap,
     fs::File,
     io::Write,
-    os::unix::process::ExitStatusExt,
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
+    process::Stdio,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use history::{Told, violations};
-use keydb_client::{AdminClient, Client, ClientConfig};
-use keydb_storage::testing::TestBucket;
+use keydb_client::AdminClient;
 use load::{Choices, History, ask_for_all, ask_for_settled, seed, work};
-use relay::{Link, Relay};
+use relay::Link;
 use rustix::process::Signal;
-use support::{Process, free_ports, keydb};
-use tempfile::TempDir;
 use tokio::{task::JoinSet, time::sleep};
+use world::{PATIENCE, World};
 
 const SECONDS_DEFAULT: u64 = 20;
 const NODES: usize = 5;
@@ -47,195 +42,10 @@ const NODES: usize = 5;
 const BASE: usize = 3;
 const WORKERS: usize = 6;
 const SETTLE_INTERVAL: Duration = Duration::from_secs(2);
-/// How long an operation may take when nothing fails any more, on a machine that does other things as well.
-const HEALED_LIMIT: Duration = Duration::from_secs(180);
 
 fn seconds() -> Duration {
     let text = std::env::var("TORTURE_SECONDS");
     Duration::from_secs(text.map_or(SECONDS_DEFAULT, |text| text.parse().unwrap()))
-}
-
-/// One node: its process, which is started again whenever it has ended, and the relay before it.
-struct Node {
-    id: usize,
-    port: u16,
-    dir: PathBuf,
-    relay: Relay,
-    process: Mutex<Option<Process>>,
-    is_frozen: AtomicBool,
-}
-
-struct World {
-    dir: TempDir,
-    nodes: Vec<Node>,
-    storage: Relay,
-    storage_settings: Vec<(&'static str, String)>,
-    /// Where the nodes' disks can be filled.
-    small_disk: Option<PathBuf>,
-    /// What must not have happened.
-    broken: Mutex<Vec<String>>,
-    ends: AtomicBool,
-}
-
-impl World {
-    async fn start(durability: &str) -> (Arc<Self>, TestBucket) {
-        let bucket = TestBucket::any().await;
-        let endpoint = bucket.options.endpoint.clone().unwrap();
-        let server = endpoint.trim_start_matches("http://").trim_end_matches('/');
-        let storage = Relay::start(0, server.to_owned()).await;
-        let (id, secret) = bucket.options.access_key.clone().unwrap();
-        let storage_settings = vec![
-            ("KEYDB_STORAGE_BUCKET", bucket.name.clone()),
-            ("KEYDB_STORAGE_REGION", "us-east-1".to_owned()),
-            (
-                "KEYDB_STORAGE_ENDPOINT",
-                format!("http://{}", storage.address),
-            ),
-            ("KEYDB_STORAGE_ACCESSKEYID", id),
-            ("KEYDB_STORAGE_ACCESSKEY", secret),
-        ];
-        let dir = tempfile::tempdir().unwrap();
-        let small_disk = std::env::var_os("TORTURE_DISK").map(PathBuf::from);
-        let data = small_disk.clone().unwrap_or_else(|| dir.path().to_owned());
-        let run = format!("{:x}", keydb_core::random::u64());
-        let ports = free_ports(2 * NODES);
-        let mut nodes = Vec::new();
-        for id in 0..NODES {
-            let port = ports[2 * id];
-            nodes.push(Node {
-                id,
-                port,
-                dir: data.join(format!("{run}-{id}")),
-                relay: Relay::start(ports[2 * id + 1], format!("127.0.0.1:{port}")).await,
-                process: Mutex::new(None),
-                is_frozen: AtomicBool::new(false),
-            });
-        }
-        let world = Arc::new(Self {
-            dir,
-            nodes,
-            storage,
-            storage_settings,
-            small_disk,
-            broken: Mutex::default(),
-            ends: AtomicBool::new(false),
-        });
-        let mut init = keydb();
-        init.arg("init")
-            .env("KEYDB_NODE_ADDRESSES", world.addresses(BASE).join(","))
-            .env("KEYDB_TOTAL_HASH_RANGES", "16")
-            .env("KEYDB_DURABILITY", durability)
-            .envs(world.storage_settings.iter().cloned());
-        support::assert_code(&init.output().unwrap(), 0);
-        for node in &world.nodes {
-            let process = world.node_process(node);
-            *node.process.lock().unwrap() = Some(process);
-        }
-        (world, bucket)
-    }
-
-    fn addresses(&self, count: usize) -> Vec<String> {
-        let nodes = self.nodes.iter().take(count);
-        nodes.map(|node| node.relay.address.to_string()).collect()
-    }
-
-    fn node_process(&self, node: &Node) -> Process {
-        let log = File::options()
-            .append(true)
-            .create(true)
-            .open(self.log(node.id))
-            .unwrap();
-        Process::start(
-            keydb()
-                .arg("node")
-                .current_dir(self.dir.path())
-                .env("KEYDB_NODE_ID", node.id.to_string())
-                .env("KEYDB_PORT", node.port.to_string())
-                .env("KEYDB_HTTP_PORT", "off")
-                .env("KEYDB_DATA_DIR", &node.dir)
-                .env("KEYDB_SNAPSHOT_INTERVAL", "2s")
-                .env("KEYDB_MAP_POLL_INTERVAL", "200ms")
-                .envs(self.storage_settings.iter().cloned())
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(log),
-        )
-    }
-
-    fn log(&self, id: usize) -> PathBuf {
-        self.dir.path().join(format!("node-{id}.log"))
-    }
-
-    /// A command for the cluster.
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = keydb();
-        command
-            .args(args)
-            .env("KEYDB_NODE_ADDRESSES", self.addresses(NODES).join(","))
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn config(&self, call_timeout: Duration) -> ClientConfig {
-        let mut config = ClientConfig::new(self.addresses(NODES));
-        config.call_timeout = call_timeout;
-        config.retry_delay = Duration::from_millis(20);
-        config
-    }
-
-    async fn client(&self, call_timeout: Duration) -> Client {
-        let begun = Instant::now();
-        loop {
-            match Client::connect(self.config(call_timeout)).await {
-                Ok(client) => return client,
-                Err(error) => assert!(begun.elapsed() < HEALED_LIMIT, "{error}\n{}", self.tails()),
-            }
-            sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// Starts nodes again that have ended. A node that has left ends with 0; nothing but a kill may end another one.
-    async fn supervise(self: Arc<Self>) {
-        while !self.ends.load(Ordering::SeqCst) {
-            for node in &self.nodes {
-                let mut process = node.process.lock().unwrap();
-                let ended = process.as_mut().map(|it| it.child.try_wait().unwrap());
-                if let Some(Some(status)) = ended {
-                    if !status.success() && status.signal() != Some(9) {
-                        let said = tail(&self.log(node.id), 5);
-                        let what = format!("node {} ended with {status}:\n{said}", node.id);
-                        self.broken.lock().unwrap().push(what);
-                    }
-                    *process = Some(self.node_process(node));
-                }
-            }
-            sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// Sends a signal to a node that runs.
-    fn signal(&self, id: usize, signal: Signal) {
-        let mut process = self.nodes[id].process.lock().unwrap();
-        if let Some(process) = process.as_mut()
-            && process.child.try_wait().unwrap().is_none()
-        {
-            process.signal(signal);
-        }
-    }
-
-    fn tails(&self) -> String {
-        let logs = self.nodes.iter().map(|node| {
-            let said = tail(&self.log(node.id), 15);
-            format!("node {}:\n{said}\n", node.id)
-        });
-        logs.collect()
-    }
-}
-
-fn tail(log: &Path, count: usize) -> String {
-    let log = std::fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = log.lines().collect();
-    lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
 /// What fails.
@@ -336,7 +146,7 @@ async fn scale(world: Arc<World>, mut choices: Choices) -> u64 {
         if world.ends.load(Ordering::SeqCst) {
             return completed;
         }
-        let to = world.addresses(size).join(",");
+        let to = world.addresses(0..size).join(",");
         let command = world.command(&["scale", "--to", &to, "--yes"]);
         let mut command = tokio::process::Command::from(command);
         command
@@ -357,7 +167,7 @@ async fn scale(world: Arc<World>, mut choices: Choices) -> u64 {
 async fn torture(durability: &str, kills: bool) {
     let seed = seed();
     println!("{durability}: TORTURE_SEED={seed}");
-    let (world, _bucket) = World::start(durability).await;
+    let world = World::start(durability, NODES, BASE).await;
     let history = Arc::new(History::default());
     let mut workers = JoinSet::new();
     for worker in 0..WORKERS as u64 {
@@ -407,19 +217,19 @@ async fn heal_and_check(
 ) {
     world.ends.store(false, Ordering::SeqCst);
     let supervisor = tokio::spawn(Arc::clone(world).supervise());
-    let base = world.addresses(BASE);
+    let base = world.addresses(0..BASE);
     let begun = Instant::now();
     let map = loop {
         let admin = AdminClient::connect(world.config(Duration::from_secs(10))).await;
         let failure = match admin {
-            Ok(admin) => match admin.auto_scale(&base, HEALED_LIMIT, |_| {}).await {
+            Ok(admin) => match admin.auto_scale(&base, PATIENCE, |_| {}).await {
                 Ok(_) => break admin.cluster_map(),
                 Err(error) => error.to_string(),
             },
             Err(error) => error.to_string(),
         };
         assert!(
-            begun.elapsed() < HEALED_LIMIT,
+            begun.elapsed() < PATIENCE,
             "(TORTURE_SEED={seed}) {failure}\n{}",
             world.tails()
         );
@@ -474,4 +284,184 @@ async fn while_a_cluster_is_scaled_nothing_that_was_told_becomes_untrue_by_what_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_kills_nothing_is_lost_in_memory_mode_either() {
     torture("memory", false).await;
+}
+
+/// The members, as their places among the world's nodes.
+type Members = &'static [usize];
+
+/// Has exactly these be the members.
+async fn scale_to(world: &World, members: Members) {
+    let to = world.addresses(members.iter().copied()).join(",");
+    let command = world.command(&["scale", "--to", &to, "--yes"]);
+    let command = tokio::process::Command::from(command).output();
+    let output = tokio::time::timeout(PATIENCE, command).await;
+    let output = output.unwrap_or_else(|_| panic!("{members:?}: {}", world.tails()));
+    support::assert_code(&output.unwrap(), 0);
+    let admin = AdminClient::connect(world.config(PATIENCE)).await.unwrap();
+    let map = loop {
+        // Some of those that were asked may have heard of an older one last.
+        assert!(admin.operation().await.unwrap().is_none());
+        let map = admin.cluster_map();
+        if map.nodes.len() == members.len() {
+            break map;
+        }
+        sleep(Duration::from_millis(50)).await;
+    };
+    let ids: Vec<usize> = map.nodes.iter().map(|node| node.id.0 as usize).collect();
+    assert_eq!(ids, members);
+    let loads = members.iter().map(|id| {
+        let owned = map.ranges.iter();
+        owned.filter(|range| range.owner.0 as usize == *id).count()
+    });
+    let loads: Vec<usize> = loads.collect();
+    assert!(
+        loads.iter().max().unwrap() - loads.iter().min().unwrap() <= 1,
+        "{loads:?}"
+    );
+}
+
+struct Load {
+    history: Arc<History>,
+    workers: JoinSet<()>,
+}
+
+impl Load {
+    async fn start(world: &World) -> Self {
+        let history = Arc::new(History::default());
+        let mut workers = JoinSet::new();
+        for worker in 0..WORKERS as u64 {
+            let client = world.client(PATIENCE).await;
+            workers.spawn(work(
+                client,
+                Arc::clone(&history),
+                Choices::of(seed(), worker),
+            ));
+        }
+        Self { history, workers }
+    }
+
+    /// Asserts that all that was told is true, and that no call has failed.
+    async fn end(mut self, world: &World) {
+        self.history.stop.store(true, Ordering::SeqCst);
+        while let Some(ended) = self.workers.join_next().await {
+            ended.unwrap();
+        }
+        let client = world.client(PATIENCE).await;
+        ask_for_all(&client, &self.history).await;
+        client.close(Duration::ZERO).await;
+        let events = self.history.events();
+        let count = |told| events.iter().filter(|event| event.told == told).count();
+        let failed = [Told::NotApplied, Told::MaybeApplied, Told::Unknown].map(count);
+        assert_eq!(failed, [0; 3], "{}", world.tails());
+        assert!(count(Told::First) > 0 && count(Told::Duplicate) > 0);
+        let found = violations(&events);
+        assert!(found.is_empty(), "{}\n{}", found.join("\n"), world.tails());
+        assert_eq!(*world.broken.lock().unwrap(), [""; 0]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_come_go_and_are_replaced_and_no_call_fails() {
+    let world = World::start("journal", 8, 1).await;
+    let supervisor = tokio::spawn(Arc::clone(&world).supervise());
+    let load = Load::start(&world).await;
+    let steps: [Members; 8] = [
+        &[0, 1, 2],
+        &[0, 1, 2, 3],
+        &[0, 1, 2],
+        &[0, 1, 2, 3, 4, 5, 6, 7],
+        &[0, 1, 2],
+        // Another in the place of one.
+        &[0, 1, 4],
+        // All of them.
+        &[5, 6, 7],
+        // The same again.
+        &[5, 6, 7],
+    ];
+    for members in steps {
+        scale_to(&world, members).await;
+    }
+    load.end(&world).await;
+    world.ends.store(true, Ordering::SeqCst);
+    supervisor.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_are_down_or_stop_in_turn_make_calls_wait_and_nothing_else() {
+    let world = World::start("journal", 4, 3).await;
+    let supervisor = tokio::spawn(Arc::clone(&world).supervise());
+    let load = Load::start(&world).await;
+    // A member is down when its ranges are to move, and comes back.
+    world.nodes[1].stays_down.store(true, Ordering::SeqCst);
+    world.signal(1, Signal::TERM);
+    let back = async {
+        sleep(Duration::from_secs(2)).await;
+        world.nodes[1].stays_down.store(false, Ordering::SeqCst);
+    };
+    tokio::join!(scale_to(&world, &[0, 1, 2, 3]), back);
+    // Two at once: one of them is refused, or finds nothing to do.
+    let scale = |members: Members| {
+        let to = world.addresses(members.iter().copied()).join(",");
+        tokio::process::Command::from(world.command(&["scale", "--to", &to, "--yes"])).output()
+    };
+    let (one, other) = tokio::join!(scale(&[0, 1, 2]), scale(&[0, 1, 3]));
+    let codes = [one.unwrap(), other.unwrap()].map(|output| output.status.code());
+    assert!(codes.contains(&Some(0)), "{codes:?}");
+    scale_to(&world, &[0, 1, 2]).await;
+    // Every node is stopped and comes back, one after the other, while ranges move.
+    let rolling = async {
+        for node in 0..4 {
+            sleep(Duration::from_millis(700)).await;
+            world.signal(node, Signal::TERM);
+        }
+    };
+    tokio::join!(scale_to(&world, &[0, 1, 2, 3]), rolling);
+    load.end(&world).await;
+    world.ends.store(true, Ordering::SeqCst);
+    supervisor.await.unwrap();
+}
+
+/// Kills a node in the middle of a move to node 3, and has it come back with an empty disk.
+async fn disk_is_lost_while_ranges_move(lost: usize) {
+    let world = World::start("journal", 4, 3).await;
+    let supervisor = tokio::spawn(Arc::clone(&world).supervise());
+    let client = world.client(PATIENCE).await;
+    let names = || (0..20_000).map(|key| format!("key {key}"));
+    client.put(names(), "1d".parse().unwrap()).await.unwrap();
+    support::assert_code(&world.command(&["snapshot", "create"]).output().unwrap(), 0);
+    let to = world.addresses(0..4).join(",");
+    let command = world.command(&["scale", "--to", &to, "--yes"]);
+    let scaling = tokio::spawn(tokio::process::Command::from(command).output());
+    // Somewhere in the copying, or the handing over.
+    let seed = seed();
+    println!("node {lost} loses its disk: TORTURE_SEED={seed}");
+    sleep(Duration::from_millis(500 + Choices::of(seed, 0).below(4000))).await;
+    world.nodes[lost].stays_down.store(true, Ordering::SeqCst);
+    world.signal(lost, Signal::KILL);
+    sleep(Duration::from_millis(300)).await;
+    std::fs::remove_dir_all(&world.nodes[lost].dir).unwrap();
+    let node = lost.to_string();
+    let recover = world
+        .command(&["recover", "--node", &node, "--accept-loss"])
+        .output();
+    support::assert_code(&recover.unwrap(), 0);
+    world.nodes[lost].stays_down.store(false, Ordering::SeqCst);
+    let scaled = tokio::time::timeout(PATIENCE, scaling).await;
+    let scaled = scaled.unwrap_or_else(|_| panic!("{}", world.tails()));
+    support::assert_code(&scaled.unwrap().unwrap(), 0);
+    let present = client.get(names()).await.unwrap();
+    let found = present.iter().filter(|present| **present).count();
+    assert_eq!(found, 20_000, "{}", world.tails());
+    world.ends.store(true, Ordering::SeqCst);
+    supervisor.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_next_owner_loses_its_disk_nothing_is_lost() {
+    disk_is_lost_while_ranges_move(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_owner_loses_its_disk_what_object_storage_has_is_kept() {
+    disk_is_lost_while_ranges_move(0).await;
 }

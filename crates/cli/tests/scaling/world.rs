@@ -1,0 +1,229 @@
+//! A cluster of real processes on a real S3 server, all of them behind links that can fail.
+
+use std::{
+    fs::File,
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use keydb_client::{Client, ClientConfig};
+use keydb_storage::testing::TestBucket;
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::time::sleep;
+
+use crate::{
+    relay::Relay,
+    support::{self, Process, free_ports, keydb},
+};
+
+/// More than anything may take where nothing fails, on a machine that does other things as well.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+
+/// One node: its process, which is started again whenever it has ended, and the relay before it.
+pub(crate) struct Node {
+    id: usize,
+    port: u16,
+    /// Its data directory.
+    pub(crate) dir: PathBuf,
+    pub(crate) relay: Relay,
+    process: Mutex<Option<Process>>,
+    pub(crate) is_frozen: AtomicBool,
+    /// It is not started again.
+    pub(crate) stays_down: AtomicBool,
+}
+
+pub(crate) struct World {
+    dir: TempDir,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) storage: Relay,
+    storage_settings: Vec<(&'static str, String)>,
+    /// Where the nodes' disks can be filled.
+    pub(crate) small_disk: Option<PathBuf>,
+    /// What must not have happened.
+    pub(crate) broken: Mutex<Vec<String>>,
+    pub(crate) ends: AtomicBool,
+    _bucket: TestBucket,
+}
+
+impl World {
+    /// So many nodes that run, the first `members` of which are the cluster.
+    pub(crate) async fn start(durability: &str, nodes: usize, members: usize) -> Arc<Self> {
+        let bucket = TestBucket::any().await;
+        let endpoint = bucket.options.endpoint.clone().unwrap();
+        let server = endpoint.trim_start_matches("http://").trim_end_matches('/');
+        let storage = Relay::start(0, server.to_owned()).await;
+        let (id, secret) = bucket.options.access_key.clone().unwrap();
+        let storage_settings = vec![
+            ("KEYDB_STORAGE_BUCKET", bucket.name.clone()),
+            ("KEYDB_STORAGE_REGION", "us-east-1".to_owned()),
+            (
+                "KEYDB_STORAGE_ENDPOINT",
+                format!("http://{}", storage.address),
+            ),
+            ("KEYDB_STORAGE_ACCESSKEYID", id),
+            ("KEYDB_STORAGE_ACCESSKEY", secret),
+        ];
+        let dir = tempfile::tempdir().unwrap();
+        let small_disk = std::env::var_os("TORTURE_DISK").map(PathBuf::from);
+        let data = small_disk.clone().unwrap_or_else(|| dir.path().to_owned());
+        let run = format!("{:x}", keydb_core::random::u64());
+        let ports = free_ports(2 * nodes);
+        let ids = 0..nodes;
+        let mut nodes = Vec::new();
+        for id in ids {
+            let port = ports[2 * id];
+            nodes.push(Node {
+                id,
+                port,
+                dir: data.join(format!("{run}-{id}")),
+                relay: Relay::start(ports[2 * id + 1], format!("127.0.0.1:{port}")).await,
+                process: Mutex::new(None),
+                is_frozen: AtomicBool::new(false),
+                stays_down: AtomicBool::new(false),
+            });
+        }
+        let world = Arc::new(Self {
+            dir,
+            nodes,
+            storage,
+            storage_settings,
+            small_disk,
+            broken: Mutex::default(),
+            ends: AtomicBool::new(false),
+            _bucket: bucket,
+        });
+        let mut init = keydb();
+        init.arg("init")
+            .env(
+                "KEYDB_NODE_ADDRESSES",
+                world.addresses(0..members).join(","),
+            )
+            .env("KEYDB_TOTAL_HASH_RANGES", "16")
+            .env("KEYDB_DURABILITY", durability)
+            .envs(world.storage_settings.iter().cloned());
+        support::assert_code(&init.output().unwrap(), 0);
+        for node in &world.nodes {
+            let process = world.node_process(node);
+            *node.process.lock().unwrap() = Some(process);
+        }
+        world
+    }
+
+    pub(crate) fn addresses(&self, nodes: impl IntoIterator<Item = usize>) -> Vec<String> {
+        let nodes = nodes.into_iter();
+        nodes
+            .map(|node| self.nodes[node].relay.address.to_string())
+            .collect()
+    }
+
+    fn all_addresses(&self) -> Vec<String> {
+        self.addresses(0..self.nodes.len())
+    }
+
+    fn node_process(&self, node: &Node) -> Process {
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.log(node.id))
+            .unwrap();
+        Process::start(
+            keydb()
+                .arg("node")
+                .current_dir(self.dir.path())
+                .env("KEYDB_NODE_ID", node.id.to_string())
+                .env("KEYDB_PORT", node.port.to_string())
+                .env("KEYDB_HTTP_PORT", "off")
+                .env("KEYDB_DATA_DIR", &node.dir)
+                .env("KEYDB_SNAPSHOT_INTERVAL", "2s")
+                .env("KEYDB_MAP_POLL_INTERVAL", "200ms")
+                .envs(self.storage_settings.iter().cloned())
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(log),
+        )
+    }
+
+    fn log(&self, id: usize) -> PathBuf {
+        self.dir.path().join(format!("node-{id}.log"))
+    }
+
+    /// A command for the cluster, which may reach its storage as well.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = keydb();
+        command
+            .args(args)
+            .env("KEYDB_NODE_ADDRESSES", self.all_addresses().join(","))
+            .envs(self.storage_settings.iter().cloned())
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn config(&self, call_timeout: Duration) -> ClientConfig {
+        let mut config = ClientConfig::new(self.all_addresses());
+        config.call_timeout = call_timeout;
+        config.retry_delay = Duration::from_millis(20);
+        config
+    }
+
+    pub(crate) async fn client(&self, call_timeout: Duration) -> Client {
+        let begun = Instant::now();
+        loop {
+            match Client::connect(self.config(call_timeout)).await {
+                Ok(client) => return client,
+                Err(error) => assert!(begun.elapsed() < PATIENCE, "{error}\n{}", self.tails()),
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Starts nodes again that have ended. A node that has left ends with 0; nothing but a kill may end another one.
+    pub(crate) async fn supervise(self: Arc<Self>) {
+        while !self.ends.load(Ordering::SeqCst) {
+            for node in &self.nodes {
+                let mut process = node.process.lock().unwrap();
+                let ended = process.as_mut().map(|it| it.child.try_wait().unwrap());
+                let stays_down = node.stays_down.load(Ordering::SeqCst);
+                if let (Some(Some(status)), false) = (ended, stays_down) {
+                    if !status.success() && status.signal() != Some(9) {
+                        let said = tail(&self.log(node.id), 5);
+                        let what = format!("node {} ended with {status}:\n{said}", node.id);
+                        self.broken.lock().unwrap().push(what);
+                    }
+                    *process = Some(self.node_process(node));
+                }
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Sends a signal to a node that runs.
+    pub(crate) fn signal(&self, id: usize, signal: Signal) {
+        let mut process = self.nodes[id].process.lock().unwrap();
+        if let Some(process) = process.as_mut()
+            && process.child.try_wait().unwrap().is_none()
+        {
+            process.signal(signal);
+        }
+    }
+
+    pub(crate) fn tails(&self) -> String {
+        let logs = self.nodes.iter().map(|node| {
+            let said = tail(&self.log(node.id), 15);
+            format!("node {}:\n{said}\n", node.id)
+        });
+        logs.collect()
+    }
+}
+
+fn tail(log: &Path, count: usize) -> String {
+    let log = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
