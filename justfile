@@ -38,6 +38,10 @@ bench-formats *arguments:
 bench-map *arguments:
     cargo bench -p keydb-core --bench cluster_map -- {{arguments}}
 
+# How long a large cluster takes to publish a scaling operation, with storage simulated.
+bench-map-writers *arguments:
+    cargo bench -p keydb-storage --bench map_writers -- {{arguments}}
+
 # The journal's group commit beside plain appending and syncing on the disk of this folder.
 bench-journal *arguments:
     cargo bench -p keydb-node --bench journal -- {{arguments}}

@@ -340,8 +340,9 @@ impl Load {
         Self { history, workers }
     }
 
-    /// Asserts that all that was told is true, and that no call has failed.
-    async fn end(mut self, world: &World) {
+    /// Asserts that all that was told is true, and that no call has failed. Where nodes stop, a connection may break before a claim is
+    /// read; of its keys that somebody else has claimed meanwhile, the repeat can say no more than `Unknown`.
+    async fn end(mut self, world: &World, nodes_stop: bool) {
         self.history.stop.store(true, Ordering::SeqCst);
         while let Some(ended) = self.workers.join_next().await {
             ended.unwrap();
@@ -351,8 +352,9 @@ impl Load {
         client.close(Duration::ZERO).await;
         let events = self.history.events();
         let count = |told| events.iter().filter(|event| event.told == told).count();
-        let failed = [Told::NotApplied, Told::MaybeApplied, Told::Unknown].map(count);
-        assert_eq!(failed, [0; 3], "{}", world.tails());
+        let failed = [Told::NotApplied, Told::MaybeApplied].map(count);
+        assert_eq!(failed, [0; 2], "{}", world.tails());
+        assert!(nodes_stop || count(Told::Unknown) == 0, "{}", world.tails());
         assert!(count(Told::First) > 0 && count(Told::Duplicate) > 0);
         let found = violations(&events);
         assert!(found.is_empty(), "{}\n{}", found.join("\n"), world.tails());
@@ -381,7 +383,7 @@ async fn members_come_go_and_are_replaced_and_no_call_fails() {
     for members in steps {
         scale_to(&world, members).await;
     }
-    load.end(&world).await;
+    load.end(&world, false).await;
     world.ends.store(true, Ordering::SeqCst);
     supervisor.await.unwrap();
 }
@@ -416,7 +418,7 @@ async fn nodes_that_are_down_or_stop_in_turn_make_calls_wait_and_nothing_else() 
         }
     };
     tokio::join!(scale_to(&world, &[0, 1, 2, 3]), rolling);
-    load.end(&world).await;
+    load.end(&world, true).await;
     world.ends.store(true, Ordering::SeqCst);
     supervisor.await.unwrap();
 }
@@ -435,7 +437,10 @@ async fn disk_is_lost_while_ranges_move(lost: usize) {
     // Somewhere in the copying, or the handing over.
     let seed = seed();
     println!("node {lost} loses its disk: TORTURE_SEED={seed}");
-    sleep(Duration::from_millis(500 + Choices::of(seed, 0).below(4000))).await;
+    sleep(Duration::from_millis(
+        500 + Choices::of(seed, 0).below(4000),
+    ))
+    .await;
     world.nodes[lost].stays_down.store(true, Ordering::SeqCst);
     world.signal(lost, Signal::KILL);
     sleep(Duration::from_millis(300)).await;

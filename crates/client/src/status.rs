@@ -121,7 +121,7 @@ pub enum RangeState {
     Arriving,
     /// Another node does. This one has all of it, also on its disk and in object storage, and could take over.
     Secured,
-    /// Another node does now. What is here is kept until that is certain.
+    /// It is being handed over to another node, or was. What is here is kept until that is certain.
     HandedOver,
 }
 

@@ -13,7 +13,11 @@
 //! A count of 0 stands for a range that was applied in part. The digest is that of all keys that were sent; where the key set refused
 //! one of them, only those before it are counted and answered. A range lies in one part only: a newer answer replaces an older.
 
-use std::{collections::HashMap, ops::Range, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+    sync::Arc,
+};
 
 use crate::{
     Bitmap, Expiry, RangeId,
@@ -192,14 +196,24 @@ impl OperationAnswers {
     /// These and `newer` ones, which replace these where they are of the same range.
     #[must_use]
     pub fn followed_by(&self, newer: &Self) -> Self {
-        let older = self.without(newer);
-        Self([&older.0[..], &newer.0].concat().into())
+        self.without(newer).and(newer)
+    }
+
+    /// These and those of other ranges.
+    #[must_use]
+    pub fn and(&self, others: &Self) -> Self {
+        Self([&self.0[..], &others.0].concat().into())
     }
 
     /// What was answered for ranges that `others` do not have.
     #[must_use]
     pub fn without(&self, others: &Self) -> Self {
-        let is_in_others = |range| others.has_any(|other| other == range);
+        let mut ranges = HashSet::new();
+        // They were read before, so there is nothing that could not be.
+        let _ = each_group(&others.0, |group| {
+            ranges.insert(group.range);
+        });
+        let is_in_others = |range| ranges.contains(&range);
         // Mostly they have none of them.
         if self.has_any(is_in_others) {
             self.only(|range| !is_in_others(range))

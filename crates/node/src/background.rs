@@ -1,8 +1,11 @@
 //! Threads whose work can wait.
 
-use std::{io, thread};
+use std::{io, thread, time::Duration};
 
-use rustix::process::setpriority_process;
+use rustix::{
+    process::setpriority_process,
+    time::{ClockId, Timespec, clock_gettime},
+};
 use tokio::sync::oneshot;
 
 /// How nice such threads are. Where a request's thread wants the same core, they get a tenth of it.
@@ -32,4 +35,13 @@ pub(crate) fn run<T: Send + 'static>(
 pub(crate) fn be_nice() {
     // On Linux this is the calling thread alone. Where it is not allowed, it goes on as it is.
     let _ = setpriority_process(None, NICE);
+}
+
+/// How long this thread has been on a core.
+pub(crate) fn thread_time() -> Duration {
+    let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(
+        u64::try_from(tv_sec).unwrap_or(0),
+        u32::try_from(tv_nsec).unwrap_or(0),
+    )
 }

@@ -291,28 +291,30 @@ impl AdminClient {
     /// The next owners that have not everything yet, and what of them is waited for.
     async fn unsecured(&self) -> Vec<String> {
         let map = self.cluster_map();
-        let mut waiting: BTreeMap<NodeId, BTreeSet<RangeId>> = BTreeMap::new();
+        let mut waiting: BTreeMap<NodeId, BTreeMap<RangeId, u64>> = BTreeMap::new();
         for range in map.ranges.iter().filter(|range| range.from.is_none()) {
             if let Some(successor) = range.successor {
-                waiting.entry(successor).or_default().insert(range.id);
+                let ranges = waiting.entry(successor).or_default();
+                ranges.insert(range.id, range.generation + 1);
             }
         }
+        let mut said = self.node_info().await;
         let mut unsecured = Vec::new();
-        for (node, status) in self.node_info().await {
-            let Some(ranges) = waiting.get(&node.id) else {
-                continue;
-            };
-            match status {
-                Ok(status) => {
+        for (id, ranges) in waiting {
+            let at = said.iter().position(|(node, _)| node.id == id);
+            match at.map(|at| said.swap_remove(at).1) {
+                Some(Ok(status)) => {
                     let secured = status.ranges.iter();
                     let secured = secured.filter(|it| it.state == RangeState::Secured);
-                    let secured = secured.filter(|it| ranges.contains(&it.id)).count();
-                    if secured < ranges.len() {
-                        let left = ranges.len() - secured;
-                        unsecured.push(format!("node {} lacks {left} hash ranges", node.id));
+                    // Not what was copied for an earlier attempt.
+                    let secured = secured.filter(|it| ranges.get(&it.id) == Some(&it.generation));
+                    let left = ranges.len() - secured.count();
+                    if left > 0 {
+                        unsecured.push(format!("node {id} lacks {left} hash ranges"));
                     }
                 }
-                Err(error) => unsecured.push(format!("node {} does not say: {error}", node.id)),
+                Some(Err(error)) => unsecured.push(format!("node {id} does not say: {error}")),
+                None => unsecured.push(format!("node {id} was not asked yet")),
             }
         }
         unsecured

@@ -2,10 +2,9 @@
 
 use std::{sync::Mutex, time::Duration};
 
-use rustix::time::{ClockId, Timespec, clock_gettime};
 use tokio::time::{Instant, sleep_until};
 
-use crate::{config::MoveBudget, lock::lock};
+use crate::{background::thread_time, config::MoveBudget, lock::lock};
 
 /// A thread goes on until it is so far ahead.
 const THREAD_AHEAD_MAX: Duration = Duration::from_millis(2);
@@ -63,24 +62,20 @@ pub(super) struct ThreadBudget<'a> {
 impl ThreadBudget<'_> {
     /// What the thread has done since the last time moved `bytes`. Waits until there may be more of it.
     pub(super) fn spend(&mut self, bytes: u64) {
-        let now = thread_time();
-        let work = now.saturating_sub(self.spent);
-        self.spent = now;
-        let until = self.budget.charge(work, bytes);
+        let until = self.charge(bytes);
         let ahead = until.saturating_duration_since(Instant::now());
         if ahead > THREAD_AHEAD_MAX {
             std::thread::sleep(ahead);
         }
     }
-}
 
-/// How long this thread has been on a core.
-fn thread_time() -> Duration {
-    let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(
-        u64::try_from(tv_sec).unwrap_or(0),
-        u32::try_from(tv_nsec).unwrap_or(0),
-    )
+    /// Takes it from the budget, and does not wait.
+    pub(super) fn charge(&mut self, bytes: u64) -> Instant {
+        let now = thread_time();
+        let work = now.saturating_sub(self.spent);
+        self.spent = now;
+        self.budget.charge(work, bytes)
+    }
 }
 
 #[cfg(test)]

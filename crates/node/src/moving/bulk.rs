@@ -17,7 +17,7 @@ use tokio::{runtime::Handle, sync::mpsc, time::sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::warn;
 
-use super::budget::ThreadBudget;
+use super::objects::MERGE_ENTRIES;
 use crate::{
     background,
     disk::journal::{Journal, Reservation, Space},
@@ -27,9 +27,9 @@ use crate::{
 };
 
 /// So many messages wait; while they are so many, the session takes in nothing more.
-const WAITING_MAX: usize = 8;
-/// So many keys are merged under one lock.
-const MERGE_ENTRIES: usize = 4096;
+const WAITING_MAX: usize = 32;
+/// While more than these wait, nothing is put off: records and *begin* come by the same session.
+const WAITING_FREELY: usize = 8;
 /// After so many operations it is looked at what they have cost.
 const ANSWERS_AT_ONCE: usize = 64;
 /// How long is waited for room on a full disk.
@@ -104,8 +104,9 @@ impl BulkQueue {
             let take_in = take_in(&node, &copies, waiting, &report);
             let taken_in = runtime.block_on(async {
                 tokio::select! {
-                    taken_in = take_in => taken_in,
+                    biased;
                     () = ended.cancelled() => Ok(()),
+                    taken_in = take_in => taken_in,
                 }
             });
             if let Err(reason) = taken_in {
@@ -142,10 +143,17 @@ async fn take_in(
     let mut budget = node.moves.budget.on_this_thread();
     let mut written = Lsn::ZERO;
     while let Some(bulk) = waiting.recv().await {
+        let mut pause = || {
+            if waiting.len() > WAITING_FREELY {
+                budget.charge(0);
+            } else {
+                budget.spend(0);
+            }
+        };
         match bulk {
-            Bulk::Entries(entries) => merge(node, copies, &entries, &mut budget)?,
+            Bulk::Entries(entries) => merge(node, copies, &entries, &mut pause)?,
             Bulk::Answers(answers) => {
-                let lsn = remember(node, copies, &answers, &mut budget).await?;
+                let lsn = remember(node, copies, &answers, &mut pause).await?;
                 written = written.max(lsn);
             }
             Bulk::Done(done) => {
@@ -164,7 +172,7 @@ fn merge(
     node: &Node,
     copies: &Copies,
     chunk: &CopyEntries,
-    budget: &mut ThreadBudget<'_>,
+    pause: &mut impl FnMut(),
 ) -> Result<(), String> {
     let Some(incoming) = chunk.copy.as_ref().and_then(|name| copies.find(name)) else {
         return Ok(());
@@ -191,7 +199,7 @@ fn merge(
         let merged = range.write().merge(&entries, node.clock.times());
         merged.map_err(|error| no_room_for_all(range, error))?;
         // The owner has paid for their bytes.
-        budget.spend(0);
+        pause();
     }
     Ok(())
 }
@@ -202,7 +210,7 @@ async fn remember(
     node: &Node,
     copies: &Copies,
     batch: &CopyAnswers,
-    budget: &mut ThreadBudget<'_>,
+    pause: &mut impl FnMut(),
 ) -> Result<Lsn, String> {
     let some_expiry = Expiry::from_unix_seconds(u32::MAX).ok_or("no latest expiry")?;
     let names: BTreeMap<RangeId, &[u8]> = batch
@@ -213,10 +221,22 @@ async fn remember(
     let mut written = Lsn::ZERO;
     for (index, answer) in batch.answers.iter().enumerate() {
         if index % ANSWERS_AT_ONCE == 0 {
-            budget.spend(0);
+            pause();
         }
         let operation = operation_id(&answer.operation_id)?.ok_or("answers of no operation")?;
         let decoded = OperationAnswers::decode(&answer.answers).ok_or("answers cannot be read")?;
+        let is_void = |copies: &BTreeMap<RangeId, Incoming>, range: RangeId| {
+            let copy = copies.get(&range).map(|it| it.copy.to_bytes());
+            copy.is_none_or(|copy| names.get(&range) != Some(&&copy[..]))
+        };
+        let kept = |copies: &BTreeMap<RangeId, Incoming>, answers: &OperationAnswers| {
+            if answers.has_any(|range| is_void(copies, range)) {
+                answers.only(|range| !is_void(copies, range))
+            } else {
+                answers.clone()
+            }
+        };
+        let answers = copies.with(|copies| kept(copies, &decoded));
         let space = match node.journal() {
             Some(journal) => {
                 let bytes = record_bytes_max(0, 0, answer.answers.len());
@@ -229,20 +249,11 @@ async fn remember(
         let recorded = UnixMillis(answer.recorded_unix_ms);
         // Under the lock: what a newer copy begins with must not be mixed with this one's.
         let taken = copies.with(|copies| {
-            let is_void = |range: RangeId| {
-                let copy = copies.get(&range).map(|it| it.copy.to_bytes());
-                copy.is_none_or(|copy| names.get(&range) != Some(&&copy[..]))
-            };
-            let answers = if decoded.has_any(is_void) {
-                decoded.only(|range| !is_void(range))
-            } else {
-                decoded
-            };
             let entry = AnswerEntry {
                 operation,
                 recorded,
                 lsn,
-                answers,
+                answers: kept(copies, &answers),
             };
             node.answers.restore_older(entry, lsn)
         });

@@ -1,13 +1,25 @@
 //! A range's keys out of another node's snapshots in object storage.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use keydb_core::{Event, InsertError, NodeId, Origin, SnapshotKind};
 use keydb_storage::{ManifestReadError, SnapshotReadError, SnapshotStore};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{background, node::Node, ranges::owned::OwnedRange};
+
+/// So many keys are merged under one lock.
+pub(super) const MERGE_ENTRIES: usize = 4096;
+/// Object storage that sends nothing of use for so long is given up.
+const STILL_MAX: Duration = Duration::from_secs(60);
 
 /// Why a range's keys are not all there.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +32,8 @@ pub(crate) enum LoadError {
     File(String, SnapshotReadError),
     #[error("there is no thread for it: {0}")]
     NoThread(#[from] io::Error),
+    #[error("nothing has come for {} s", STILL_MAX.as_secs())]
+    StandsStill,
     #[error("it was broken off")]
     BrokenOff,
 }
@@ -41,9 +55,12 @@ pub(crate) async fn load(
     // Decoding and merging are work, which requests must not wait for.
     let loading = background::run("keydb-pull", move || {
         runtime.block_on(async {
+            let progress = AtomicU64::new(0);
             tokio::select! {
-                loaded = merge(&node, &store, owner, &range, &is_over) => loaded,
+                biased;
                 () = is_over.cancelled() => Err(LoadError::BrokenOff),
+                loaded = merge(&node, &store, owner, &range, &is_over, &progress) => loaded,
+                () = stands_still(&progress) => Err(LoadError::StandsStill),
             }
         })
     })?;
@@ -57,6 +74,7 @@ async fn merge(
     owner: NodeId,
     range: &OwnedRange,
     is_over: &CancellationToken,
+    progress: &AtomicU64,
 ) -> Result<u64, LoadError> {
     let membership_state = node.membership.state();
     let map = membership_state.map().ok_or(LoadError::NotThere(owner))?;
@@ -84,15 +102,19 @@ async fn merge(
                 }
                 Event::Entries(entries) => {
                     if is_wanted {
-                        let mut keys = range.write();
-                        let before = keys.len();
-                        let merged = keys.merge(entries, node.clock.times());
-                        added += keys.len().saturating_sub(before) as u64;
-                        drop(keys);
-                        merged.map_err(|error: InsertError| {
-                            SnapshotReadError::Damaged(error.to_string())
-                        })?;
+                        // Requests may work on the same range.
+                        for entries in entries.chunks(MERGE_ENTRIES) {
+                            let mut keys = range.write();
+                            let before = keys.len();
+                            let merged = keys.merge(entries, node.clock.times());
+                            added += keys.len().saturating_sub(before) as u64;
+                            drop(keys);
+                            merged.map_err(|error: InsertError| {
+                                SnapshotReadError::Damaged(error.to_string())
+                            })?;
+                        }
                     }
+                    progress.fetch_add(1, Ordering::Relaxed);
                     budget.spend(entry_bytes * entries.len() as u64);
                     if is_over.is_cancelled() {
                         let reason = "reading it was broken off".to_owned();
@@ -116,4 +138,15 @@ async fn merge(
         read.map_err(|error| LoadError::File(file.name.clone(), error))?;
     }
     Ok(added)
+}
+
+/// Ends when `progress` has not changed for long.
+async fn stands_still(progress: &AtomicU64) {
+    loop {
+        let before = progress.load(Ordering::Relaxed);
+        sleep(STILL_MAX).await;
+        if progress.load(Ordering::Relaxed) == before {
+            return;
+        }
+    }
 }

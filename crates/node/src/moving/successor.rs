@@ -367,6 +367,8 @@ impl Session<'_> {
             }
             Message::Begin(begin) => self.begin(&begin).await?,
         }
+        // Taking it in may have waited.
+        self.last_heard = Instant::now();
         Ok(())
     }
 

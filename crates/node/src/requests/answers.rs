@@ -204,10 +204,11 @@ impl AnswerMemory {
             self.keep(&mut state, entry.operation, entry.recorded, lsn, answers);
             return entry.answers;
         };
-        let answers = entry.answers.followed_by(&newer.answers);
+        let taken = entry.answers.without(&newer.answers);
+        let answers = taken.and(&newer.answers);
         let lsn = lsn.max(newer.lsn);
         self.keep(&mut state, entry.operation, newer.recorded, lsn, answers);
-        entry.answers.without(&newer.answers)
+        taken
     }
 
     /// Forgets what was remembered of a range until now.
@@ -254,9 +255,12 @@ impl AnswerMemory {
     pub(crate) fn entries(&self, mut pause: impl FnMut()) -> Vec<AnswerEntry> {
         let mut entries = Vec::new();
         let mut next = 0;
+        let mut places = Vec::with_capacity(ENTRIES_AT_ONCE);
+        let end = self.state().next_place;
         loop {
-            let before = next;
+            let before = entries.len();
             let state = self.state();
+            let forgotten = state.forgotten.clone();
             for (place, id) in state.oldest_first.range(next..).take(ENTRIES_AT_ONCE) {
                 let entry = &state.remembered[id];
                 next = place + 1;
@@ -264,20 +268,28 @@ impl AnswerMemory {
                     operation: *id,
                     recorded: entry.recorded,
                     lsn: entry.lsn,
-                    answers: state.known(entry),
+                    answers: entry.answers.clone(),
                 });
+                places.push(*place);
             }
             drop(state);
-            if next == before {
+            for (entry, place) in entries[before..].iter_mut().zip(places.drain(..)) {
+                if let Some(known) = still_known(&entry.answers, place, &forgotten) {
+                    entry.answers = known;
+                }
+            }
+            if entries.len() - before < ENTRIES_AT_ONCE {
                 break;
             }
-            pause();
+            // What comes behind that comes no faster than it is looked at.
+            if next < end {
+                pause();
+            }
         }
-        entries.retain(|entry| !entry.answers.is_empty());
         // An operation that was recorded again meanwhile has got another place: the last one has all of it.
         let mut seen = HashSet::new();
         let mut last_first: Vec<AnswerEntry> = entries.into_iter().rev().collect();
-        last_first.retain(|entry| seen.insert(entry.operation));
+        last_first.retain(|entry| seen.insert(entry.operation) && !entry.answers.is_empty());
         last_first.reverse();
         last_first
     }
@@ -348,6 +360,17 @@ fn cost_bytes(answers: &OperationAnswers) -> usize {
     answers.as_bytes().len() + ENTRY_OVERHEAD_BYTES
 }
 
+/// What is still known of answers from `place`; nothing where that is all of them.
+fn still_known(
+    answers: &OperationAnswers,
+    place: u64,
+    forgotten: &BTreeMap<RangeId, u64>,
+) -> Option<OperationAnswers> {
+    let is_forgotten = |range| forgotten.get(&range).is_some_and(|floor| place < *floor);
+    let has_forgotten = !forgotten.is_empty() && answers.has_any(is_forgotten);
+    has_forgotten.then(|| answers.only(|range| !is_forgotten(range)))
+}
+
 impl State {
     fn insert(
         &mut self,
@@ -379,14 +402,8 @@ impl State {
 
     /// What is still known of an entry's answers.
     fn known(&self, entry: &Entry) -> OperationAnswers {
-        let is_forgotten = |range| {
-            let floor = self.forgotten.get(&range);
-            floor.is_some_and(|floor| entry.place < *floor)
-        };
-        if self.forgotten.is_empty() || !entry.answers.has_any(is_forgotten) {
-            return entry.answers.clone();
-        }
-        entry.answers.only(|range| !is_forgotten(range))
+        let known = still_known(&entry.answers, entry.place, &self.forgotten);
+        known.unwrap_or_else(|| entry.answers.clone())
     }
 
     /// Forgets the oldest operations until at most `bytes_max` remain and the oldest was recorded after `too_old`.

@@ -75,7 +75,7 @@ impl ShardService for Service {
         &self,
         request: Request<LoadSnapshotsRequest>,
     ) -> Result<Response<LoadSnapshotsReply>, Status> {
-        snapshots::load_snapshots(&self.0, request.get_ref())
+        snapshots::load_snapshots(&self.0, request.get_ref(), waits(&request))
             .await
             .map(Response::new)
     }

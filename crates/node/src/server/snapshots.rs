@@ -18,6 +18,7 @@ use crate::{
     disk::snapshot::Snapshotter,
     moving::objects::{self, LoadError},
     node::Node,
+    requests,
     server::status::check_cluster,
 };
 
@@ -129,7 +130,9 @@ pub(crate) async fn create_snapshots(
 pub(crate) async fn load_snapshots(
     node: &Arc<Node>,
     request: &LoadSnapshotsRequest,
+    patience: Option<Duration>,
 ) -> Result<LoadSnapshotsReply, Status> {
+    let deadline = answer_by(patience);
     let membership_state = node.membership.state();
     check_cluster(&membership_state, &request.cluster_id)?;
     let table = membership_state
@@ -140,11 +143,23 @@ pub(crate) async fn load_snapshots(
             "durability is memory: there are no snapshots to be loaded",
         ));
     }
-    let store = snapshotter(node)?.store().clone();
+    let snapshots = snapshotter(node)?;
+    let store = snapshots.store().clone();
     let (mut ranges, mut added_keys) = (0, 0);
     let answered = table.ranges().iter();
     for range in answered.filter(|it| it.is_ready() && it.is_answered_for()) {
         let (id, me) = (range.id, node.config.id);
+        // What is added is in no record, so a copy that is under way would not have it.
+        if moves(node, id) {
+            return Err(not_possible(&format!(
+                "hash range {id} is to move to another node; load the snapshots when it has, or after an abort"
+            )));
+        }
+        if requests::is_over_memory_limit(node) {
+            return Err(not_possible(
+                "the node's memory limit is reached, so nothing can be added",
+            ));
+        }
         match objects::load(Arc::clone(node), store.clone(), me, Arc::clone(range)).await {
             Ok(added) => {
                 ranges += 1;
@@ -158,10 +173,33 @@ pub(crate) async fn load_snapshots(
                 )));
             }
         }
+        if moves(node, id) {
+            return Err(not_possible(&format!(
+                "hash range {id} has begun to move to another node, which may not have what was added; load the snapshots again when it has"
+            )));
+        }
+    }
+    if added_keys > 0 {
+        // A full file that was made meanwhile may have been made without them.
+        let made = snapshots.request(true, deadline).await;
+        made.map_err(|reason| {
+            not_possible(&format!(
+                "{added_keys} keys were added, but no snapshot has them yet, and a restart may forget them: {reason}"
+            ))
+        })?;
     }
     Ok(LoadSnapshotsReply {
         header: Some(node.reply_header(membership_state.map())),
         ranges,
         added_keys,
     })
+}
+
+/// Whether a range is on its way to another node, or was taken over and is not settled.
+fn moves(node: &Node, id: RangeId) -> bool {
+    let membership_state = node.membership.state();
+    let entry = membership_state
+        .map()
+        .and_then(|map| map.ranges.iter().find(|range| range.id == id));
+    entry.is_none_or(|range| range.successor.is_some() || range.from.is_some())
 }

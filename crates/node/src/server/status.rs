@@ -47,7 +47,9 @@ fn reply(node: &Node, membership_state: &MembershipState) -> NodeStatusReply {
             let state = match copies.get(&range.id) {
                 Some(true) => RangeState::Secured,
                 Some(false) => RangeState::Arriving,
-                None if !range.is_answered_for() => RangeState::HandedOver,
+                None if range.readiness().is_some() && !range.is_answered_for() => {
+                    RangeState::HandedOver
+                }
                 None => match range.readiness() {
                     None => RangeState::Loading,
                     Some(Readiness::Ready) => RangeState::Ready,

@@ -64,9 +64,10 @@ impl RangeMachine {
         self.arriving.map(|arriving| arriving.copy)
     }
 
-    /// Whether all of that is on the disk and in object storage, so that this node could take over.
+    /// Whether all of that is on the disk and in object storage, and what is committed goes on coming, so that this node could take over.
     pub fn is_secured(&self) -> bool {
-        self.arriving.is_some_and(|arriving| arriving.is_secured)
+        self.arriving
+            .is_some_and(|arriving| arriving.is_secured && arriving.is_live)
     }
 
     /// The copy that records are sent as part of.

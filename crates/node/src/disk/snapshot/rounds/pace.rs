@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use crate::disk::snapshot::{error::RoundError, shared::Shared};
+use crate::{
+    background::thread_time,
+    disk::snapshot::{error::RoundError, shared::Shared},
+};
 
 /// After so much work in a row it rests, [`REST_FACTOR`] times as long as it has worked: a quarter of one core at most.
 const WORK_SLICE: Duration = Duration::from_micros(300);
 const REST_FACTOR: u32 = 3;
-/// What took longer was not work, but the disk.
 const REST_MAX: Duration = Duration::from_millis(50);
 
 /// Keeps the work on snapshots within its share of a core, and ends it when the node does.
@@ -15,6 +17,8 @@ const REST_MAX: Duration = Duration::from_millis(50);
 pub(super) struct Pace<'a> {
     shared: &'a Shared,
     since: Instant,
+    /// The thread's time on a core then: while it waits for one, or for the disk, it does not work.
+    worked_before: Duration,
 }
 
 impl<'a> Pace<'a> {
@@ -22,6 +26,7 @@ impl<'a> Pace<'a> {
         Self {
             shared,
             since: Instant::now(),
+            worked_before: thread_time(),
         }
     }
 
@@ -30,10 +35,10 @@ impl<'a> Pace<'a> {
     /// # Errors
     /// When the node ends without one.
     pub(super) fn rest(&mut self) -> Result<(), RoundError> {
-        let worked = self.since.elapsed();
-        if worked < WORK_SLICE {
+        if self.since.elapsed() < WORK_SLICE {
             return Ok(());
         }
+        let worked = thread_time().saturating_sub(self.worked_before);
         let (hurries, is_over) = {
             let state = self.shared.state();
             (state.closing, state.abandoned)
@@ -47,6 +52,7 @@ impl<'a> Pace<'a> {
         }
         self.shared.is_busy();
         self.since = Instant::now();
+        self.worked_before = thread_time();
         Ok(())
     }
 }
