@@ -10,6 +10,11 @@ check:
 test:
     cargo test --workspace
 
+# An hour of kills of one node, and an hour of scaling while nodes, links and storage fail. `TORTURE_SEED=` repeats what a run printed.
+torture seconds="3600" kills="4000":
+    TORTURE_KILLS={{kills}} cargo test --release -p keydb-cli --test torture -- --nocapture --test-threads 1
+    TORTURE_SECONDS={{seconds}} scripts/minio with cargo test --release -p keydb-cli --test scaling -- --nocapture --test-threads 1
+
 # The key set beside hashbrown and plain random reads of memory (100 M keys, 6 GiB).
 bench *arguments:
     cargo bench -p keydb-core --bench engine -- {{arguments}}
