@@ -58,6 +58,10 @@ impl Two {
     }
 
     async fn plan(&self, members: &[usize]) {
+        self.try_plan(members).await.unwrap();
+    }
+
+    async fn try_plan(&self, members: &[usize]) -> Result<(), tonic::Status> {
         let cluster_id = self.map().await.cluster_id.to_bytes().to_vec();
         let addresses = members.iter().map(|at| self.nodes[*at].address.clone());
         let request = ScaleRequest {
@@ -66,7 +70,7 @@ impl Two {
             addresses: addresses.collect(),
             preview: false,
         };
-        self.admin().await.scale(request).await.unwrap();
+        self.admin().await.scale(request).await.map(drop)
     }
 
     /// Has the ranges change their owners, and waits until they have.
@@ -164,6 +168,25 @@ async fn keys_move_to_a_new_node_and_back_in_every_mode() {
         second.ended().await.unwrap();
         first.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_has_just_left_is_not_planned_with() {
+    let two = Two::with_keys(Durability::Memory, 0..10).await;
+    two.scale(&[0, 1]).await;
+    two.scale(&[0]).await;
+    eventually(async || {
+        let mut client = two.nodes[1].client().await;
+        let asked = client.node_status(NodeStatusRequest::default()).await;
+        asked.unwrap().into_inner().has_left
+    })
+    .await;
+    let refused = two.try_plan(&[0, 1]).await.unwrap_err();
+    let words = format!("{} has left the cluster", two.nodes[1].address);
+    assert!(refused.message().contains(&words), "{refused:?}");
+    let [first, second] = two.nodes;
+    second.ended().await.unwrap();
+    first.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -92,6 +92,9 @@ fn reply(node: &Node, membership_state: &MembershipState) -> NodeStatusReply {
         memory_limit_bytes: node.config.limits.memory_bytes as u64,
         shed_keys: node.reclaiming.shed_keys(),
         warnings: node.warnings.all(),
+        has_left: membership_state
+            .table()
+            .is_some_and(|table| table.current_map.map.node(node.config.id).is_none()),
     }
 }
 

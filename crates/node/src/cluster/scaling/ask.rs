@@ -96,6 +96,11 @@ async fn who_is_at(address: &str, deadline: Instant) -> Result<There, String> {
         loop {
             let reply = client.node_status(NodeStatusRequest::default()).await;
             let reply = reply.map_err(|status| nobody(&status.message()))?;
+            if reply.get_ref().has_left {
+                return Err(format!(
+                    "the node at {address} has left the cluster and ends within seconds; start it again first"
+                ));
+            }
             if let Some(there) = There::of(reply.get_ref()) {
                 return Ok(there);
             }
