@@ -3,7 +3,7 @@
 use std::{fmt::Write, time::Duration};
 
 use hdrhistogram::Histogram;
-use keydb_client::HandOverWaits;
+use keydb_client::ClientCounters;
 use serde_json::{Value, json};
 
 use super::{
@@ -19,13 +19,13 @@ pub(crate) struct Report {
     operations: Vec<(Kind, Record)>,
     elapsed: Duration,
     missed_calls: u64,
-    hand_overs: HandOverWaits,
+    waits: ClientCounters,
     first_error: Option<String>,
 }
 
 impl Report {
     /// Collects what `recorder` has.
-    pub(crate) fn new(recorder: &Recorder, ran: Ran, hand_overs: HandOverWaits) -> Self {
+    pub(crate) fn new(recorder: &Recorder, ran: Ran, waits: ClientCounters) -> Self {
         let all = Kind::ALL
             .into_iter()
             .map(|kind| (kind, recorder.total(kind)));
@@ -35,7 +35,7 @@ impl Report {
                 .collect(),
             elapsed: ran.elapsed,
             missed_calls: ran.missed_calls,
-            hand_overs,
+            waits,
             first_error: recorder.first_error(),
         }
     }
@@ -110,8 +110,8 @@ impl Report {
                 thousands(self.missed_calls)
             );
         }
-        let waits = &self.hand_overs;
-        if *waits != HandOverWaits::default() {
+        let waits = self.waits.total();
+        if !self.waits.hand_overs.is_empty() {
             let _ = writeln!(
                 text,
                 "hash ranges moved: {} switched to another node, {} refusals while they were handed over; {} requests waited for that, {:.1} ms at most, {:.1} ms altogether",
@@ -120,6 +120,16 @@ impl Report {
                 thousands(waits.waits),
                 millis(waits.wait_longest),
                 millis(waits.wait_total)
+            );
+            let longest = self.longest_waits();
+            let share = |share: f64| millis(longest[((longest.len() - 1) as f64 * share) as usize]);
+            let _ = writeln!(
+                text,
+                "the longest wait for each of {} ranges: {:.1} ms for half of them, {:.1} ms for nine in ten, {:.1} ms for all",
+                longest.len(),
+                share(0.5),
+                share(0.9),
+                share(1.0)
             );
         }
         if counts.unexpected > 0 {
@@ -153,17 +163,27 @@ impl Report {
             "operations": operations.collect::<Vec<_>>(),
             "first_error": self.first_error,
         });
-        let waits = &self.hand_overs;
-        if *waits != HandOverWaits::default() {
+        let waits = self.waits.total();
+        if !self.waits.hand_overs.is_empty() {
+            let longest = self.longest_waits().into_iter().map(millis);
             report["hand_overs"] = json!({
                 "held_refusals": waits.held_refusals,
                 "switches": waits.switches,
                 "waits": waits.waits,
                 "wait_total_ms": millis(waits.wait_total),
                 "wait_longest_ms": millis(waits.wait_longest),
+                "wait_longest_ms_by_range": longest.collect::<Vec<_>>(),
             });
         }
         report
+    }
+
+    /// Of each range that was handed over, ascending.
+    fn longest_waits(&self) -> Vec<Duration> {
+        let waits = self.waits.hand_overs.values();
+        let mut longest: Vec<Duration> = waits.map(|waits| waits.wait_longest).collect();
+        longest.sort_unstable();
+        longest
     }
 
     fn counts_json(&self, counts: &Counts) -> Value {

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use keydb_client::{Claim, Client, GetError, HandOverWaits, WriteError};
+use keydb_client::{Claim, Client, ClientCounters, GetError, WriteError};
 use keydb_core::Ttl;
 
 use super::{args::Kind, keys::Key};
@@ -48,10 +48,10 @@ impl Target {
     }
 
     /// How calls have waited for hash ranges that moved.
-    pub(crate) fn hand_overs(&self) -> HandOverWaits {
+    pub(crate) fn hand_overs(&self) -> ClientCounters {
         match self {
-            Self::Embedded(_) => HandOverWaits::default(),
-            Self::Cluster { client, .. } => client.counters().total(),
+            Self::Embedded(_) => ClientCounters::default(),
+            Self::Cluster { client, .. } => client.counters(),
         }
     }
 
