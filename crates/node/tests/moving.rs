@@ -181,8 +181,9 @@ async fn a_node_that_has_just_left_is_not_planned_with() {
         asked.unwrap().into_inner().has_left
     })
     .await;
+    // Nobody starts it again.
     let refused = two.try_plan(&[0, 1]).await.unwrap_err();
-    let words = format!("{} has left the cluster", two.nodes[1].address);
+    let words = format!("{} has just left the cluster", two.nodes[1].address);
     assert!(refused.message().contains(&words), "{refused:?}");
     let [first, second] = two.nodes;
     second.ended().await.unwrap();

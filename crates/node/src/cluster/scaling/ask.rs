@@ -19,6 +19,9 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long before a node is asked again that has just been started, and has no map yet.
 const ASK_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a node that has just left has to end and to be started again.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(6);
+
 /// More members than this are a typing error.
 pub(super) const MEMBERS_MAX: usize = 4096;
 
@@ -77,10 +80,32 @@ pub(super) async fn members(map: &ClusterMap, addresses: &[String]) -> Result<Ve
 struct There {
     id: NodeId,
     cluster: ClusterId,
+    has_left: bool,
 }
 
-/// Asks until there is an answer, or says what is wrong with the address.
+/// Asks until there is an answer, or says what is wrong with the address. A node that has just left the cluster is about to be started
+/// again, or nobody will be there.
 async fn who_is_at(address: &str, deadline: Instant) -> Result<There, String> {
+    let first = ask(address, deadline).await;
+    if !matches!(&first, Ok(there) if there.has_left) {
+        return first;
+    }
+    let restarted_by = Instant::now() + RESTART_TIMEOUT;
+    loop {
+        sleep(ASK_PAUSE).await;
+        match ask(address, restarted_by).await {
+            Ok(there) if !there.has_left => return Ok(there),
+            _ if Instant::now() < restarted_by => {}
+            Ok(_) | Err(_) => {
+                return Err(format!(
+                    "the node at {address} has just left the cluster, and was not started again within {RESTART_TIMEOUT:?}"
+                ));
+            }
+        }
+    }
+}
+
+async fn ask(address: &str, deadline: Instant) -> Result<There, String> {
     let nobody = |why: &dyn Display| format!("no node answers at {address}: {why}");
     let is_host_and_port = address
         .rsplit_once(':')
@@ -96,11 +121,6 @@ async fn who_is_at(address: &str, deadline: Instant) -> Result<There, String> {
         loop {
             let reply = client.node_status(NodeStatusRequest::default()).await;
             let reply = reply.map_err(|status| nobody(&status.message()))?;
-            if reply.get_ref().has_left {
-                return Err(format!(
-                    "the node at {address} has left the cluster and ends within seconds; start it again first"
-                ));
-            }
             if let Some(there) = There::of(reply.get_ref()) {
                 return Ok(there);
             }
@@ -131,6 +151,7 @@ impl There {
         Some(Self {
             id: NodeId(reply.header.as_ref()?.node_id),
             cluster: ClusterId::from_bytes((*reply.cluster_id).try_into().ok()?),
+            has_left: reply.has_left,
         })
     }
 }
