@@ -23,7 +23,7 @@ use history::{Told, violations};
 use keydb_client::{AdminClient, Client, ClientConfig};
 use load::{Choices, History, ask_for_all, seed, work};
 use rustix::process::Signal;
-use support::Process;
+use support::{Process, tail};
 use tokio::{task::JoinSet, time::sleep};
 
 const KILLS_DEFAULT: u64 = 6;
@@ -90,14 +90,12 @@ impl Cluster {
             }
         };
         let connected = tokio::time::timeout(Duration::from_secs(60), connect).await;
-        connected.unwrap_or_else(|_| panic!("the node does not come up:\n{}", tail(&self.dir)))
+        connected.unwrap_or_else(|_| panic!("the node does not come up:\n{}", log_tail(&self.dir)))
     }
 }
 
-fn tail(dir: &Path) -> String {
-    let log = std::fs::read_to_string(dir.join("node.log")).unwrap_or_default();
-    let lines: Vec<&str> = log.lines().collect();
-    lines[lines.len().saturating_sub(30)..].join("\n")
+fn log_tail(dir: &Path) -> String {
+    tail(&dir.join("node.log"), 30)
 }
 
 async fn torture(durability: &'static str) {
@@ -177,7 +175,7 @@ async fn torture(durability: &'static str) {
         "{} violations (TORTURE_SEED={seed}):\n{}\n{}",
         found.len(),
         found[..found.len().min(20)].join("\n"),
-        tail(dir.path())
+        log_tail(dir.path())
     );
 }
 

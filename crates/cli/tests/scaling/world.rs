@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     os::unix::process::ExitStatusExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
     sync::{
         Arc, Mutex,
@@ -20,7 +20,7 @@ use tokio::time::sleep;
 
 use crate::{
     relay::Relay,
-    support::{self, Process, free_ports, keydb},
+    support::{self, Process, free_ports, keydb, tail},
 };
 
 /// More than anything may take where nothing fails, on a machine that does other things as well.
@@ -75,11 +75,10 @@ impl World {
         let data = small_disk.clone().unwrap_or_else(|| dir.path().to_owned());
         let run = format!("{:x}", keydb_core::random::u64());
         let ports = free_ports(2 * nodes);
-        let ids = 0..nodes;
-        let mut nodes = Vec::new();
-        for id in ids {
+        let mut started = Vec::new();
+        for id in 0..nodes {
             let port = ports[2 * id];
-            nodes.push(Node {
+            started.push(Node {
                 id,
                 port,
                 dir: data.join(format!("{run}-{id}")),
@@ -91,7 +90,7 @@ impl World {
         }
         let world = Arc::new(Self {
             dir,
-            nodes,
+            nodes: started,
             storage,
             storage_settings,
             small_disk,
@@ -225,10 +224,4 @@ impl World {
         });
         logs.collect()
     }
-}
-
-fn tail(log: &Path, count: usize) -> String {
-    let log = std::fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = log.lines().collect();
-    lines[lines.len().saturating_sub(count)..].join("\n")
 }

@@ -179,6 +179,13 @@ impl Dev {
     }
 }
 
+/// The last lines of a log, as far as it is there.
+pub(crate) fn tail(log: &Path, count: usize) -> String {
+    let log = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
 /// Ports that are free, each handed out once. They lie below those that the system gives to connections, so that none is
 /// taken before its node starts.
 pub(crate) fn free_ports(count: usize) -> Vec<u16> {

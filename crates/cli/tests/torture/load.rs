@@ -183,7 +183,16 @@ pub(crate) async fn ask_for_all(client: &Client, history: &History) {
         .iter()
         .map(|event| event.key)
         .collect();
-    ask_for(client, history, &keys.into_iter().collect::<Vec<_>>()).await;
+    let keys: Vec<u64> = keys.into_iter().collect();
+    let began = history.tick();
+    let present = client.get(keys.iter().map(|key| name(*key))).await.unwrap();
+    history.note(&keys, began, |index| {
+        if present[index] {
+            Told::Present
+        } else {
+            Told::Absent
+        }
+    });
 }
 
 /// And the keys of what was settled, which are all to be there. Returns those that are not.
@@ -197,16 +206,4 @@ pub(crate) async fn ask_for_settled(client: &Client, history: &History) -> Vec<S
             .extend(absent.map(|(key, _)| format!("(a) key {key} was acknowledged and forgotten")));
     }
     missing
-}
-
-async fn ask_for(client: &Client, history: &History, keys: &[u64]) {
-    let began = history.tick();
-    let present = client.get(keys.iter().map(|key| name(*key))).await.unwrap();
-    history.note(keys, began, |index| {
-        if present[index] {
-            Told::Present
-        } else {
-            Told::Absent
-        }
-    });
 }

@@ -384,7 +384,6 @@ impl AdminClient {
 }
 
 /// Asks one node until it answers, the retries are used up or the time is.
-/// A node's reply, asked for again while there is none.
 async fn ask_patiently<T, F>(
     shared: &Shared,
     node: &Node,

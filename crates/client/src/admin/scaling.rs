@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    future::ready,
     sync::Arc,
     time::Duration,
 };
@@ -209,31 +210,14 @@ impl AdminClient {
         limit: Duration,
         mut seen: impl FnMut(&ScaleProgress),
     ) -> Result<(), AdminError> {
-        let end = Instant::now() + limit;
-        let mut looks = 0;
-        loop {
-            looks += 1;
-            let failure = match self.operation().await {
-                Ok(Some(progress)) if progress.operation == operation => {
-                    seen(&progress);
-                    let (moved, moves) = (progress.moved(), progress.moves);
-                    AdminError::Unavailable {
-                        attempts: looks,
-                        last_error: format!(
-                            "scaling operation {operation} has not ended within {limit:?}, and goes on: {moved} of {moves} hash ranges have moved"
-                        )
-                        .into(),
-                    }
-                }
-                Ok(_) => return Ok(()),
-                Err(error @ AdminError::Unavailable { .. }) => error,
-                Err(error) => return Err(error),
-            };
-            if Instant::now() + LOOK_INTERVAL > end {
-                return Err(failure);
-            }
-            sleep(LOOK_INTERVAL).await;
-        }
+        let left = |progress: ScaleProgress| {
+            seen(&progress);
+            let (moved, moves) = (progress.moved(), progress.moves);
+            ready(Some(format!(
+                "scaling operation {operation} has not ended within {limit:?}, and goes on: {moved} of {moves} hash ranges have moved"
+            )))
+        };
+        self.watch(operation, limit, left).await
     }
 
     /// Waits until every hash range that `operation` is to move is at its next owner: all of it, also on its disk and in object storage.
@@ -258,23 +242,38 @@ impl AdminClient {
         operation: OperationId,
         limit: Duration,
     ) -> Result<(), AdminError> {
+        let left = |_| async {
+            let waited_for = self.unsecured().await;
+            (!waited_for.is_empty()).then(|| {
+                format!(
+                    "scaling operation {operation} has not copied everything within {limit:?}, and goes on: {}",
+                    waited_for.join(", ")
+                )
+            })
+        };
+        self.watch(operation, limit, left).await
+    }
+
+    /// Looks how far `operation` is until it does not run any more, or `left` says that nothing is left to be waited for; otherwise that
+    /// says what the failure is when the time is up.
+    async fn watch<F: Future<Output = Option<String>>>(
+        &self,
+        operation: OperationId,
+        limit: Duration,
+        mut left: impl FnMut(ScaleProgress) -> F,
+    ) -> Result<(), AdminError> {
         let end = Instant::now() + limit;
         let mut looks = 0;
         loop {
             looks += 1;
             let failure = match self.operation().await {
                 Ok(Some(progress)) if progress.operation == operation => {
-                    let waited_for = self.unsecured().await;
-                    if waited_for.is_empty() {
+                    let Some(what) = left(progress).await else {
                         return Ok(());
-                    }
+                    };
                     AdminError::Unavailable {
                         attempts: looks,
-                        last_error: format!(
-                            "scaling operation {operation} has not copied everything within {limit:?}, and goes on: {}",
-                            waited_for.join(", ")
-                        )
-                        .into(),
+                        last_error: what.into(),
                     }
                 }
                 Ok(_) => return Ok(()),

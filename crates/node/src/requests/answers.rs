@@ -392,12 +392,20 @@ impl State {
         self.remembered.insert(id, entry);
     }
 
+    /// Takes out what is still known of an operation.
     fn take(&mut self, id: OperationId) -> Option<Entry> {
+        let mut entry = self.remove(id)?;
+        if let Some(known) = still_known(&entry.answers, entry.place, &self.forgotten) {
+            entry.answers = known;
+        }
+        Some(entry)
+    }
+
+    fn remove(&mut self, id: OperationId) -> Option<Entry> {
         let entry = self.remembered.remove(&id)?;
         self.oldest_first.remove(&entry.place);
         self.bytes -= cost_bytes(&entry.answers);
-        let answers = self.known(&entry);
-        Some(Entry { answers, ..entry })
+        Some(entry)
     }
 
     /// What is still known of an entry's answers.
@@ -413,7 +421,7 @@ impl State {
             if self.bytes <= bytes_max && too_old.is_none_or(|too_old| recorded > too_old) {
                 break;
             }
-            self.take(id);
+            self.remove(id);
         }
         if !self.forgotten.is_empty() {
             let oldest = self.oldest_first.first_key_value().map(|(place, _)| *place);

@@ -198,8 +198,9 @@ pub(crate) async fn load_snapshots(
 /// Whether a range is on its way to another node, or was taken over and is not settled.
 fn moves(node: &Node, id: RangeId) -> bool {
     let membership_state = node.membership.state();
-    let entry = membership_state
-        .map()
-        .and_then(|map| map.ranges.iter().find(|range| range.id == id));
+    let entry = membership_state.current_map().and_then(|current_map| {
+        let index = current_map.index_of(id)?;
+        current_map.map.ranges.get(index)
+    });
     entry.is_none_or(|range| range.successor.is_some() || range.from.is_some())
 }

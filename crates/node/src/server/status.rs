@@ -44,29 +44,27 @@ fn reply(node: &Node, membership_state: &MembershipState) -> NodeStatusReply {
     let ranges: Vec<RangeStatus> = owned
         .iter()
         .map(|range| {
-            let state = match copies.get(&range.id) {
-                Some(true) => RangeState::Secured,
-                Some(false) => RangeState::Arriving,
-                None if range.readiness().is_some() && !range.is_answered_for() => {
-                    RangeState::HandedOver
-                }
-                None => match range.readiness() {
-                    None => RangeState::Loading,
-                    Some(Readiness::Ready) => RangeState::Ready,
-                    Some(Readiness::Closed(_)) => RangeState::Closed,
-                },
+            let readiness = range.readiness();
+            let state = match (copies.get(&range.id), readiness) {
+                (Some(true), _) => RangeState::Secured,
+                (Some(false), _) => RangeState::Arriving,
+                (None, None) => RangeState::Loading,
+                (None, Some(_)) if !range.is_answered_for() => RangeState::HandedOver,
+                (None, Some(Readiness::Ready)) => RangeState::Ready,
+                (None, Some(Readiness::Closed(_))) => RangeState::Closed,
             };
-            let reason = match range.readiness() {
+            let reason = match readiness {
                 Some(Readiness::Closed(reason)) => reason.clone(),
                 _ => String::new(),
             };
+            let keys_here = range.read().len() as u64;
             if range.is_answered_for() {
-                keys += range.read().len() as u64;
+                keys += keys_here;
             }
             RangeStatus {
                 range_id: range.id.0,
                 generation: range.generation,
-                keys: range.read().len() as u64,
+                keys: keys_here,
                 state: state.into(),
                 reason,
             }

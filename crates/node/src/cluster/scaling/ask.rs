@@ -96,7 +96,7 @@ async fn who_is_at(address: &str, deadline: Instant) -> Result<There, String> {
         match ask(address, restarted_by).await {
             Ok(there) if !there.has_left => return Ok(there),
             _ if Instant::now() < restarted_by => {}
-            Ok(_) | Err(_) => {
+            _ => {
                 return Err(format!(
                     "the node at {address} has just left the cluster, and was not started again within {RESTART_TIMEOUT:?}"
                 ));
