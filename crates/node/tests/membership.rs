@@ -205,6 +205,20 @@ async fn a_node_that_is_not_a_member_any_more_ends_well() {
 }
 
 #[tokio::test]
+async fn a_node_that_left_and_is_listed_again_before_it_has_looked_ends_well() {
+    let (world, _, node, _) = one_node_beside(&["elsewhere.example:1"], config(0)).await;
+    world
+        .edit(|map| {
+            map.nodes[0].disk_id = None;
+            for range in &mut map.ranges {
+                range.owner = NodeId(1);
+            }
+        })
+        .await;
+    node.ended().await.unwrap();
+}
+
+#[tokio::test]
 async fn another_clusters_map_ends_the_node() {
     let (world, map, node, _client) = one_node().await;
     let mut other = World::new().init(&[&node.address]).await;

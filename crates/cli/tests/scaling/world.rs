@@ -193,10 +193,7 @@ impl World {
                     let said = tail(&self.log(node.id), 5);
                     // A node that begins with an empty directory on a full disk says so, and ends.
                     let is_full = self.small_disk.is_some() && said.contains("No space left");
-                    // One that was taken out and listed again before it looked takes itself for replaced.
-                    let is_listed_again = said.contains("has no process registered under this id");
-                    let is_expected = status.success() || is_full || is_listed_again;
-                    if !is_expected && status.signal() != Some(9) {
+                    if !status.success() && !is_full && status.signal() != Some(9) {
                         let what = format!("node {} ended with {status}:\n{said}", node.id);
                         self.broken.lock().unwrap().push(what);
                     }

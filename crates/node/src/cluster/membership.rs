@@ -10,12 +10,12 @@
 //! answers there; if so, this one ends. No key is answered before all that.
 //!
 //! **Following:** maps only ever go forward in (lineage, epoch). When a map shows another disk under this node's id, this node has
-//! been replaced and ends. While the storage cannot be reached, the last map stays in force; a node that starts then goes by the
+//! been replaced and ends; so it does when it is no member any more. While the storage cannot be reached, the last map stays in force; a node that starts then goes by the
 //! map that it kept on its disk, which nobody may take over without a human's word.
 
 use std::{sync::Arc, time::Duration};
 
-use keydb_core::{ClusterMap, Durability, Incarnation, Lsn, Manifest};
+use keydb_core::{ClusterMap, Durability, Incarnation, Lsn, Manifest, RangeEntry};
 use keydb_storage::{
     ManifestReadError, MapStore, MapStoreError, SnapshotStore, StorageErrorKind, Version,
 };
@@ -328,17 +328,25 @@ impl Membership {
         let node = self.node.config.id;
         let cluster = map.cluster_id;
         let epoch = map.epoch;
+        let removed = NodeError::Removed {
+            node,
+            cluster,
+            epoch,
+        };
+        let had_keys = |range: &RangeEntry| {
+            let from = range.from.as_ref().map(|from| from.node);
+            range.owner == node || from == Some(node)
+        };
         match map.node(node).map(|entry| entry.disk_id) {
             None => {
                 info!(%node, epoch, "the node has left the cluster; for a while it says who answers now");
                 self.node.moves.go_by(CurrentMap::new(map));
                 tokio::time::sleep(LEFT_PAUSE).await;
-                Err(NodeError::Removed {
-                    node,
-                    cluster,
-                    epoch,
-                })
+                Err(removed)
             }
+            // It has left, and was listed again before it has looked: a new member, as which it has to start. One whose disk was given
+            // up with `keydb recover` has still its ranges.
+            Some(None) if !map.ranges.iter().any(had_keys) => Err(removed),
             Some(disk_id) if disk_id != self.disk_id => Err(NodeError::Replaced {
                 node,
                 cluster,
