@@ -98,7 +98,8 @@ fn an_operation_is_previewed_begun_shown_and_aborted() {
     wait_for_line(&mut scaling, "0 of 64 hash ranges have moved");
     let shown = stdout(&nodes.run(&["operations"]));
     assert!(
-        shown.contains("0 of 64 hash ranges have moved") && shown.contains(&nodes.addresses[1]),
+        shown.contains("0 of 64 hash ranges have moved; node 1 ")
+            && shown.contains(&nodes.addresses[1]),
         "{shown}"
     );
     let json = stdout(&nodes.run(&["operations", "--json"]));

@@ -203,7 +203,11 @@ async fn preview(admin: &AdminClient, addresses: &[String]) -> Result<Json<Value
 
 /// How far the operation is that runs.
 pub(crate) async fn last_operation(State(operator): State<Shared>) -> Result<Json<Value>, Problem> {
-    let progress = operator.admin()?.operation().await?;
+    let admin = operator.admin()?;
+    let mut progress = admin.operation().await?;
+    if let Some(progress) = &mut progress {
+        progress.waits_for = admin.waits_for().await;
+    }
     Ok(Json(json!({
         "success": true,
         "running": progress.is_some(),
@@ -226,6 +230,7 @@ fn progress_json(progress: &ScaleProgress) -> Value {
             "handingOver": progress.handing_over,
             "waiting": progress.waiting,
         },
+        "waitsFor": progress.waits_for,
     })
 }
 

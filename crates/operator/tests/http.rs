@@ -287,6 +287,8 @@ async fn a_cluster_is_scaled_up_to_the_plan_and_aborted() {
     );
     let ranges = json!({"total": 64, "moved": 0, "handingOver": 0, "waiting": 64});
     assert_eq!(operation["hashRanges"], ranges);
+    let waits_for = operation["waitsFor"][0].as_str().unwrap();
+    assert!(waits_for.starts_with("node 1 "), "{waits_for}");
     let again = world
         .post("/scale", json!({"addresses": both, "wait": false}))
         .await;

@@ -75,6 +75,8 @@ pub struct ScaleProgress {
     pub waiting: usize,
     /// How many have, and the owner before still answers.
     pub handing_over: usize,
+    /// What [the nodes](crate::AdminClient::waits_for) say, where they were asked: when no range has moved for some seconds.
+    pub waits_for: Vec<String>,
 }
 
 impl ScaleProgress {
@@ -93,6 +95,7 @@ impl ScaleProgress {
             moves: planned.max(waiting + handing_over),
             waiting,
             handing_over,
+            waits_for: Vec::new(),
         })
     }
 

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    future::ready,
     sync::Arc,
     time::Duration,
 };
@@ -23,6 +22,8 @@ use crate::{RangeState, cluster::Node};
 
 /// How often it is looked how far an operation is.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// When no range has moved for so long, the nodes are asked why.
+const ASK_AFTER: Duration = Duration::from_secs(3);
 /// What a key takes on its way to another node, at most: a fingerprint and an expiry.
 const KEY_BYTES: u64 = 16;
 /// What a node moves in a second unless it is told otherwise.
@@ -213,11 +214,16 @@ impl AdminClient {
         let left = |progress: ScaleProgress| {
             seen(&progress);
             let (moved, moves) = (progress.moved(), progress.moves);
-            ready(Some(format!(
+            let mut what = format!(
                 "scaling operation {operation} has not ended within {limit:?}, and goes on: {moved} of {moves} hash ranges have moved"
-            )))
+            );
+            for waits_for in &progress.waits_for {
+                what.push_str("; ");
+                what.push_str(waits_for);
+            }
+            Some(what)
         };
-        self.watch(operation, limit, left).await
+        self.watch(operation, limit, ASK_AFTER, left).await
     }
 
     /// Waits until every hash range that `operation` is to move is at its next owner: all of it, also on its disk and in object storage.
@@ -242,33 +248,40 @@ impl AdminClient {
         operation: OperationId,
         limit: Duration,
     ) -> Result<(), AdminError> {
-        let left = |_| async {
-            let waited_for = self.unsecured().await;
-            (!waited_for.is_empty()).then(|| {
+        let left = |progress: ScaleProgress| {
+            (!progress.waits_for.is_empty()).then(|| {
                 format!(
                     "scaling operation {operation} has not copied everything within {limit:?}, and goes on: {}",
-                    waited_for.join(", ")
+                    progress.waits_for.join(", ")
                 )
             })
         };
-        self.watch(operation, limit, left).await
+        self.watch(operation, limit, Duration::ZERO, left).await
     }
 
     /// Looks how far `operation` is until it does not run any more, or `left` says that nothing is left to be waited for; otherwise that
-    /// says what the failure is when the time is up.
-    async fn watch<F: Future<Output = Option<String>>>(
+    /// says what the failure is when the time is up. When no range has moved for `ask_after`, the nodes are asked why.
+    async fn watch(
         &self,
         operation: OperationId,
         limit: Duration,
-        mut left: impl FnMut(ScaleProgress) -> F,
+        ask_after: Duration,
+        mut left: impl FnMut(ScaleProgress) -> Option<String>,
     ) -> Result<(), AdminError> {
         let end = Instant::now() + limit;
         let mut looks = 0;
+        let (mut moved, mut since) = (0, Instant::now());
         loop {
             looks += 1;
             let failure = match self.operation().await {
-                Ok(Some(progress)) if progress.operation == operation => {
-                    let Some(what) = left(progress).await else {
+                Ok(Some(mut progress)) if progress.operation == operation => {
+                    if progress.moved() != moved {
+                        (moved, since) = (progress.moved(), Instant::now());
+                    }
+                    if since.elapsed() >= ask_after {
+                        progress.waits_for = self.waits_for().await;
+                    }
+                    let Some(what) = left(progress) else {
                         return Ok(());
                     };
                     AdminError::Unavailable {
@@ -287,18 +300,34 @@ impl AdminClient {
         }
     }
 
-    /// The next owners that have not everything yet, and what of them is waited for.
-    async fn unsecured(&self) -> Vec<String> {
+    /// Which nodes have not yet the hash ranges that they are to have, by the newest map that is known, in words for a person.
+    ///
+    /// ```
+    /// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+    /// # cluster::example(async |client: keydb_client::Client| {
+    /// # let admin = keydb_client::AdminClient::from(client);
+    /// assert!(admin.waits_for().await.is_empty());
+    /// # });
+    /// ```
+    pub async fn waits_for(&self) -> Vec<String> {
         let map = self.cluster_map();
         let mut waiting: BTreeMap<NodeId, BTreeMap<RangeId, u64>> = BTreeMap::new();
-        for range in map.ranges.iter().filter(|range| range.from.is_none()) {
-            if let Some(successor) = range.successor {
+        let mut taken_over: BTreeMap<(NodeId, NodeId), usize> = BTreeMap::new();
+        for range in &map.ranges {
+            if let Some(from) = &range.from {
+                *taken_over.entry((range.owner, from.node)).or_default() += 1;
+            } else if let Some(successor) = range.successor {
                 let ranges = waiting.entry(successor).or_default();
                 ranges.insert(range.id, range.generation + 1);
             }
         }
         let mut said = self.node_info().await;
-        let mut unsecured = Vec::new();
+        let taken_over = taken_over.into_iter();
+        let mut waits_for: Vec<String> = taken_over
+            .map(|((to, from), count)| {
+                format!("node {to} is taking over {count} hash ranges from node {from}")
+            })
+            .collect();
         for (id, ranges) in waiting {
             let at = said.iter().position(|(node, _)| node.id == id);
             match at.map(|at| said.swap_remove(at).1) {
@@ -309,14 +338,14 @@ impl AdminClient {
                     let secured = secured.filter(|it| ranges.get(&it.id) == Some(&it.generation));
                     let left = ranges.len() - secured.count();
                     if left > 0 {
-                        unsecured.push(format!("node {id} lacks {left} hash ranges"));
+                        waits_for.push(format!("node {id} lacks {left} hash ranges"));
                     }
                 }
-                Some(Err(error)) => unsecured.push(format!("node {id} does not say: {error}")),
-                None => unsecured.push(format!("node {id} was not asked yet")),
+                Some(Err(error)) => waits_for.push(format!("node {id} does not say: {error}")),
+                None => waits_for.push(format!("node {id} was not asked yet")),
             }
         }
-        unsecured
+        waits_for
     }
 
     /// [`scale`](Self::scale), [`scale_complete`](Self::scale_complete) and [`wait`](Self::wait), one after the other.

@@ -194,9 +194,10 @@ impl Bar {
             self.last_line = Some((Instant::now(), progress.moved()));
             return;
         }
-        let is_due = self
-            .last_line
-            .is_none_or(|(at, moved)| at.elapsed() >= LINE_INTERVAL && moved != progress.moved());
+        let is_due = self.last_line.is_none_or(|(at, moved)| {
+            let has_news = moved != progress.moved() || !progress.waits_for.is_empty();
+            at.elapsed() >= LINE_INTERVAL && has_news
+        });
         if is_due {
             say(&operations::line(progress));
             self.last_line = Some((Instant::now(), progress.moved()));

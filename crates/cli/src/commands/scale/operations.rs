@@ -27,7 +27,10 @@ pub(crate) fn run(args: &OperationsArgs) -> Result<ExitCode, Failure> {
     let config = connect::config(&args.connect)?;
     let (progress, map) = connect::runtime()?.block_on(async {
         let admin = AdminClient::from(connect::connect(config).await?);
-        let progress = admin.operation().await?;
+        let mut progress = admin.operation().await?;
+        if let Some(progress) = &mut progress {
+            progress.waits_for = admin.waits_for().await;
+        }
         let map = admin.cluster_map();
         admin.close(Duration::ZERO).await;
         Ok::<_, Failure>((progress, map))
@@ -46,7 +49,7 @@ pub(crate) fn run(args: &OperationsArgs) -> Result<ExitCode, Failure> {
 /// How far an operation is, in a line.
 pub(crate) fn line(progress: &ScaleProgress) -> String {
     format!(
-        "{} of {} hash ranges have moved{}{}",
+        "{} of {} hash ranges have moved{}{}{}",
         progress.moved(),
         progress.moves,
         match progress.handing_over {
@@ -57,6 +60,10 @@ pub(crate) fn line(progress: &ScaleProgress) -> String {
             Phase::Copy =>
                 "; ranges are copied, and change their owners after `keydb scale --to …` or a call of /scaleComplete",
             Phase::HandOver => "",
+        },
+        match &progress.waits_for[..] {
+            [] => String::new(),
+            nodes => format!("; {}", nodes.join(", ")),
         }
     )
 }
@@ -93,5 +100,6 @@ pub(crate) fn as_json(progress: &ScaleProgress) -> Value {
         "ranges_moved": progress.moved(),
         "ranges_handing_over": progress.handing_over,
         "ranges_waiting": progress.waiting,
+        "waits_for": progress.waits_for,
     })
 }
