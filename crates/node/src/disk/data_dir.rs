@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::disk::failpoint;
 
 /// A large file is written in pieces of this size.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = 256 << 10;
 
 const FORMAT: u32 = 1;
 const IDENTITY: &str = "node.json";

@@ -16,7 +16,7 @@ use tokio::task::spawn_blocking;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
-    LocalStorage,
+    LocalStorage, SYNC_BYTES,
     failure::{not_done, outcome_unknown, perhaps_done},
     object_file::{HEADER_BYTES_MAX, Header, header_of, read_header},
 };
@@ -256,12 +256,18 @@ fn copy(from: &Path, to: &Path, version: &Version) -> Result<File, StorageError>
     target
         .write_all(header_of(version, bytes, checksum.digest()).as_bytes())
         .map_err(cannot_write)?;
-    let copied = io::copy(&mut (&mut source).take(bytes), &mut target).map_err(cannot_write)?;
-    if copied != bytes {
-        return Err(StorageError::refused(format!(
-            "{} changed while it was copied",
-            from.display()
-        )));
+    let mut left = bytes;
+    while left > 0 {
+        let mut piece = (&mut source).take(left.min(SYNC_BYTES as u64));
+        let copied = io::copy(&mut piece, &mut target).map_err(cannot_write)?;
+        if copied == 0 {
+            return Err(StorageError::refused(format!(
+                "{} changed while it was copied",
+                from.display()
+            )));
+        }
+        left -= copied;
+        target.sync_data().map_err(cannot_write)?;
     }
     target.sync_all().map_err(cannot_write)?;
     Ok(target)

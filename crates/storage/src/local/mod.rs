@@ -53,6 +53,10 @@ const LOCK_NAME: &str = "~lock";
 const CLOCK_NAME: &str = "~clock";
 const TEMPORARY_PREFIX: &str = "~tmp-";
 
+/// After so many bytes a file in the making is synced: whoever else syncs on the same disk, a node its journal, never waits for much
+/// of it.
+const SYNC_BYTES: usize = 256 << 10;
+
 /// How long a writer waits for the others. A write takes milliseconds, so whoever holds the lock that long is stuck.
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(10);
 const LOCK_POLL_MIN: Duration = Duration::from_micros(100);
@@ -426,7 +430,12 @@ fn create_dir_durably(dir: &Path) -> io::Result<()> {
 fn write_synced(path: &Path, header: &str, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).open(path)?;
     file.write_all(header.as_bytes())?;
-    file.write_all(bytes)?;
+    for (index, piece) in bytes.chunks(SYNC_BYTES).enumerate() {
+        if index > 0 {
+            file.sync_data()?;
+        }
+        file.write_all(piece)?;
+    }
     file.sync_all()
 }
 
