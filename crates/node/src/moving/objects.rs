@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{background, node::Node, ranges::owned::OwnedRange};
 
 /// So many keys are merged under one lock.
-pub(super) const MERGE_ENTRIES: usize = 4096;
+pub(super) const MERGE_ENTRIES: usize = 1024;
 /// Object storage that sends nothing of use for so long is given up.
 const STILL_MAX: Duration = Duration::from_secs(60);
 
@@ -112,10 +112,11 @@ async fn merge(
                             merged.map_err(|error: InsertError| {
                                 SnapshotReadError::Damaged(error.to_string())
                             })?;
+                            budget.spend(entry_bytes * entries.len() as u64);
                         }
                     }
                     progress.fetch_add(1, Ordering::Relaxed);
-                    budget.spend(entry_bytes * entries.len() as u64);
+                    budget.spend(0);
                     if is_over.is_cancelled() {
                         let reason = "reading it was broken off".to_owned();
                         return Err(SnapshotReadError::Damaged(reason));

@@ -36,8 +36,8 @@ use crate::{
 /// So many copies are made for one successor at the same time.
 const COPIES_MAX: usize = 2;
 /// So many keys are read under one lock, and so many are sent at once.
-const SCAN_ENTRIES: usize = 4096;
-const CHUNK_ENTRIES: usize = 16 * SCAN_ENTRIES;
+const SCAN_ENTRIES: usize = 1024;
+const CHUNK_ENTRIES: usize = 64 * SCAN_ENTRIES;
 /// So many bytes of answers are sent at once, each operation's with so many more.
 const CHUNK_ANSWER_BYTES: usize = 1 << 20;
 const ANSWER_HEAD_BYTES: usize = 32;
@@ -457,7 +457,7 @@ async fn upload(
 ) -> Result<(), String> {
     let deadline = tokio::time::Instant::now() + UPLOAD_TIMEOUT;
     let made = match node.disk().and_then(|disk| disk.snapshots()) {
-        Some(snapshots) => snapshots.request(false, deadline).await.map(drop),
+        Some(snapshots) => snapshots.request_files(deadline).await,
         None => Err("snapshots cannot be made yet".to_owned()),
     };
     match made {

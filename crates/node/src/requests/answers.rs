@@ -57,7 +57,7 @@ use xxhash_rust::xxh3::xxh3_64;
 const ENTRY_OVERHEAD_BYTES: usize = 160;
 
 /// So many operations are looked at under one lock.
-const ENTRIES_AT_ONCE: usize = 1024;
+const ENTRIES_AT_ONCE: usize = 64;
 
 /// The node's memory of recent claims' answers.
 #[derive(Debug)]

@@ -82,9 +82,10 @@ pub(super) struct State {
     pub(super) uploading: Option<Arc<Manifest>>,
     /// The files of the manifest that neither the disk nor object storage has.
     pub(super) nowhere: HashSet<String>,
-    /// The last request, and whether one of those that wait wants full files.
+    /// The last request, and whether one of those that wait wants full files, or the journal cut.
     pub(super) requested: u64,
     pub(super) full: bool,
+    pub(super) cut: bool,
     pub(super) closing: bool,
     /// The end comes at once.
     pub(super) abandoned: bool,
@@ -145,14 +146,24 @@ impl Shared {
         ranges.iter().map(|range| range.read().len() as u64).sum()
     }
 
-    /// Has a round made. `None` when there are to be no more.
+    /// Has a round made, after which the journal is cut. `None` when there are to be no more.
     pub(super) fn request(&self, full: bool) -> Option<u64> {
+        self.ask(full, true)
+    }
+
+    /// Has a round made for its files alone: to cut the journal takes a file of all answers, and a while in which nothing is committed.
+    pub(super) fn request_files(&self) -> Option<u64> {
+        self.ask(false, false)
+    }
+
+    fn ask(&self, full: bool, cut: bool) -> Option<u64> {
         let mut state = self.state();
         if state.closing || state.abandoned {
             return None;
         }
         state.requested += 1;
         state.full |= full;
+        state.cut |= cut;
         self.work.notify_one();
         Some(state.requested)
     }

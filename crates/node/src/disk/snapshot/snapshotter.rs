@@ -124,6 +124,7 @@ impl Snapshotter {
                 nowhere: HashSet::new(),
                 requested: 0,
                 full: false,
+                cut: false,
                 closing: false,
                 abandoned: false,
             }),
@@ -187,8 +188,8 @@ impl Snapshotter {
     /// # Errors
     /// What stands in the way, or how far it got by `deadline`. It may be there later all the same: what failed is tried again.
     pub(crate) async fn request(&self, full: bool, deadline: Instant) -> Result<Made, String> {
-        let answered = self.answered(full, deadline, Goal::Uploaded);
-        let (before, now) = answered.await?;
+        let ask = |shared: &Shared| shared.request(full);
+        let (before, now) = self.answered(ask, deadline, Goal::Uploaded).await?;
         Ok(Made {
             reach: now.uploaded_reach,
             objects: now.objects - before.objects,
@@ -201,8 +202,17 @@ impl Snapshotter {
     /// # Errors
     /// What stands in the way, or that the time is up. What failed is tried again.
     pub(crate) async fn request_local(&self, deadline: Instant) -> Result<(), String> {
-        let answered = self.answered(false, deadline, Goal::Made);
-        answered.await.map(drop)
+        let ask = |shared: &Shared| shared.request(false);
+        self.answered(ask, deadline, Goal::Made).await.map(drop)
+    }
+
+    /// The same as [`request`](Self::request), for the files alone: the journal stays as it is.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn request_files(&self, deadline: Instant) -> Result<(), String> {
+        let ask = Shared::request_files;
+        self.answered(ask, deadline, Goal::Uploaded).await.map(drop)
     }
 
     /// Where snapshots are uploaded to.
@@ -224,7 +234,7 @@ impl Snapshotter {
         let before = progress.borrow_and_update().clone();
         let ticket = self
             .shared
-            .request(false)
+            .request_files()
             .ok_or_else(|| STOPPING.to_owned())?;
         // What fails is tried again.
         let ended = progress.wait_for(|now| now.uploaded >= ticket || now.ended);
@@ -281,16 +291,13 @@ impl Snapshotter {
     /// Has a round made, and waits until the request has come to its goal. Returns the progress before and then.
     async fn answered(
         &self,
-        full: bool,
+        ask: impl FnOnce(&Shared) -> Option<u64>,
         deadline: Instant,
         goal: Goal,
     ) -> Result<(Progress, Progress), String> {
         let mut progress = self.shared.progress.subscribe();
         let before = progress.borrow_and_update().clone();
-        let ticket = self
-            .shared
-            .request(full)
-            .ok_or_else(|| STOPPING.to_owned())?;
+        let ticket = ask(&self.shared).ok_or_else(|| STOPPING.to_owned())?;
         let ended = progress.wait_for(|now| goal.has_ended(ticket, &before, now));
         let now = match timeout_at(deadline, ended).await {
             Ok(Ok(now)) => now.clone(),

@@ -20,10 +20,10 @@ use crate::{
 };
 
 /// So many keys are copied under one lock.
-pub(super) const SCAN_ENTRIES: usize = 4096;
+pub(super) const SCAN_ENTRIES: usize = 1024;
 
 /// After so many bytes a file in the making is synced, so that the journal's syncs never wait for much of it.
-const SYNC_BYTES: usize = 2 << 20;
+const SYNC_BYTES: usize = 256 << 10;
 
 /// A file that is written and synced, and has its name only when it is [published](Self::publish).
 #[derive(Debug)]

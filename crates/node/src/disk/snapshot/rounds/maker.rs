@@ -79,7 +79,11 @@ pub(crate) fn run(shared: &Shared, runtime: &Handle, replayed: Replayed) {
             Err(error) => {
                 maker.free();
                 // The node asks for it again, in the next round.
-                shared.state().full |= due.full;
+                {
+                    let mut state = shared.state();
+                    state.full |= due.full;
+                    state.cut |= due.cut;
+                }
                 let text = format!(
                     "no snapshot could be made, trying again: {error} (a snapshot needs up to {} bytes of free room in {})",
                     shared.room_bytes(),
@@ -104,6 +108,8 @@ struct Due {
     ticket: u64,
     full: bool,
     closing: bool,
+    /// The journal is cut in any case, not only where it is large.
+    cut: bool,
     /// Nobody asks for it, and no interval is over: records that are kept in memory, or the journal, have become many.
     early: bool,
 }
@@ -127,7 +133,9 @@ struct Maker<'a> {
     tried: u64,
     /// When the last round was made that is uploaded. Early rounds may come as often as they like: they put off none.
     last_regular: Instant,
-    /// When the journal was cut last to make room on a full disk, be it in vain.
+    /// When the journal was cut last.
+    last_cut: Instant,
+    /// When it was to make room on a full disk, be it in vain.
     last_cut_for_room: Option<Instant>,
     retry_after: Duration,
 }
@@ -155,6 +163,7 @@ impl<'a> Maker<'a> {
             delta_entries: naming::estimate_delta_entries(&manifest),
             tried: 0,
             last_regular: Instant::now(),
+            last_cut: Instant::now(),
             last_cut_for_room: None,
             retry_after: RETRY_MIN,
             manifest,
@@ -183,6 +192,8 @@ impl<'a> Maker<'a> {
                     && self.last_regular.elapsed() >= self.shared.node.snapshot_interval);
             if is_regular || is_early {
                 return Some(Due {
+                    cut: std::mem::take(&mut state.cut)
+                        || self.last_cut.elapsed() >= self.shared.node.snapshot_interval,
                     early: !is_regular,
                     ticket: state.requested,
                     full: std::mem::take(&mut state.full),
@@ -270,9 +281,10 @@ impl<'a> Maker<'a> {
         if makes_room {
             self.last_cut_for_room = Some(Instant::now());
         }
-        if !due.early || is_worth_it || makes_room {
+        if due.cut || due.closing || is_worth_it || makes_room {
             self.keep_answers(self.manifest.lsn, &mut pace)?;
             self.shared.journal.cut(self.manifest.lsn);
+            self.last_cut = Instant::now();
         }
         if due.closing {
             local::set_clean_flag(&self.shared.data_dir, self.manifest.lsn)?;
