@@ -20,8 +20,8 @@ pub(crate) enum JsonError {
 
 /// `value`, an object with at least one member, and the checksum.
 pub(crate) fn write(value: &impl Serialize) -> Vec<u8> {
-    let mut json = serde_json::to_vec_pretty(value)
-        .expect("it has only string keys, so it always serialises");
+    let mut json =
+        serde_json::to_vec_pretty(value).expect("it has only string keys, so it always serialises");
     json.truncate(json.len() - JSON_END.len());
     let sum = xxh3_64(&json);
     json.extend_from_slice(format!("{CHECKSUM_START}{sum:016x}{CHECKSUM_END}").as_bytes());
