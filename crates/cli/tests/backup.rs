@@ -189,8 +189,11 @@ fn a_copy_of_a_backup_is_the_storage_of_a_cluster_that_has_lost_everything() {
 #[test]
 fn a_backup_goes_on_when_the_node_that_makes_it_is_killed() {
     let cluster = Cluster::in_a_directory();
-    let mut nodes = cluster.start(&[("KEYDB_MOVE_BYTES_PER_SECOND", "100KiB")]);
-    cluster.put(0..60_000);
+    let mut nodes = cluster.start(&[
+        ("KEYDB_MOVE_BYTES_PER_SECOND", "1MiB"),
+        ("KEYDB_MOVE_CPU_PERCENT", "1"),
+    ]);
+    cluster.put(0..200_000);
     cluster.answer(&["snapshot", "create", "--full"]);
     fs::create_dir(cluster.path("backups")).unwrap();
     let to = cluster.url("backups");
@@ -215,7 +218,7 @@ fn a_backup_goes_on_when_the_node_that_makes_it_is_killed() {
     let output = create.wait_with_output().unwrap();
     assert_code(&output, 0);
     assert!(
-        stdout(&output).contains("60,000 entries"),
+        stdout(&output).contains("200,000 entries"),
         "{}",
         stdout(&output)
     );
@@ -225,7 +228,7 @@ fn a_backup_goes_on_when_the_node_that_makes_it_is_killed() {
     copy_dir(&cluster.path("backups/monday"), &cluster.path("storage"));
     let _nodes = cluster.recover();
     assert_eq!(cluster.present(0..2000), 2000);
-    assert_eq!(cluster.present(58_000..60_000), 2000);
+    assert_eq!(cluster.present(198_000..200_000), 2000);
 }
 
 #[test]

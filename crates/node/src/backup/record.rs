@@ -204,3 +204,114 @@ fn others_are_at_it(url: &StorageUrl) -> Obstacle {
         "another call goes on with backup {url}; the same call again waits for it"
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use keydb_core::{ClusterMap, Durability, Incarnation, Manifest, ManualClock, NewCluster};
+    use keydb_storage::{MAP_KEY, MemoryStorage, manifest_key};
+
+    use super::*;
+
+    struct World {
+        to: Arc<dyn ObjectStorage>,
+        map: ClusterMap,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let map = ClusterMap::create(&NewCluster {
+                addresses: vec!["a:1".to_owned()],
+                range_count: 4,
+                durability: Durability::Journal,
+            });
+            let clock = Arc::new(ManualClock::new(UnixMillis(1)));
+            Self {
+                to: Arc::new(MemoryStorage::new(clock)),
+                map: map.unwrap(),
+            }
+        }
+
+        async fn begin(&self) -> Record {
+            let url = "s3://bucket/monday".parse().unwrap();
+            let operation = OperationId::random();
+            let backup = Backup::new("monday", operation, &self.map, UnixMillis(1));
+            let begun = Record::begin(Arc::clone(&self.to), &url, backup).await;
+            begun.unwrap()
+        }
+
+        /// What is there at some time: each time another manifest.
+        fn plan(&self) -> Plan {
+            let (id, disk_id) = (self.map.nodes[0].id, Incarnation::random());
+            let manifest = Manifest::new(self.map.cluster_id, 1, id, disk_id);
+            Plan {
+                documents: vec![
+                    (manifest_key(id), manifest.to_json().into()),
+                    (MAP_KEY.to_owned(), self.map.to_json().into()),
+                ],
+                manifests: vec![manifest],
+                map: self.map.clone(),
+            }
+        }
+
+        /// Checks that the manifest that is there is the one that the backup lists.
+        async fn check(&self, backup: &Backup) {
+            let listed = |key: &str| backup.objects.iter().find(|it| it.key == key);
+            for key in [manifest_key(self.map.nodes[0].id), MAP_KEY.to_owned()] {
+                let there = self.to.get(&key).await.unwrap().unwrap();
+                assert_eq!(listed(&key).unwrap().xxh3, xxh3_64(&there.bytes));
+            }
+        }
+    }
+
+    const NOW: UnixMillis = UnixMillis(2);
+
+    #[tokio::test]
+    async fn who_goes_on_with_a_backup_makes_the_earlier_ones_writes_fail() {
+        let world = World::new();
+        let mut first = world.begin().await;
+        first.save().await.unwrap();
+        let mut second = world.begin().await;
+        for failed in [first.save().await, first.complete(&world.plan(), NOW).await] {
+            let text = failed.unwrap_err().to_string();
+            assert!(text.contains("another call goes on"), "{text}");
+        }
+        second.complete(&world.plan(), NOW).await.unwrap();
+        let backup = second.publish().await.unwrap();
+        world.check(&backup).await;
+    }
+
+    #[tokio::test]
+    async fn a_manifest_that_an_earlier_one_writes_late_is_replaced_and_never_comes_back() {
+        let world = World::new();
+        let (old, mut first) = (world.plan(), world.begin().await);
+        // It stands still just before it writes its manifest.
+        first.save().await.unwrap();
+        let nothing = [(false, None), (false, None)];
+        let mut second = world.begin().await;
+        // It goes on while the second one works: that finds its manifest, and replaces it.
+        assert!(first.put_documents(&old, &nothing).await.unwrap());
+        second.complete(&world.plan(), NOW).await.unwrap();
+        // And after that, it writes nothing.
+        assert!(!first.put_documents(&old, &nothing).await.unwrap());
+        assert!(first.write(first.of_all(&old, NOW)).await.is_err());
+        let backup = second.publish().await.unwrap();
+        world.check(&backup).await;
+    }
+
+    #[tokio::test]
+    async fn a_complete_backup_is_published_by_whoever_comes_next_and_does_not_change() {
+        let world = World::new();
+        let mut first = world.begin().await;
+        first.complete(&world.plan(), NOW).await.unwrap();
+        // It was killed here.
+        let json = first.backup.to_json();
+        drop(first);
+        let next = world.begin().await;
+        assert!(next.backup.complete);
+        next.publish().await.unwrap();
+        world.begin().await.publish().await.unwrap();
+        let published = world.to.get(BACKUP_KEY).await.unwrap().unwrap();
+        assert_eq!(published.bytes, json);
+        world.check(&Backup::from_json(&json).unwrap()).await;
+    }
+}
