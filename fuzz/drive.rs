@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use keydb_core::{
-    AnswersDraft, AnswersFile, Bitmap, ClusterMap, Event, Expiry, Fingerprint, Footer, Incarnation,
-    Manifest, OperationAnswers, RangeAnswers, RangeId, SegmentHeader, SnapshotDecoder,
+    AnswersDraft, AnswersFile, Backup, Bitmap, ClusterMap, Event, Expiry, Fingerprint, Footer,
+    Incarnation, Manifest, OperationAnswers, RangeAnswers, RangeId, SegmentHeader, SnapshotDecoder,
     SnapshotError, TRAILER_BYTES, Totals, decode_record, encode_record, find_record,
 };
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
@@ -17,7 +17,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 pub type Target = fn(&[u8]);
 
 /// The targets by name.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 9] = [
     ("record", record),
     ("segment_header", segment_header),
     ("snapshot", snapshot),
@@ -26,6 +26,7 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("operation_answers", operation_answers),
     ("manifest", manifest),
     ("cluster_map", cluster_map),
+    ("backup", backup),
 ];
 
 const DISK: Incarnation = Incarnation::from_bytes(*b"the fixture disk");
@@ -226,14 +227,34 @@ fn told(answers: &OperationAnswers) -> BTreeMap<RangeId, (u32, Expiry, Bitmap, B
 /// A manifest.
 pub fn manifest(data: &[u8]) {
     try_manifest(data);
+    if let Some(sealed) = with_right_checksum(data) {
+        try_manifest(&sealed);
+    }
+}
+
+/// JSON that ends in a checksum, with the one that is right.
+fn with_right_checksum(data: &[u8]) -> Option<Vec<u8>> {
     let end = b"\",\n  \"checksum\": \"0123456789abcdef\"\n}".len() - 1;
-    let Some(content_bytes) = data.len().checked_sub(end) else {
-        return;
-    };
-    let mut sealed = data[..content_bytes].to_vec();
+    let mut sealed = data[..data.len().checked_sub(end)?].to_vec();
     let sum = xxh3_64(&sealed);
     sealed.extend_from_slice(format!(",\n  \"checksum\": \"{sum:016x}\"\n}}").as_bytes());
-    try_manifest(&sealed);
+    Some(sealed)
+}
+
+/// What a backup consists of.
+pub fn backup(data: &[u8]) {
+    try_backup(data);
+    if let Some(sealed) = with_right_checksum(data) {
+        try_backup(&sealed);
+    }
+}
+
+fn try_backup(json: &[u8]) {
+    if let Ok(backup) = Backup::from_json(json) {
+        assert_eq!(Backup::from_json(&backup.to_json()).as_ref(), Ok(&backup));
+        let times = backup.nodes.iter().map(|node| node.complete_to_ms);
+        assert!(times.into_iter().all(|time| time >= backup.complete_to()));
+    }
 }
 
 fn try_manifest(json: &[u8]) {

@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use crate::{
     bench::BenchArgs,
     commands::{
+        backup::BackupArgs,
         completions::CompletionsArgs,
         dev::DevArgs,
         import::ImportArgs,
@@ -75,6 +76,8 @@ pub(crate) enum Command {
     Operations(OperationsArgs),
     /// Make, show, check and carry snapshots
     Snapshot(SnapshotArgs),
+    /// Copy the cluster's snapshots to another storage
+    Backup(BackupArgs),
     /// Store a list of keys in bulk
     Import(ImportArgs),
     /// Look into a node's journal

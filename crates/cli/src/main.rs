@@ -51,6 +51,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Scale(args) => commands::scale::run(&args),
         Command::Operations(args) => commands::scale::operations::run(&args),
         Command::Snapshot(args) => commands::snapshot::run(&args),
+        Command::Backup(args) => commands::backup::run(&args),
         Command::Import(args) => commands::import::run(&args),
         Command::Journal(args) => commands::journal::run(&args),
         Command::Recover(args) => commands::recover::run(&args),

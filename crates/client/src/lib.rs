@@ -36,7 +36,7 @@
 //! reply does not turn a `First` into a `Duplicate`. What a program would act on is an [`ErrorKind`].
 //!
 //! # Looking after a cluster
-//! [`AdminClient`] has every node make a snapshot, asks what the nodes hold, and scales the cluster.
+//! [`AdminClient`] has every node make a snapshot, makes backups, asks what the nodes hold, and scales the cluster.
 //!
 //! # Exactly-once work
 //! `claim(keys, 5 min)`, do the work, `put(keys, 30 days)`: a worker that dies in between loses its claim after five minutes.
@@ -55,8 +55,8 @@ mod shared;
 mod status;
 
 pub use admin::{
-    AdminClient, AdminError, RangeOpened, ScalePlanned, ScalePreview, ScaleProgress,
-    SnapshotsCreated, SnapshotsLoaded,
+    AdminClient, AdminError, BackupProgress, RangeOpened, ScalePlanned, ScalePreview,
+    ScaleProgress, SnapshotsCreated, SnapshotsLoaded,
 };
 pub use client::Client;
 pub use config::{ClientConfig, Coalescing};

@@ -10,8 +10,10 @@
 //! [`random`].
 
 mod answers_file;
+mod backup;
 mod bitmap;
 mod bytes;
+mod checked_json;
 mod claim;
 mod clock;
 mod cluster_map;
@@ -37,6 +39,7 @@ mod snapshot;
 mod ttl;
 
 pub use answers_file::{AnswerEntry, AnswersError, AnswersFile};
+pub use backup::{Backup, BackupError, BackupNode, BackupObject};
 pub use bitmap::Bitmap;
 pub use claim::Claim;
 pub use clock::{Clock, ManualClock, SinceBoot};

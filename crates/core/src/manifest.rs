@@ -15,18 +15,13 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     ClusterId, CopyId, HashRange, Incarnation, Lsn, NodeId, OperationId, RangeId, UnixMillis,
+    checked_json::{self, JsonError},
 };
 
 const FORMAT: u32 = 1;
-
-/// How pretty-printed JSON ends, and how a manifest ends instead.
-const JSON_END: &str = "\n}";
-const CHECKSUM_START: &str = ",\n  \"checksum\": \"";
-const CHECKSUM_END: &str = "\"\n}";
 
 /// What a snapshot file holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -188,39 +183,19 @@ impl Manifest {
     /// # Errors
     /// When it is malformed, needs a feature that this build lacks, or contradicts itself.
     pub fn from_json(json: &[u8]) -> Result<Self, ManifestError> {
-        #[derive(Deserialize)]
-        struct Head {
-            format: u32,
-            #[serde(default)]
-            required_features: Vec<String>,
-        }
-        let malformed = |error: serde_json::Error| ManifestError::Malformed(error.to_string());
-        let head: Head = serde_json::from_slice(json).map_err(malformed)?;
-        if head.format != FORMAT {
-            return Err(ManifestError::Unsupported {
-                what: format!("format {}", head.format),
-            });
-        }
-        if let Some(feature) = head.required_features.first() {
-            return Err(ManifestError::Unsupported {
-                what: format!("feature {feature:?}"),
-            });
-        }
-        check_sum(json)?;
-        let mut manifest: Self = serde_json::from_slice(json).map_err(malformed)?;
-        manifest.unknown.remove("checksum");
+        let read = checked_json::read(json, FORMAT, |manifest: &mut Self| &mut manifest.unknown);
+        let manifest = read.map_err(|error| match error {
+            JsonError::Malformed(why) => ManifestError::Malformed(why),
+            JsonError::Unsupported(what) => ManifestError::Unsupported { what },
+            JsonError::Damaged(what) => ManifestError::Damaged(what.to_owned()),
+        })?;
         manifest.check()?;
         Ok(manifest)
     }
 
     /// The manifest as JSON, unknown fields included. Its last member is the XXH3-64 of the bytes before that member.
     pub fn to_json(&self) -> Vec<u8> {
-        let mut json = serde_json::to_vec_pretty(self)
-            .expect("a manifest has only string keys, so it always serialises");
-        json.truncate(json.len() - JSON_END.len());
-        let sum = xxh3_64(&json);
-        json.extend_from_slice(format!("{CHECKSUM_START}{sum:016x}{CHECKSUM_END}").as_bytes());
-        json
+        checked_json::write(self)
     }
 
     /// The file with this name.
@@ -389,23 +364,6 @@ impl Manifest {
             }
         }
         Ok(())
-    }
-}
-
-/// Checks that a manifest's bytes are as they were written.
-fn check_sum(json: &[u8]) -> Result<(), ManifestError> {
-    const SUM_DIGITS: usize = 16;
-    let damaged = |what: &str| Err(ManifestError::Damaged(what.to_owned()));
-    let tail_bytes = CHECKSUM_START.len() + SUM_DIGITS + CHECKSUM_END.len();
-    let Some(at) = json.len().checked_sub(tail_bytes) else {
-        return damaged("it is too short");
-    };
-    let (content, tail) = json.split_at(at);
-    let expected = format!("{CHECKSUM_START}{:016x}{CHECKSUM_END}", xxh3_64(content));
-    if tail == expected.as_bytes() {
-        Ok(())
-    } else {
-        damaged("its checksum does not match, or it does not end in one")
     }
 }
 

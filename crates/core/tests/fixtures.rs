@@ -11,12 +11,15 @@ mod support;
 use std::{borrow::Cow, fs};
 
 use keydb_core::{
-    AnswerEntry, AnswersDraft, AnswersFile, Bitmap, ClusterId, ClusterMap, CopyId, Durability,
-    Entry, Expiry, FileKind, Footer, HandedFrom, HashRange, HashSeed, Incarnation, Lsn, Manifest,
-    NodeId, NodeState, OperationAnswers, OperationId, PackedFingerprints, Phase, RangeId, Record,
-    RecordBody, RecordGroup, SEGMENT_HEADER_BYTES, SectionHeader, SegmentHeader, SnapshotHeader,
-    SnapshotKind, Target, UnixMillis, UnixSeconds, Write, decode_record, encode_record,
+    AnswerEntry, AnswersDraft, AnswersFile, Backup, BackupNode, BackupObject, Bitmap, ClusterId,
+    ClusterMap, CopyId, Durability, Entry, Expiry, FileKind, Footer, HandedFrom, HashRange,
+    HashSeed, Incarnation, Lsn, Manifest, NodeId, NodeState, OperationAnswers, OperationId,
+    PackedFingerprints, Phase, RangeId, Record, RecordBody, RecordGroup, SEGMENT_HEADER_BYTES,
+    SectionHeader, SegmentHeader, SnapshotHeader, SnapshotKind, Target, UnixMillis, UnixSeconds,
+    Write, decode_record, encode_record,
 };
+use xxhash_rust::xxh3::xxh3_64;
+
 use support::{Sections, entry, fixture, read_snapshot, seconds, write_snapshot};
 
 const CLUSTER: ClusterId = ClusterId::from_bytes(*b"fixture cluster.");
@@ -251,6 +254,25 @@ fn a_manifest_of_version_1_reads() {
 }
 
 #[test]
+fn a_backup_of_version_1_reads() {
+    let backup = Backup::from_json(&fixture("backup.json")).unwrap();
+    assert!(backup.complete);
+    assert_eq!((&*backup.name, backup.operation_id), ("monday", SCALING));
+    assert_eq!((backup.lineage, backup.epoch), (1, 7));
+    assert_eq!(backup.durability, Durability::Journal);
+    assert_eq!(backup.complete_to(), UnixMillis(1_700_000_000_789));
+    let [node] = &backup.nodes[..] else {
+        panic!("{backup:?}");
+    };
+    assert_eq!((node.id, node.disk_id), (NodeId(3), DISK));
+    assert_eq!((node.ranges, node.files, node.entries), (1, 2, 1005));
+    let full = fixture("full.keydb");
+    assert_eq!(backup.objects[1].key, "snapshots/node-3/full.keydb");
+    assert_eq!(backup.objects[1].size_bytes, full.len() as u64);
+    assert_eq!(backup.objects[1].xxh3, xxh3_64(&full));
+}
+
+#[test]
 fn a_cluster_map_of_version_1_reads() {
     let map = ClusterMap::from_json(&fixture("map.json")).unwrap();
     assert_eq!(map.durability, Durability::Journal);
@@ -368,4 +390,18 @@ fn write_fixtures() {
         unknown: serde_json::Map::new(),
     });
     write("map.json", &map.to_json());
+
+    let mut backup = Backup::new("monday", SCALING, &map, UnixMillis(1_700_000_001_000));
+    backup.complete = true;
+    backup.nodes = vec![BackupNode::of(&manifest)];
+    let object = |key: &str, bytes: &[u8]| BackupObject {
+        key: key.to_owned(),
+        size_bytes: bytes.len() as u64,
+        xxh3: xxh3_64(bytes),
+    };
+    backup.objects = vec![
+        object("manifests/node-3.json", &manifest.to_json()),
+        object("snapshots/node-3/full.keydb", &full),
+    ];
+    write("backup.json", &backup.to_json());
 }

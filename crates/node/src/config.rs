@@ -3,6 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use keydb_core::NodeId;
+use keydb_storage::{S3Options, StorageUrl};
 
 use crate::NodeError;
 
@@ -24,8 +25,12 @@ pub struct NodeConfig {
     pub snapshot_interval: Duration,
     /// What one node takes at most.
     pub limits: Limits,
-    /// What moving hash ranges may take of this node.
+    /// What moving hash ranges may take of this node, and copying backups.
     pub moves: MoveBudget,
+    /// What object storage is called, where it has a name: no backup may lie in it.
+    pub storage_url: Option<StorageUrl>,
+    /// How S3 is reached, where a backup goes there.
+    pub s3: S3Options,
 }
 
 /// What moving hash ranges may take of a node, so that requests hardly notice it: whichever is used up first. What is committed while
@@ -81,6 +86,8 @@ impl NodeConfig {
             snapshot_interval: Duration::from_secs(60),
             limits: Limits::default(),
             moves: MoveBudget::default(),
+            storage_url: None,
+            s3: S3Options::default(),
         }
     }
 

@@ -8,7 +8,8 @@
 //! - `requests` checks each request and works on its keys; nothing is answered before it is committed;
 //! - `ranges` has the key sets of the hash ranges that the node owns by the map in force;
 //! - `cluster` registers the node in the cluster map and follows it, and checks the clock;
-//! - `disk` is the data directory, the journal, the snapshots, and the way back from them at a start.
+//! - `disk` is the data directory, the journal, the snapshots, and the way back from them at a start;
+//! - `backup` copies what object storage has of the cluster elsewhere.
 //!
 //! `node` is what these share, and `run` a node's life from its start to its end.
 
@@ -17,6 +18,7 @@
 extern crate self as keydb_node;
 
 mod background;
+mod backup;
 mod cluster;
 mod config;
 mod disk;

@@ -15,6 +15,7 @@ use tonic::Status;
 
 use crate::{
     NodeConfig,
+    backup::Backups,
     cluster::membership_state::{CurrentMembership, MembershipState},
     cluster::trusted_clock::TrustedClock,
     disk::Disk,
@@ -50,6 +51,7 @@ pub(crate) struct Node {
     pub(crate) grace: Grace,
     /// The ranges that come to this node, are here, or leave it.
     pub(crate) moves: Moves,
+    pub(crate) backups: Backups,
     disk: OnceLock<Disk>,
     recorder: OnceLock<Journal>,
     disk_opened: Notify,
@@ -72,6 +74,7 @@ impl Node {
                 Arc::clone(&arena),
                 Arc::clone(&membership),
             ),
+            backups: Backups::default(),
             incarnation: Incarnation::random(),
             started: clock.now(),
             arena,

@@ -229,6 +229,8 @@ impl Running {
         }
         // Joins what is left of the server, if anything.
         self.server.shutdown().await;
+        // Another node goes on with it.
+        node.backups.stop().await;
         self.stop_http.cancel();
         // It bounds its own end.
         while self.http.join_next().await.is_some() {}
@@ -242,6 +244,7 @@ struct Abandoned(Arc<Node>);
 impl Drop for Abandoned {
     fn drop(&mut self) {
         self.0.moves.sessions.abort();
+        self.0.backups.abort();
         if let Some(disk) = self.0.disk() {
             disk.abandon();
         }

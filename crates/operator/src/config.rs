@@ -14,6 +14,8 @@ pub const REQUESTS_MAX: usize = 256;
 pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a call waits for the end of a scaling operation, which goes on after that.
 pub const SCALE_WAIT_MAX: Duration = Duration::from_secs(3600);
+/// How long a call waits for a backup, which goes on after that.
+pub const BACKUP_WAIT_MAX: Duration = Duration::from_secs(3600);
 /// How long a call waits for snapshots.
 pub const SNAPSHOT_WAIT_MAX: Duration = Duration::from_secs(3600);
 

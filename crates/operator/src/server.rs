@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    cluster,
+    backup, cluster,
     config::{OperatorConfig, REQUESTS_MAX},
     health, keys,
     operator::{Operator, Shared},
@@ -30,13 +30,14 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the operator can be asked.
-const PATHS: [&str; 16] = [
+const PATHS: [&str; 17] = [
     "/get",
     "/info",
     "/put",
     "/claim",
     "/createSnapshots",
     "/loadSnapshots",
+    "/backup",
     "/scale",
     "/scaleComplete",
     "/autoScale",
@@ -138,6 +139,7 @@ fn router(operator: Shared) -> Router {
         .route("/info", get(cluster::info))
         .route("/createSnapshots", post(cluster::create_snapshots))
         .route("/loadSnapshots", post(cluster::load_snapshots))
+        .route("/backup", post(backup::create))
         .route("/scale", post(scaling::scale))
         .route("/scaleComplete", post(scaling::complete))
         .route("/autoScale", post(scaling::auto_scale))

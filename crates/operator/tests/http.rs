@@ -381,3 +381,34 @@ async fn an_operator_without_a_cluster_lives_is_not_ready_and_says_whom_it_asked
     }
     world.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_of_what_is_not_kept_is_refused() {
+    let world = World::start(2).await;
+    let dir = std::env::temp_dir();
+    let to = format!("file://{}", dir.display());
+    for (body, status, words) in [
+        (json!({}), BAD, vec!["to: is missing", "s3://"]),
+        (json!({"to": 5}), BAD, vec!["to", "5"]),
+        (json!({"to": to, "name": ""}), BAD, vec!["name: is empty"]),
+        (
+            json!({"to": to, "nam": "x"}),
+            BAD,
+            vec!["unknown field `nam`"],
+        ),
+        (
+            json!({"to": "nowhere"}),
+            BAD,
+            vec!["to: ", "\"nowhere\"", "s3://"],
+        ),
+        (json!({"to": to, "name": "a/b"}), BAD, vec!["name: ", "a/b"]),
+        (json!({"to": to}), 409, vec!["durability is memory"]),
+    ] {
+        world.post("/backup", body).await.refused(status, &words);
+    }
+    world
+        .send(Method::GET, "/backup", "")
+        .await
+        .refused(405, &["/backup"]);
+    world.stop().await;
+}

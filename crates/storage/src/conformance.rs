@@ -56,6 +56,8 @@ macro_rules! conformance_tests {
             a_reader_sees_only_whole_writes
             a_file_becomes_an_object_once
             an_empty_file_becomes_an_empty_object
+            a_stream_becomes_an_object_once
+            a_stream_that_fails_or_has_another_length_writes_nothing
             parts_of_an_object_are_read_as_streams
             what_is_known_of_an_object_is_its_size_and_time
             objects_are_listed_in_order_by_prefix_and_in_pages
@@ -365,6 +367,52 @@ pub(crate) async fn an_empty_file_becomes_an_empty_object(storage: Handles) {
     done(storage.put_file("empty", file.path()).await.unwrap());
     assert_eq!(read(storage, "empty").await.bytes, "");
     assert_eq!(streamed(storage, "empty", 0..10).await, (0, Vec::new()));
+}
+
+/// `bytes` in pieces, and then perhaps an error, of an object that is said to have this size.
+fn stream_of(
+    bytes: &[u8],
+    size_bytes: usize,
+    error: Option<crate::StorageError>,
+) -> crate::ObjectStream {
+    let pieces = bytes.chunks(700_000).map(Bytes::copy_from_slice).map(Ok);
+    let pieces: Vec<_> = pieces.chain(error.map(Err)).collect();
+    crate::ObjectStream {
+        size_bytes: size_bytes as u64,
+        bytes: Box::pin(futures_util::stream::iter(pieces)),
+    }
+}
+
+pub(crate) async fn a_stream_becomes_an_object_once(storage: Handles) {
+    let storage = storage.one();
+    for size in [0, 1, 1000, LARGE_BYTES] {
+        let bytes = varied(size);
+        let key = format!("streamed/{size}");
+        let put = storage.put_stream(&key, stream_of(&bytes, size, None));
+        done(put.await.unwrap());
+        let (size_bytes, read) = streamed(storage, &key, 0..u64::MAX).await;
+        assert_eq!(size_bytes, size as u64);
+        assert!(read == bytes, "{size}");
+        let put = storage.put_stream(&key, stream_of(b"other", 5, None));
+        assert_eq!(put.await, Ok(Put::Conflict));
+        assert!(streamed(storage, &key, 0..u64::MAX).await.1 == bytes);
+    }
+}
+
+pub(crate) async fn a_stream_that_fails_or_has_another_length_writes_nothing(storage: Handles) {
+    let storage = storage.one();
+    for size in [1000, LARGE_BYTES] {
+        let bytes = varied(size);
+        let refused = crate::StorageError::refused("it is damaged");
+        for stream in [
+            stream_of(&bytes, size, Some(refused)),
+            stream_of(&bytes, size + 1, None),
+            stream_of(&bytes, size - 1, None),
+        ] {
+            storage.put_stream("streamed", stream).await.unwrap_err();
+            assert_eq!(storage.head("streamed").await, Ok(None));
+        }
+    }
 }
 
 pub(crate) async fn parts_of_an_object_are_read_as_streams(storage: Handles) {

@@ -54,7 +54,8 @@ pub use object::{
 };
 pub use s3::S3Options;
 pub use snapshot_store::{
-    Collected, GARBAGE_AGE_MIN, GarbageError, MANIFESTS, ManifestReadError, SNAPSHOT_EXTENSION,
-    SNAPSHOTS, SnapshotReadError, SnapshotStore, manifest_key, object_key, snapshot_file_name,
+    BACKUP_KEY, BACKUP_RECORD_KEY, Collected, CopyError, GARBAGE_AGE_MIN, GarbageError, MANIFESTS,
+    ManifestReadError, SNAPSHOT_EXTENSION, SNAPSHOTS, SnapshotReadError, SnapshotStore,
+    manifest_key, object_key, snapshot_file_name,
 };
 pub use url::{StorageUrl, StorageUrlError};

@@ -3,11 +3,11 @@
 use std::{fmt, fmt::Debug, ops::Range, path::Path, sync::Arc};
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use futures_util::stream::BoxStream;
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt, stream::BoxStream};
 use keydb_core::{UnixMillis, random};
 
-use crate::StorageError;
+use crate::{StorageError, StorageErrorKind};
 
 /// What an object was when it was read or written, for a conditional write. Opaque: only equality means something, and only
 /// between versions of one object.
@@ -95,6 +95,32 @@ impl Debug for ObjectStream {
     }
 }
 
+impl ObjectStream {
+    /// All bytes, of an object of at most [`OBJECT_BYTES_MAX`] whose whole is streamed.
+    pub(crate) async fn collect(mut self) -> Result<Bytes, StorageError> {
+        let mut all = BytesMut::new();
+        while let Some(chunk) = self.bytes.next().await {
+            all.extend_from_slice(&chunk?);
+            if all.len() as u64 > self.size_bytes.min(OBJECT_BYTES_MAX) {
+                break;
+            }
+        }
+        check_length(self.size_bytes, all.len() as u64)?;
+        Ok(all.freeze())
+    }
+}
+
+/// Checks that as many bytes of an object came as were announced.
+pub(crate) fn check_length(announced: u64, came: u64) -> Result<(), StorageError> {
+    if announced == came {
+        return Ok(());
+    }
+    Err(StorageError::new(
+        StorageErrorKind::Unavailable,
+        format!("{came} bytes came of an object of {announced}; nothing was written"),
+    ))
+}
+
 /// The largest object that [`ObjectStorage::get`] reads.
 pub const OBJECT_BYTES_MAX: u64 = 64 << 20;
 
@@ -159,6 +185,16 @@ pub trait ObjectStorage: Send + Sync + Debug + 'static {
     /// # Errors
     /// `Unavailable` and `Refused`: nothing was written. `OutcomeUnknown`: it may have been.
     async fn put_file(&self, key: &str, file: &Path) -> Result<Put, StorageError>;
+
+    /// Writes an object that does not exist yet from a stream of all of its bytes; a conflict when the object exists. Nothing is
+    /// written where the stream fails, or has another length than it announced.
+    ///
+    /// # Errors
+    /// `Unavailable` and `Refused`: nothing was written. `OutcomeUnknown`: it may have been.
+    async fn put_stream(&self, key: &str, stream: ObjectStream) -> Result<Put, StorageError> {
+        let bytes = stream.collect().await?;
+        self.put_if_absent(key, bytes).await
+    }
 
     /// The bytes of an object in `range`, as much of it as lies within the object; `None` when there is no such object.
     ///

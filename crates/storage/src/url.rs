@@ -57,6 +57,16 @@ pub enum StorageUrlError {
         /// The refused text.
         url: String,
     },
+    /// A name that no storage below another one can have.
+    #[error("{name:?} cannot be a storage below {url}: {reason}")]
+    NoChild {
+        /// The storage above.
+        url: String,
+        /// The refused name.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A directory that no URL can name.
     #[error("directory {dir:?} cannot be written as a storage URL: {reason}")]
     NoUrl {
@@ -109,6 +119,65 @@ impl StorageUrl {
             bucket: bucket.to_owned(),
             prefix: prefix.to_owned(),
         }))
+    }
+
+    /// The storage `name` below this one: a directory in its directory, or what follows its prefix.
+    ///
+    /// # Errors
+    /// When `name` is not a single segment of an object's key, or there is no room for it.
+    pub fn child(&self, name: &str) -> Result<Self, StorageUrlError> {
+        let no_child = |reason: String| StorageUrlError::NoChild {
+            url: self.to_string(),
+            name: name.to_owned(),
+            reason,
+        };
+        if name.contains('/') {
+            return Err(no_child("it contains a slash".to_owned()));
+        }
+        check_key(name).map_err(|error| no_child(error.to_string()))?;
+        match &self.0 {
+            Kind::Local { dir } => Ok(Self(Kind::Local {
+                dir: format!("{dir}/{name}"),
+            })),
+            Kind::S3 { bucket, prefix } => Self::s3(bucket, &format!("{prefix}/{name}")),
+        }
+    }
+
+    /// Whether both are the same storage, or one lies within the other. Of directories by their names: see
+    /// [`resolved`](Self::resolved).
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let within = |inner: &str, outer: &str| {
+            let rest = inner.strip_prefix(outer);
+            rest.is_some_and(|rest| rest.is_empty() || outer.is_empty() || rest.starts_with('/'))
+        };
+        let (a, b) = match (&self.0, &other.0) {
+            (Kind::Local { dir: a }, Kind::Local { dir: b }) => (a, b),
+            (
+                Kind::S3 { bucket, prefix: a },
+                Kind::S3 {
+                    bucket: other_bucket,
+                    prefix: b,
+                },
+            ) if bucket == other_bucket => (a, b),
+            _ => return false,
+        };
+        within(a, b) || within(b, a)
+    }
+
+    /// The same directory by its own name, without links and `..`, where it exists.
+    pub fn resolved(&self) -> Self {
+        let dir = self.local_dir().map(std::fs::canonicalize);
+        let text = dir.and_then(|dir| dir.ok()?.into_os_string().into_string().ok());
+        text.and_then(|text| Self::from_path(&text))
+            .unwrap_or_else(|| self.clone())
+    }
+
+    /// The directory, where it is one.
+    pub fn local_dir(&self) -> Option<&Path> {
+        match &self.0 {
+            Kind::Local { dir } => Some(Path::new(dir)),
+            Kind::S3 { .. } => None,
+        }
     }
 
     /// Whether this is S3, for which [`S3Options`] count.
@@ -229,6 +298,44 @@ mod tests {
             "file:///a/".parse::<StorageUrl>(),
             "file:///a".parse::<StorageUrl>()
         );
+    }
+
+    #[test]
+    fn a_storage_below_another_one_overlaps_with_it_and_with_nothing_beside_it() {
+        let url = |text: &str| text.parse::<StorageUrl>().unwrap();
+        for (above, child) in [
+            ("s3://bucket", "s3://bucket/a"),
+            ("s3://bucket/x/y", "s3://bucket/x/y/a"),
+            ("file:///x", "file:///x/a"),
+        ] {
+            let made = url(above).child("a").unwrap();
+            assert_eq!(made, url(child));
+            assert!(made.overlaps(&url(above)) && url(above).overlaps(&made));
+            assert!(made.overlaps(&made));
+            assert!(!made.overlaps(&url(above).child("ab").unwrap()));
+        }
+        assert!(!url("s3://bucket/a").overlaps(&url("s3://other/a")));
+        assert!(!url("s3://bucket/a").overlaps(&url("file:///a")));
+        for name in ["", "..", "a/b", "a b", "~lock"] {
+            let refusal = url("file:///x").child(name).unwrap_err().to_string();
+            assert!(
+                refusal.contains(&format!("{name:?} cannot be")),
+                "{refusal}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_directory_is_resolved_to_its_own_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let real = dir.path().canonicalize().unwrap().join("real");
+        std::fs::create_dir(&real).unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let url = |path: &Path| StorageUrl::local(path).unwrap();
+        assert_eq!(url(&link).resolved(), url(&real));
+        let nowhere = url(Path::new("/nowhere/at/all"));
+        assert_eq!(nowhere.resolved(), nowhere);
     }
 
     #[test]

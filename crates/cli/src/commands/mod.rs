@@ -1,5 +1,6 @@
 //! One command a file.
 
+pub(crate) mod backup;
 pub(crate) mod completions;
 pub(crate) mod dev;
 pub(crate) mod import;

@@ -152,6 +152,8 @@ fn config(settings: &Settings, id: NodeId) -> Result<NodeConfig, Failure> {
     config.disk_hang_limit = settings.disk_hang_limit.value;
     config.moves.cpu_percent = settings.move_cpu_percent.value;
     config.moves.bytes_per_second = settings.move_bytes_per_second.value;
+    config.storage_url = Some(settings.storage().clone());
+    config.s3 = settings.s3_options();
     config.limits.request_keys_max = settings.request_keys_max.value;
     config.limits.requests_in_flight_max = settings.requests_in_flight_max.value;
     config.limits.answer_memory_bytes = settings.answer_memory_bytes.value;

@@ -22,3 +22,4 @@ pub(crate) use environment::environment;
 pub(crate) use memory::available_bytes as available_memory_bytes;
 pub(crate) use parse::{addresses, duration, namespace};
 pub(crate) use read::{ClientSettings, load};
+pub(crate) use storage::url as storage_url;

@@ -212,14 +212,7 @@ impl Settings {
         action: &str,
         open: impl FnOnce(&StorageUrl, &S3Options) -> Result<T, StorageError>,
     ) -> Result<T, Failure> {
-        let id = self.storage_accesskeyid.value.clone();
-        let key = self.storage_accesskey.value.clone();
-        let options = S3Options {
-            endpoint: self.storage_endpoint.value.clone(),
-            region: self.storage_region.value.clone(),
-            access_key: id.zip(key.map(|key| key.0)),
-        };
-        open(self.storage(), &options).map_err(|error| {
+        open(self.storage(), &self.s3_options()).map_err(|error| {
             Failure::failed(format!(
                 "cannot {action} the storage {}: {error}",
                 self.storage()
@@ -227,12 +220,24 @@ impl Settings {
         })
     }
 
+    /// How S3 is reached.
+    pub(crate) fn s3_options(&self) -> S3Options {
+        let id = self.storage_accesskeyid.value.clone();
+        let key = self.storage_accesskey.value.clone();
+        S3Options {
+            endpoint: self.storage_endpoint.value.clone(),
+            region: self.storage_region.value.clone(),
+            access_key: id.zip(key.map(|key| key.0)),
+        }
+    }
+
     /// The storage, as it can be shown.
     pub(crate) fn storage_text(&self) -> String {
         self.storage().to_string()
     }
 
-    fn storage(&self) -> &StorageUrl {
+    /// What the storage is called.
+    pub(crate) fn storage(&self) -> &StorageUrl {
         let url = self.storage_url.value.as_ref();
         url.expect("the settings of a node have one, be it the default")
     }

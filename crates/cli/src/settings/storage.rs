@@ -38,7 +38,7 @@ impl fmt::Debug for Secret {
 }
 
 /// A storage's URL.
-pub(super) fn url(text: &str) -> Result<StorageUrl, String> {
+pub(crate) fn url(text: &str) -> Result<StorageUrl, String> {
     // The library's messages hold parts of the URL, so it gets none that has a password.
     if without_secrets(text) != text {
         return Err(

@@ -1,6 +1,7 @@
-//! What an operator asks of a cluster's nodes: of all of them, or, in `scaling`, of whichever member answers.
+//! What an operator asks of a cluster's nodes: of all of them, or, in `scaling` and `backup`, of whichever member answers.
 
 mod any_member;
+mod backup;
 mod scale_progress;
 mod scaling;
 
@@ -20,6 +21,7 @@ use keydb_proto::{
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Code, Request, Response, Status};
 
+pub use self::backup::BackupProgress;
 pub use self::scale_progress::{ScalePlanned, ScalePreview, ScaleProgress};
 use crate::{
     call::{Kind, run_entries, run_part},

@@ -26,7 +26,7 @@ impl Budget {
     }
 
     /// Work has just been done that took `work` of a core and moved `bytes`. Waits until there may be more of it.
-    pub(super) async fn spend(&self, work: Duration, bytes: u64) {
+    pub(crate) async fn spend(&self, work: Duration, bytes: u64) {
         sleep_until(self.charge(work, bytes)).await;
     }
 

@@ -37,7 +37,7 @@ pub(crate) struct Moves {
     /// Told whenever a machine may want something else than before.
     changed: Notify,
     /// What copies may take of the node.
-    pub(super) budget: Budget,
+    pub(crate) budget: Budget,
     /// The sessions in which this node is the owner.
     pub(crate) sessions: OwnerSessions,
 }

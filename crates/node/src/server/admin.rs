@@ -1,14 +1,15 @@
-//! The wire's side of what changes the cluster map.
+//! The wire's side of what changes the cluster map, and of backups.
 
 use std::sync::Arc;
 
 use keydb_proto::shard::{
-    ScaleOperationRequest, ScaleReply, ScaleRequest, admin_service_server::AdminService,
+    BackupReply, BackupRequest, ScaleOperationRequest, ScaleReply, ScaleRequest,
+    admin_service_server::AdminService,
 };
 use keydb_storage::MapStore;
 use tonic::{Request, Response, Status};
 
-use crate::{cluster::scaling, node::Node};
+use crate::{backup, cluster::scaling, node::Node, server::service::waits};
 
 /// `keydb.shard.v1.AdminService` of one node.
 #[derive(Debug)]
@@ -38,6 +39,15 @@ impl AdminService for Admin {
         request: Request<ScaleOperationRequest>,
     ) -> Result<Response<ScaleReply>, Status> {
         let reply = scaling::abort(&self.node, &self.store, request.get_ref());
+        reply.await.map(Response::new)
+    }
+
+    async fn backup(
+        &self,
+        request: Request<BackupRequest>,
+    ) -> Result<Response<BackupReply>, Status> {
+        let patience = waits(&request);
+        let reply = backup::backup(&self.node, &self.store, request.get_ref(), patience);
         reply.await.map(Response::new)
     }
 }

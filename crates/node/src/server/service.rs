@@ -91,7 +91,7 @@ impl ShardService for Service {
 }
 
 /// How long the caller waits, if it says so.
-fn waits<T>(request: &Request<T>) -> Option<Duration> {
+pub(super) fn waits<T>(request: &Request<T>) -> Option<Duration> {
     let text = request.metadata().get(GRPC_TIMEOUT)?;
     patience(text.to_str().ok()?)
 }

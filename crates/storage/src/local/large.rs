@@ -4,6 +4,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, ErrorKind, Read, Seek, SeekFrom, Write},
     ops::Range,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::{
     LIST_PAGE_MAX, ListPage, ObjectInfo, ObjectStream, Put, StorageError, StorageErrorKind,
-    Version, check_key,
+    Version, check_key, object::check_length,
 };
 
 const UPLOAD_PREFIX: &str = "~put-";
@@ -30,32 +31,51 @@ const CHUNK_BYTES: usize = 1 << 20;
 
 impl LocalStorage {
     pub(super) fn put_file_blocking(&self, key: &str, file: &Path) -> Result<Put, StorageError> {
-        let path = self.object_path(key)?;
+        let cannot_read = |error: io::Error| not_done("read", file, &error);
+        let mut source = File::open(file).map_err(cannot_read)?;
+        let size_bytes = source.metadata().map_err(cannot_read)?.len();
+        let Some(mut upload) = self.begin_upload(key, size_bytes)? else {
+            return Ok(Put::Conflict);
+        };
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            match source.read(&mut chunk).map_err(cannot_read)? {
+                0 => return self.end_upload(upload),
+                read => upload.write(&chunk[..read])?,
+            }
+        }
+    }
+
+    /// Begins an object of this size; `None` where there is one.
+    pub(super) fn begin_upload(
+        &self,
+        key: &str,
+        size_bytes: u64,
+    ) -> Result<Option<Upload>, StorageError> {
+        let object = self.object_path(key)?;
         self.check_dir()?;
-        let exists = || fs::exists(&path).map_err(|error| not_done("read", &path, &error));
         // Looked at once more under the lock; this spares the copy.
-        if exists()? {
+        if fs::exists(&object).map_err(|error| not_done("read", &object, &error))? {
+            return Ok(None);
+        }
+        let copy = self.path_of(&format!("{UPLOAD_PREFIX}{:016x}", random::u64()));
+        Upload::begin(object, copy, size_bytes).map(Some)
+    }
+
+    /// Makes what was written an object, unless there is one by now.
+    pub(super) fn end_upload(&self, mut upload: Upload) -> Result<Put, StorageError> {
+        upload.end()?;
+        let object = &upload.object;
+        let _lock = self.lock()?;
+        if fs::exists(object).map_err(|error| not_done("read", object, &error))? {
             return Ok(Put::Conflict);
         }
-        let version = Version::random();
-        let upload = self.path_of(&format!("{UPLOAD_PREFIX}{:016x}", random::u64()));
-        // Whoever holds the copy holds its lock.
-        let copied = copy(file, &upload, &version);
-        let put = copied.and_then(|_held| {
-            let _lock = self.lock()?;
-            if exists()? {
-                return Ok(Put::Conflict);
-            }
-            fs::rename(&upload, &path).map_err(|error| perhaps_done("rename to", &path, &error))?;
-            self.sync_dir()
-                .map_err(|error| outcome_unknown("sync directory", &self.dir, &error))?;
-            Ok(Put::Done(version))
-        });
-        if !matches!(put, Ok(Put::Done(_))) {
-            // Should it stay, it costs space until the next start.
-            let _ = fs::remove_file(&upload);
-        }
-        put
+        fs::rename(&upload.copy, object)
+            .map_err(|error| perhaps_done("rename to", object, &error))?;
+        upload.is_object = true;
+        self.sync_dir()
+            .map_err(|error| outcome_unknown("sync directory", &self.dir, &error))?;
+        Ok(Put::Done(upload.version.clone()))
     }
 
     /// Removes copies that no writer holds any more.
@@ -229,48 +249,77 @@ impl Reading {
     }
 }
 
-/// Copies a file's content to a new object file, whose lock is held as long as the returned file is.
-fn copy(from: &Path, to: &Path, version: &Version) -> Result<File, StorageError> {
-    let cannot_read = |error: io::Error| not_done("read", from, &error);
-    let cannot_write = |error: io::Error| not_done("write", to, &error);
-    let mut source = File::open(from).map_err(cannot_read)?;
-    let mut chunk = vec![0; CHUNK_BYTES];
-    let mut bytes = 0;
-    let mut checksum = Xxh3::new();
-    loop {
-        let read = source.read(&mut chunk).map_err(cannot_read)?;
-        if read == 0 {
-            break;
-        }
-        checksum.update(&chunk[..read]);
-        bytes += read as u64;
+/// An object's file that is being written, under a name of its own; removed when it is dropped before it is an object.
+pub(super) struct Upload {
+    object: PathBuf,
+    copy: PathBuf,
+    /// Whoever holds the copy holds its lock.
+    file: File,
+    version: Version,
+    size_bytes: u64,
+    written_bytes: u64,
+    checksum: Box<Xxh3>,
+    is_object: bool,
+}
+
+impl Upload {
+    fn begin(object: PathBuf, copy: PathBuf, size_bytes: u64) -> Result<Self, StorageError> {
+        let cannot_write = |error: io::Error| not_done("write", &copy, &error);
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .open(&copy)
+            .map_err(cannot_write)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|error| cannot_write(error.into()))?;
+        let version = Version::random();
+        // As long as the one that takes its place when the checksum is known.
+        file.write_all(header_of(&version, size_bytes, 0).as_bytes())
+            .map_err(cannot_write)?;
+        Ok(Self {
+            object,
+            copy,
+            file,
+            version,
+            size_bytes,
+            written_bytes: 0,
+            checksum: Box::default(),
+            is_object: false,
+        })
     }
-    source.rewind().map_err(cannot_read)?;
-    let mut target = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .open(to)
-        .map_err(cannot_write)?;
-    flock(&target, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|error| cannot_write(error.into()))?;
-    target
-        .write_all(header_of(version, bytes, checksum.digest()).as_bytes())
-        .map_err(cannot_write)?;
-    let mut left = bytes;
-    while left > 0 {
-        let mut piece = (&mut source).take(left.min(SYNC_BYTES as u64));
-        let copied = io::copy(&mut piece, &mut target).map_err(cannot_write)?;
-        if copied == 0 {
-            return Err(StorageError::refused(format!(
-                "{} changed while it was copied",
-                from.display()
-            )));
-        }
-        left -= copied;
-        target.sync_data().map_err(cannot_write)?;
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
+        self.checksum.update(bytes);
+        let mut pieces = bytes.chunks(SYNC_BYTES);
+        let written = pieces.try_for_each(|piece| {
+            self.file.write_all(piece)?;
+            let before = self.written_bytes;
+            self.written_bytes += piece.len() as u64;
+            let sync_bytes = SYNC_BYTES as u64;
+            match before / sync_bytes == self.written_bytes / sync_bytes {
+                true => Ok(()),
+                false => self.file.sync_data(),
+            }
+        });
+        written.map_err(|error| not_done("write", &self.copy, &error))
     }
-    target.sync_all().map_err(cannot_write)?;
-    Ok(target)
+
+    fn end(&mut self) -> Result<(), StorageError> {
+        check_length(self.size_bytes, self.written_bytes)?;
+        let header = header_of(&self.version, self.size_bytes, self.checksum.digest());
+        let written = self.file.write_all_at(header.as_bytes(), 0);
+        let synced = written.and_then(|()| self.file.sync_all());
+        synced.map_err(|error| not_done("write", &self.copy, &error))
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        if !self.is_object {
+            // Should it stay, it costs space until the next start.
+            let _ = fs::remove_file(&self.copy);
+        }
+    }
 }
 
 fn modified(file: &File) -> io::Result<UnixMillis> {

@@ -37,6 +37,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::StreamExt;
 use keydb_core::{UnixMillis, random};
 use rustix::fs::{FlockOperation, Timespec, Timestamps, UTIME_NOW, flock, futimens};
 
@@ -367,6 +368,22 @@ impl ObjectStorage for LocalStorage {
             storage.put_file_blocking(&key, &file)
         })
         .await
+    }
+
+    async fn put_stream(&self, key: &str, mut stream: ObjectStream) -> Result<Put, StorageError> {
+        let (key, size_bytes) = (key.to_owned(), stream.size_bytes);
+        let begin = move |storage: &Self| storage.begin_upload(&key, size_bytes);
+        let begun = self.run(StorageErrorKind::Unavailable, begin).await?;
+        let Some(mut upload) = begun else {
+            return Ok(Put::Conflict);
+        };
+        while let Some(chunk) = stream.bytes.next().await {
+            let chunk = chunk?;
+            let write = move |_: &Self| upload.write(&chunk).map(|()| upload);
+            upload = self.run(StorageErrorKind::Unavailable, write).await?;
+        }
+        let end = move |storage: &Self| storage.end_upload(upload);
+        self.run(StorageErrorKind::OutcomeUnknown, end).await
     }
 
     async fn get_range(

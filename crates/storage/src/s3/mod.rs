@@ -276,6 +276,10 @@ impl ObjectStorage for S3Storage {
         self.upload(key, file).await
     }
 
+    async fn put_stream(&self, key: &str, stream: ObjectStream) -> Result<Put, StorageError> {
+        self.upload_stream(key, stream).await
+    }
+
     async fn get_range(
         &self,
         key: &str,

@@ -1,4 +1,4 @@
-//! Large files: uploaded in parts, which become an object all at once or not at all.
+//! Large files and streams: uploaded in parts, which become an object all at once or not at all.
 //!
 //! An upload that fails is aborted, so that its parts cost no space; so is one whose future is dropped. Those of a process that died
 //! are found by `sweep`.
@@ -15,7 +15,8 @@ use std::{
 };
 
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
 use keydb_core::OperationId;
 use tokio::{runtime::Handle, task::spawn_blocking, try_join};
 
@@ -24,7 +25,9 @@ use super::{
     failure::{Failure, FailureKind},
     put::{Condition, NONCE_NAME},
 };
-use crate::{Put, StorageError, Version, check_key};
+use crate::{
+    ObjectStream, Put, StorageError, StorageErrorKind, Version, check_key, object::check_length,
+};
 
 /// S3 takes 10,000 parts; larger files have larger ones.
 const PARTS_MAX: u64 = 9000;
@@ -38,24 +41,40 @@ enum Completed {
     Busy(Failure),
 }
 
-/// A file that becomes an object.
-struct Source {
+/// What becomes an object.
+enum Source {
+    File(SourceFile),
+    Stream(tokio::sync::Mutex<SourceStream>),
+}
+
+/// A file, of which any part can be read again.
+struct SourceFile {
     file: Arc<File>,
     size_bytes: u64,
     /// How messages name it.
     name: String,
 }
 
+/// A stream, whose parts come one after the other.
+struct SourceStream {
+    stream: ObjectStream,
+    /// What came with the part before.
+    rest: BytesMut,
+    came_bytes: u64,
+    next: i32,
+}
+
 impl S3Storage {
     pub(super) async fn upload(&self, key: &str, path: &Path) -> Result<Put, StorageError> {
         check_key(key)?;
         let what = self.what("write", key);
-        let source = Source::open(path).await?;
-        if source.size_bytes <= self.inner.part_bytes {
-            let bytes = source.read(0, source.size_bytes).await;
+        let file = SourceFile::open(path).await?;
+        if file.size_bytes <= self.inner.part_bytes {
+            let bytes = file.read(0, file.size_bytes).await;
             let bytes = bytes.map_err(|failure| failure.not_applied(&what))?;
             return self.put(key, bytes, Condition::Absent).await;
         }
+        let source = Source::File(file);
         self.sweep_abandoned_uploads(key).await;
         let mut uploads = 0;
         loop {
@@ -73,6 +92,35 @@ impl S3Storage {
                 }
                 Completed::Busy(_) => {}
             }
+        }
+    }
+
+    pub(super) async fn upload_stream(
+        &self,
+        key: &str,
+        stream: ObjectStream,
+    ) -> Result<Put, StorageError> {
+        check_key(key)?;
+        if stream.size_bytes <= self.inner.part_bytes {
+            let bytes = stream.collect().await?;
+            return self.put(key, bytes, Condition::Absent).await;
+        }
+        let what = self.what("write", key);
+        self.sweep_abandoned_uploads(key).await;
+        match self.look_at(key, &mut self.attempts()).await {
+            Ok(None) => {}
+            Ok(Some(_)) => return Ok(Put::Conflict),
+            Err(failure) => return Err(failure.not_applied(&what)),
+        }
+        let source = Source::Stream(tokio::sync::Mutex::new(SourceStream {
+            stream,
+            rest: BytesMut::new(),
+            came_bytes: 0,
+            next: 1,
+        }));
+        match self.upload_once(key, &source, &what).await? {
+            Completed::Put(put) => Ok(put),
+            Completed::Busy(failure) => Err(failure.not_applied(&what)),
         }
     }
 
@@ -133,6 +181,60 @@ impl S3Storage {
 }
 
 impl Source {
+    async fn size_bytes(&self) -> u64 {
+        match self {
+            Self::File(file) => file.size_bytes,
+            Self::Stream(stream) => stream.lock().await.stream.size_bytes,
+        }
+    }
+
+    /// The next part of this size, or what is left, and its number; `None` when all are taken. `taken` counts those of a file.
+    async fn take_part(
+        &self,
+        taken: &AtomicI32,
+        part_bytes: u64,
+    ) -> Result<Option<(i32, Bytes)>, Failure> {
+        let file = match self {
+            Self::File(file) => file,
+            Self::Stream(stream) => return stream.lock().await.next_part(part_bytes).await,
+        };
+        let number = taken.fetch_add(1, Ordering::Relaxed) + 1;
+        let start = part_bytes * u64::from(number.unsigned_abs() - 1);
+        if start >= file.size_bytes {
+            return Ok(None);
+        }
+        let end = (start + part_bytes).min(file.size_bytes);
+        Ok(Some((number, file.read(start, end).await?)))
+    }
+}
+
+impl SourceStream {
+    async fn next_part(&mut self, part_bytes: u64) -> Result<Option<(i32, Bytes)>, Failure> {
+        let full = usize::try_from(part_bytes).unwrap_or(usize::MAX);
+        let failed = |error: StorageError| match error.kind() {
+            StorageErrorKind::Refused => Failure::refused(error.to_string()),
+            _ => Failure::broke_off(error.to_string()),
+        };
+        while self.rest.len() < full {
+            let Some(chunk) = self.stream.bytes.next().await else {
+                check_length(self.stream.size_bytes, self.came_bytes).map_err(failed)?;
+                break;
+            };
+            let chunk = chunk.map_err(failed)?;
+            self.came_bytes += chunk.len() as u64;
+            self.rest.extend_from_slice(&chunk);
+        }
+        if self.rest.is_empty() {
+            return Ok(None);
+        }
+        let number = self.next;
+        self.next += 1;
+        let part = self.rest.split_to(full.min(self.rest.len()));
+        Ok(Some((number, part.freeze())))
+    }
+}
+
+impl SourceFile {
     async fn open(path: &Path) -> Result<Self, StorageError> {
         let path = path.to_owned();
         let name = path.display().to_string();
@@ -186,24 +288,17 @@ impl Upload {
     /// Uploads all parts, two at a time.
     async fn send_parts(&self, source: &Source) -> Result<Vec<CompletedPart>, Failure> {
         let part_bytes = self.storage.inner.part_bytes;
-        let part_bytes = part_bytes.max(source.size_bytes.div_ceil(PARTS_MAX));
-        let next = AtomicI32::new(1);
+        let part_bytes = part_bytes.max(source.size_bytes().await.div_ceil(PARTS_MAX));
+        let taken = AtomicI32::new(0);
         let sent = Mutex::new(Vec::new());
         let lane = async || -> Result<(), Failure> {
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                let start = part_bytes * u64::from(number.unsigned_abs() - 1);
-                if start >= source.size_bytes {
-                    return Ok(());
-                }
-                let end = (start + part_bytes).min(source.size_bytes);
-                let part = self
-                    .send_part(number, source.read(start, end).await?)
-                    .await?;
+            while let Some((number, bytes)) = source.take_part(&taken, part_bytes).await? {
+                let part = self.send_part(number, bytes).await?;
                 sent.lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .push(part);
             }
+            Ok(())
         };
         try_join!(lane(), lane())?;
         let mut parts = sent.into_inner().unwrap_or_else(PoisonError::into_inner);

@@ -8,6 +8,12 @@ pub const MANIFESTS: &str = "manifests/";
 /// What the keys of all nodes' snapshot files begin with.
 pub const SNAPSHOTS: &str = "snapshots/";
 
+/// The key of the object that makes a storage a backup. It lists the others, and is written last, and once.
+pub const BACKUP_KEY: &str = "backup.json";
+
+/// The key of the object that says how far a backup is, of the same form: changed by compare-and-swap only.
+pub const BACKUP_RECORD_KEY: &str = "backup-begun.json";
+
 /// What every snapshot file's name ends in.
 pub const SNAPSHOT_EXTENSION: &str = "keydb";
 

@@ -132,6 +132,6 @@ async fn decode(
     Ok(decoder.finish()?)
 }
 
-fn no_memory(error: std::io::Error) -> SnapshotReadError {
+pub(super) fn no_memory(error: std::io::Error) -> SnapshotReadError {
     SnapshotReadError::Damaged(format!("no memory to read it: {error}"))
 }

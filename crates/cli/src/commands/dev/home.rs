@@ -8,9 +8,12 @@ use std::{
 
 use keydb_core::{Clock, ClusterMap, Durability, NewCluster, NodeId};
 use keydb_node::NodeConfig;
-use keydb_storage::{Init, LocalStorage, MapStore, MemoryStorage, ObjectStorage};
+use keydb_storage::{Init, LocalStorage, MapStore, MemoryStorage, ObjectStorage, StorageUrl};
 
 use crate::{exit::Failure, settings::HASH_RANGES_DEFAULT};
+
+/// The object storage's directory.
+const STORAGE: &str = "storage";
 
 /// In this process only, or in a directory: `storage/` is the object storage, `node-N/` each node's data directory.
 #[derive(Debug)]
@@ -46,7 +49,7 @@ impl Home {
             }
             Err(fs::TryLockError::Error(error)) => return Err(cannot(&error)),
         }
-        let storage = LocalStorage::create(&dir.join("storage")).map_err(|error| cannot(&error))?;
+        let storage = LocalStorage::create(&dir.join(STORAGE)).map_err(|error| cannot(&error))?;
         Ok(Self {
             dir: Some(dir),
             storage: Arc::new(storage),
@@ -66,6 +69,7 @@ impl Home {
         let mut config = NodeConfig::new(id);
         if let Some(dir) = &self.dir {
             config.data_dir = dir.join(format!("node-{id}"));
+            config.storage_url = StorageUrl::local(&dir.join(STORAGE)).ok();
         }
         config
     }

@@ -149,7 +149,7 @@ async fn update(
 }
 
 /// Only a member of the cluster changes its map: it is sure which one that is.
-fn check_member(node: &Node, cluster_id: &[u8]) -> Result<(), Status> {
+pub(crate) fn check_member(node: &Node, cluster_id: &[u8]) -> Result<(), Status> {
     let membership_state = node.membership.state();
     let table = membership_state
         .table()
@@ -157,7 +157,7 @@ fn check_member(node: &Node, cluster_id: &[u8]) -> Result<(), Status> {
     check_cluster(table.current_map.map.cluster_id, cluster_id)
 }
 
-fn operation_id(field: &[u8]) -> Result<Option<OperationId>, Status> {
+pub(crate) fn operation_id(field: &[u8]) -> Result<Option<OperationId>, Status> {
     if field.is_empty() {
         return Ok(None);
     }
