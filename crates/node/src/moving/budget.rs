@@ -4,10 +4,10 @@ use std::{sync::Mutex, time::Duration};
 
 use tokio::time::{Instant, sleep_until};
 
-use crate::{background::thread_time, config::MoveBudget, lock::lock};
+use crate::{background::ThreadUse, config::MoveBudget, lock::lock};
 
 /// A thread goes on until it is so far ahead.
-const THREAD_AHEAD_MAX: Duration = Duration::from_millis(2);
+const THREAD_AHEAD_MAX: Duration = Duration::from_micros(500);
 
 /// What all moves of a node share.
 #[derive(Debug)]
@@ -34,7 +34,7 @@ impl Budget {
     pub(super) fn on_this_thread(&self) -> ThreadBudget<'_> {
         ThreadBudget {
             budget: self,
-            spent: thread_time(),
+            used: ThreadUse::start(),
         }
     }
 
@@ -55,8 +55,7 @@ impl Budget {
 #[derive(Debug)]
 pub(super) struct ThreadBudget<'a> {
     budget: &'a Budget,
-    /// The thread's time on a core that is paid for.
-    spent: Duration,
+    used: ThreadUse,
 }
 
 impl ThreadBudget<'_> {
@@ -71,10 +70,7 @@ impl ThreadBudget<'_> {
 
     /// Takes it from the budget, and does not wait.
     pub(super) fn charge(&mut self, bytes: u64) -> Instant {
-        let now = thread_time();
-        let work = now.saturating_sub(self.spent);
-        self.spent = now;
-        self.budget.charge(work, bytes)
+        self.budget.charge(self.used.taken(), bytes)
     }
 }
 

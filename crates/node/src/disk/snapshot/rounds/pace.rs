@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    background::thread_time,
+    background::ThreadUse,
     disk::snapshot::{error::RoundError, shared::Shared},
 };
 
@@ -17,8 +17,8 @@ const REST_MAX: Duration = Duration::from_millis(50);
 pub(super) struct Pace<'a> {
     shared: &'a Shared,
     since: Instant,
-    /// The thread's time on a core then: while it waits for one, or for the disk, it does not work.
-    worked_before: Duration,
+    /// While the thread waits for the disk, it does not work.
+    used: ThreadUse,
 }
 
 impl<'a> Pace<'a> {
@@ -26,7 +26,7 @@ impl<'a> Pace<'a> {
         Self {
             shared,
             since: Instant::now(),
-            worked_before: thread_time(),
+            used: ThreadUse::start(),
         }
     }
 
@@ -38,7 +38,6 @@ impl<'a> Pace<'a> {
         if self.since.elapsed() < WORK_SLICE {
             return Ok(());
         }
-        let worked = thread_time().saturating_sub(self.worked_before);
         let (hurries, is_over) = {
             let state = self.shared.state();
             (state.closing, state.abandoned)
@@ -48,11 +47,11 @@ impl<'a> Pace<'a> {
         }
         if !hurries {
             self.shared.is_idle();
-            std::thread::sleep((worked * REST_FACTOR).min(REST_MAX));
+            std::thread::sleep((self.used.taken() * REST_FACTOR).min(REST_MAX));
         }
         self.shared.is_busy();
         self.since = Instant::now();
-        self.worked_before = thread_time();
+        self.used.taken();
         Ok(())
     }
 }
