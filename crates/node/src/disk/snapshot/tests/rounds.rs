@@ -160,6 +160,24 @@ async fn a_round_while_keys_are_written_misses_nothing_that_was_acknowledged_bef
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_asks_for_files_alone_gets_them_and_the_journal_is_not_cut() {
+    let rig = Rig::new().await;
+    let run = rig.start().await;
+    // They are written before each cut.
+    let answers = rig.root().join("answers.tmp");
+    let cuts = failpoint::arm("data_dir.write", &answers, Action::Count, 0);
+    run.put(&rig.keys(0..50, EXPIRY)).await;
+    run.snapshots.request_files(far()).await.unwrap();
+    assert_eq!(failpoint::count(&cuts), 0);
+    assert_eq!(rig.remote_keys().await, rig.keys(0..50, EXPIRY));
+    run.put(&rig.keys(50..60, EXPIRY)).await;
+    run.snapshot().await;
+    assert_eq!(failpoint::count(&cuts), 1);
+    assert_eq!(rig.remote_keys().await, rig.keys(0..60, EXPIRY));
+    run.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_file_with_a_key_that_is_not_committed_is_not_put_to_use() {
     let rig = Rig::new().await;
     let run = Arc::new(rig.start().await);
