@@ -104,8 +104,8 @@ const STEPS: [Step; 37] = [
     ("move.taken_back", OWNER, TakeBack, Cut),
     // 8. Forget.
     ("move.forget", OWNER, Join, Cut),
-    ("move.forgotten", OWNER, Join, Kill(OWNER)),
-    ("move.clear", SUCCESSOR, Join, Storage),
+    ("move.forgotten", OWNER, Join, Kill(SUCCESSOR)),
+    ("move.clear", SUCCESSOR, Join, Restart(OWNER)),
     ("move.cleared", SUCCESSOR, Join, Kill(SUCCESSOR)),
     ("scale.end", SUCCESSOR, Replace, Operator),
     ("scale.ended", SUCCESSOR, Replace, Kill(OWNER)),
@@ -118,6 +118,8 @@ enum Fault {
     Kill(usize),
     /// It is back before the one that is stopped goes on.
     Restart(usize),
+    /// Both are killed.
+    Both,
     /// `keydb scale` is killed.
     Operator,
     /// Object storage is away for a while.
@@ -130,7 +132,7 @@ enum Fault {
     Disk(usize),
 }
 
-use Fault::{Cut, Disk, Freeze, Kill, Operator, Restart, Storage};
+use Fault::{Both, Cut, Disk, Freeze, Kill, Operator, Restart, Storage};
 
 /// Those that are possible at every step.
 const FAULTS: [Fault; 6] = [Kill(OWNER), Kill(SUCCESSOR), Operator, Storage, Cut, Freeze];
@@ -165,7 +167,7 @@ fn all_cases() -> Vec<Case> {
     for step in STEPS {
         let (name, node, course, _) = step;
         let mut faults = FAULTS.to_vec();
-        faults.push(Restart(1 - node));
+        faults.extend([Restart(1 - node), Both]);
         if DISK_STEPS.contains(&name) {
             faults.extend([Disk(OWNER), Disk(SUCCESSOR)]);
         }
@@ -374,6 +376,10 @@ async fn fail(world: &World, case: Case, operator: &mut tokio::process::Child) {
             world.signal(node, Signal::KILL);
             sleep(OUTAGE).await;
             go_on();
+        }
+        Both => {
+            world.signal(OWNER, Signal::KILL);
+            world.signal(SUCCESSOR, Signal::KILL);
         }
         Operator => {
             operator.kill().await.unwrap();
