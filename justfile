@@ -15,6 +15,10 @@ torture seconds="3600" kills="4000":
     TORTURE_KILLS={{kills}} cargo test --release -p keydb-cli --test torture -- --nocapture --test-threads 1
     TORTURE_SECONDS={{seconds}} scripts/minio with cargo test --release -p keydb-cli --test scaling -- --nocapture --test-threads 1
 
+# Every fault at every step of a move of ranges. `just failpoints move.seal` has those with that in their names.
+failpoints faults="all":
+    FAULTS={{faults}} scripts/minio with cargo test --release -p keydb-cli --test failpoints -- --nocapture
+
 # The key set beside hashbrown and plain random reads of memory (100 M keys, 6 GiB).
 bench *arguments:
     cargo bench -p keydb-core --bench engine -- {{arguments}}

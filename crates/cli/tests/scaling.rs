@@ -34,7 +34,7 @@ use load::{Choices, History, ask_for_all, ask_for_settled, seed, work};
 use relay::Link;
 use rustix::process::Signal;
 use tokio::{task::JoinSet, time::sleep};
-use world::{PATIENCE, World};
+use world::{Members, PATIENCE, World};
 
 const SECONDS_DEFAULT: u64 = 20;
 const NODES: usize = 5;
@@ -175,7 +175,8 @@ async fn torture(durability: &str, kills: bool) {
         let patience = Duration::from_millis(if worker % 3 == 0 { 300 } else { 60_000 });
         let client = world.client(patience).await;
         let history = Arc::clone(&history);
-        workers.spawn(work(client, history, Choices::of(seed, worker)));
+        let choices = Choices::of(seed, worker);
+        workers.spawn(work(client, history, choices, Duration::ZERO));
     }
     let supervisor = tokio::spawn(Arc::clone(&world).supervise());
     let scaling = tokio::spawn(scale(Arc::clone(&world), Choices::of(seed, 100)));
@@ -286,40 +287,6 @@ async fn without_kills_nothing_is_lost_in_memory_mode_either() {
     torture("memory", false).await;
 }
 
-/// The members, as their places among the world's nodes.
-type Members = &'static [usize];
-
-/// Has exactly these be the members.
-async fn scale_to(world: &World, members: Members) {
-    let to = world.addresses(members.iter().copied()).join(",");
-    let command = world.command(&["scale", "--to", &to, "--yes"]);
-    let command = tokio::process::Command::from(command).output();
-    let output = tokio::time::timeout(PATIENCE, command).await;
-    let output = output.unwrap_or_else(|_| panic!("{members:?}: {}", world.tails()));
-    support::assert_code(&output.unwrap(), 0);
-    let admin = AdminClient::connect(world.config(PATIENCE)).await.unwrap();
-    let map = loop {
-        // Some of those that were asked may have heard of an older one last.
-        assert!(admin.operation().await.unwrap().is_none());
-        let map = admin.cluster_map();
-        if map.nodes.len() == members.len() {
-            break map;
-        }
-        sleep(Duration::from_millis(50)).await;
-    };
-    let ids: Vec<usize> = map.nodes.iter().map(|node| node.id.0 as usize).collect();
-    assert_eq!(ids, members);
-    let loads = members.iter().map(|id| {
-        let owned = map.ranges.iter();
-        owned.filter(|range| range.owner.0 as usize == *id).count()
-    });
-    let loads: Vec<usize> = loads.collect();
-    assert!(
-        loads.iter().max().unwrap() - loads.iter().min().unwrap() <= 1,
-        "{loads:?}"
-    );
-}
-
 struct Load {
     history: Arc<History>,
     workers: JoinSet<()>,
@@ -335,6 +302,7 @@ impl Load {
                 client,
                 Arc::clone(&history),
                 Choices::of(seed(), worker),
+                Duration::ZERO,
             ));
         }
         Self { history, workers }
@@ -381,7 +349,7 @@ async fn members_come_go_and_are_replaced_and_no_call_fails() {
         &[5, 6, 7],
     ];
     for members in steps {
-        scale_to(&world, members).await;
+        world.scale_to(members).await;
     }
     load.end(&world, false).await;
     world.ends.store(true, Ordering::SeqCst);
@@ -400,7 +368,7 @@ async fn nodes_that_are_down_or_stop_in_turn_make_calls_wait_and_nothing_else() 
         sleep(Duration::from_secs(2)).await;
         world.nodes[1].stays_down.store(false, Ordering::SeqCst);
     };
-    tokio::join!(scale_to(&world, &[0, 1, 2, 3]), back);
+    tokio::join!(world.scale_to(&[0, 1, 2, 3]), back);
     // Two at once: one of them is refused, or finds nothing to do.
     let scale = |members: Members| {
         let to = world.addresses(members.iter().copied()).join(",");
@@ -409,7 +377,7 @@ async fn nodes_that_are_down_or_stop_in_turn_make_calls_wait_and_nothing_else() 
     let (one, other) = tokio::join!(scale(&[0, 1, 2]), scale(&[0, 1, 3]));
     let codes = [one.unwrap(), other.unwrap()].map(|output| output.status.code());
     assert!(codes.contains(&Some(0)), "{codes:?}");
-    scale_to(&world, &[0, 1, 2]).await;
+    world.scale_to(&[0, 1, 2]).await;
     // Every node is stopped and comes back, one after the other, while ranges move.
     let rolling = async {
         for node in 0..4 {
@@ -417,7 +385,7 @@ async fn nodes_that_are_down_or_stop_in_turn_make_calls_wait_and_nothing_else() 
             world.signal(node, Signal::TERM);
         }
     };
-    tokio::join!(scale_to(&world, &[0, 1, 2, 3]), rolling);
+    tokio::join!(world.scale_to(&[0, 1, 2, 3]), rolling);
     load.end(&world, true).await;
     world.ends.store(true, Ordering::SeqCst);
     supervisor.await.unwrap();

@@ -119,6 +119,7 @@ async fn torture(durability: &'static str) {
             client,
             Arc::clone(&history),
             Choices::of(seed, worker as u64),
+            Duration::ZERO,
         ));
     }
     let mut admin_config = cluster.config(Duration::from_secs(5));

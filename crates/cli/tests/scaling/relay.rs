@@ -1,5 +1,7 @@
 //! A link that can be cut, slow or silent: a relay between a listener and an address.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
@@ -16,6 +18,8 @@ pub(crate) enum Link {
     Open,
     /// Connections end, and no new ones are accepted for longer than a moment.
     Cut,
+    /// The same for all but this process: nodes are cut off from each other, and its clients reach them all.
+    CutFromOthers,
     /// Nothing comes through, and nobody is told.
     Silent,
     /// Each piece comes so much later.
@@ -70,6 +74,12 @@ impl Drop for Relay {
 
 async fn relay(from: TcpStream, to: String, mut link: watch::Receiver<Link>) {
     let pieces = (link.clone(), link.clone());
+    let ends = (from.peer_addr().unwrap(), from.local_addr().unwrap());
+    let is_cut = |link: &Link| match link {
+        Link::Cut => true,
+        Link::CutFromOthers => !is_of_this_process(ends),
+        Link::Open | Link::Silent | Link::Slow(_) => false,
+    };
     let through = async {
         let to = TcpStream::connect(to).await?;
         let _ = (from.set_nodelay(true), to.set_nodelay(true));
@@ -81,8 +91,23 @@ async fn relay(from: TcpStream, to: String, mut link: watch::Receiver<Link>) {
     };
     tokio::select! {
         _ = through => {}
-        _ = link.wait_for(|link| *link == Link::Cut) => {}
+        _ = link.wait_for(is_cut) => {}
     }
+}
+
+/// Whether this process has the socket whose own address and whose peer's these are.
+fn is_of_this_process((own, peer): (SocketAddr, SocketAddr)) -> bool {
+    let [own, peer] = [own, peer].map(|address| format!(":{:04X}", address.port()));
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let sockets = table.lines().map(|line| line.split_whitespace().collect());
+    let mut found = sockets
+        .filter(|it: &Vec<&str>| it[1].ends_with(&own) && it[2].ends_with(&peer))
+        .map(|it| format!("socket:[{}]", it[9]));
+    let files = std::fs::read_dir("/proc/self/fd").unwrap();
+    let mut files = files.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+    found
+        .next()
+        .is_some_and(|socket| files.any(|file| file.as_os_str() == &*socket))
 }
 
 async fn pass_on(

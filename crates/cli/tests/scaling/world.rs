@@ -1,6 +1,9 @@
 //! A cluster of real processes on a real S3 server, all of them behind links that can fail.
 
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
 use std::{
+    collections::VecDeque,
     fs::File,
     os::unix::process::ExitStatusExt,
     path::PathBuf,
@@ -12,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use keydb_client::{Client, ClientConfig};
+use keydb_client::{AdminClient, Client, ClientConfig};
 use keydb_storage::testing::TestBucket;
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -37,7 +40,12 @@ pub(crate) struct Node {
     pub(crate) is_frozen: AtomicBool,
     /// It is not started again.
     pub(crate) stays_down: AtomicBool,
+    /// The fail points of its next starts.
+    failpoints: Mutex<VecDeque<String>>,
 }
+
+/// The members, as their places among the world's nodes.
+pub(crate) type Members = &'static [usize];
 
 pub(crate) struct World {
     dir: TempDir,
@@ -55,6 +63,16 @@ pub(crate) struct World {
 impl World {
     /// So many nodes that run, the first `members` of which are the cluster.
     pub(crate) async fn start(durability: &str, nodes: usize, members: usize) -> Arc<Self> {
+        Self::start_with(durability, nodes, members, &[]).await
+    }
+
+    /// The same with fail points: of a node's first start, of its second one, and so on.
+    pub(crate) async fn start_with(
+        durability: &str,
+        nodes: usize,
+        members: usize,
+        failpoints: &[(usize, String)],
+    ) -> Arc<Self> {
         let bucket = TestBucket::any().await;
         let endpoint = bucket.options.endpoint.clone().unwrap();
         let server = endpoint.trim_start_matches("http://").trim_end_matches('/');
@@ -86,6 +104,13 @@ impl World {
                 process: Mutex::new(None),
                 is_frozen: AtomicBool::new(false),
                 stays_down: AtomicBool::new(false),
+                failpoints: Mutex::new(
+                    failpoints
+                        .iter()
+                        .filter(|(node, _)| *node == id)
+                        .map(|(_, points)| points.clone())
+                        .collect(),
+                ),
             });
         }
         let world = Arc::new(Self {
@@ -132,9 +157,11 @@ impl World {
             .create(true)
             .open(self.log(node.id))
             .unwrap();
+        let failpoints = node.failpoints.lock().unwrap().pop_front();
         Process::start(
             keydb()
                 .arg("node")
+                .envs(failpoints.map(|points| ("FAILPOINTS", points)))
                 .current_dir(self.dir.path())
                 .env("KEYDB_NODE_ID", node.id.to_string())
                 .env("KEYDB_PORT", node.port.to_string())
@@ -212,6 +239,50 @@ impl World {
         {
             process.signal(signal);
         }
+    }
+
+    /// Whether a node's process is stopped.
+    pub(crate) fn is_stopped(&self, id: usize) -> bool {
+        let process = self.nodes[id].process.lock().unwrap();
+        let stat = process.as_ref().and_then(|it| {
+            let stat = format!("/proc/{}/stat", it.child.id());
+            std::fs::read_to_string(stat).ok()
+        });
+        // Behind the name, which stands in parentheses.
+        stat.is_some_and(|stat| stat.contains(") T "))
+    }
+
+    /// Has exactly these be the members, by one call.
+    pub(crate) async fn scale_to(&self, members: Members) {
+        let to = self.addresses(members.iter().copied()).join(",");
+        let command = self.command(&["scale", "--to", &to, "--yes"]);
+        let command = tokio::process::Command::from(command).output();
+        let output = tokio::time::timeout(PATIENCE, command).await;
+        let output = output.unwrap_or_else(|_| panic!("{members:?}: {}", self.tails()));
+        support::assert_code(&output.unwrap(), 0);
+        let admin = AdminClient::connect(self.config(PATIENCE)).await.unwrap();
+        let map = loop {
+            // Some of those that were asked may have heard of an older one last.
+            assert!(admin.operation().await.unwrap().is_none());
+            let map = admin.cluster_map();
+            if map.nodes.len() == members.len() {
+                break map;
+            }
+            sleep(Duration::from_millis(50)).await;
+        };
+        let ids: Vec<usize> = map.nodes.iter().map(|node| node.id.0 as usize).collect();
+        assert_eq!(ids, members);
+        let mut ranges = map.ranges.iter();
+        assert!(ranges.all(|it| it.from.is_none() && it.successor.is_none()));
+        let loads = members.iter().map(|id| {
+            let owned = map.ranges.iter();
+            owned.filter(|range| range.owner.0 as usize == *id).count()
+        });
+        let loads: Vec<usize> = loads.collect();
+        assert!(
+            loads.iter().max().unwrap() - loads.iter().min().unwrap() <= 1,
+            "{loads:?}"
+        );
     }
 
     pub(crate) fn tails(&self) -> String {

@@ -8,11 +8,13 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use keydb_client::{Claim, Client, WriteError};
 use keydb_core::random;
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use tokio::time::sleep;
 
 use crate::history::{Event, Told, violations};
 
@@ -133,9 +135,16 @@ fn name(key: u64) -> String {
     format!("key-{key}")
 }
 
-pub(crate) async fn work(client: Client, history: Arc<History>, mut choices: Choices) {
+/// Calls, one after the other, with so much time between them.
+pub(crate) async fn work(
+    client: Client,
+    history: Arc<History>,
+    mut choices: Choices,
+    pause: Duration,
+) {
     let ttl = "1d".parse().unwrap();
     while !history.stop.load(Ordering::SeqCst) {
+        sleep(pause).await;
         let (began, keys) = history.begin(&mut choices);
         let names = keys.iter().map(|key| name(*key));
         match choices.below(4) {

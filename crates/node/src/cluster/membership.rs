@@ -34,6 +34,7 @@ use crate::{
     cluster::registration::{self, Written},
     cluster::scaling::Finisher,
     disk::data_dir::{self, DataDir},
+    disk::failpoint,
     disk::journal::{Identity, Journal, JournalConfig, JournalSizes, Recent},
     disk::recovery::{Recovered, Recovery},
     disk::snapshot,
@@ -414,8 +415,10 @@ impl Membership {
         }
         let (id, now) = (self.node.config.id, self.node.clock.now());
         let register = registration::register(&self.store, &map, id, entry.disk_id, disk_id, now);
+        failpoint::step("scale.register", &self.node.config.data_dir);
         match register.await? {
             Written::Done(map) => {
+                failpoint::step("scale.registered", &self.node.config.data_dir);
                 self.contact.works();
                 self.registered(*map)?;
             }

@@ -1,10 +1,10 @@
-//! Fail points: where tests make file work go wrong.
+//! Fail points: where tests make file work go wrong, or stop a node between two steps.
 //!
 //! Each write, sync, rename and removal of a file that must survive asks [`hit`] first. In a normal build that is nothing. In
 //! tests, and with the feature `failpoints`, a point that was armed for the file's directory fails with an error of choice, or
 //! ends the process there, as a crash would. The environment variable `FAILPOINTS` arms points of a whole process:
 //! `point=abort@3,other=enospc` aborts at the third hit of the one, and lets every hit of the other find the disk full. The name `*`
-//! means every point.
+//! means every point. `stop` stops the process once, as SIGSTOP does, so that a test can have something fail at that very step.
 
 use std::{io, path::Path};
 
@@ -18,6 +18,13 @@ pub(crate) fn hit(_point: &'static str, _path: &Path) -> io::Result<()> {
 
 #[cfg(any(test, feature = "failpoints"))]
 pub(crate) use armed::hit;
+
+/// A step of a protocol between nodes has been reached by the node whose data directory is `path`.
+pub(crate) fn step(point: &'static str, path: &Path) {
+    // Nothing can fail here; a process can only stop or end.
+    let _ = hit(point, path);
+}
+
 #[cfg(test)]
 pub(crate) use armed::{Action, arm, count};
 
@@ -34,6 +41,7 @@ mod armed {
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(crate) enum Action {
         /// Nothing: the hits are counted.
+        #[cfg(test)]
         Count,
         /// The work fails with this error of the operating system.
         Fail(i32),
@@ -41,6 +49,8 @@ mod armed {
         Abort,
         /// The work does not come to an end before the point is disarmed.
         Hang,
+        /// The process is stopped before it goes on, at one hit only.
+        Stop,
     }
 
     const ENOSPC: i32 = 28;
@@ -88,7 +98,10 @@ mod armed {
                     "enospc" => Action::Fail(ENOSPC),
                     "eio" => Action::Fail(EIO),
                     "hang" => Action::Hang,
-                    other => panic!("FAILPOINTS: {other:?} is not abort, enospc, eio or hang"),
+                    "stop" => Action::Stop,
+                    other => {
+                        panic!("FAILPOINTS: {other:?} is not abort, enospc, eio, hang or stop")
+                    }
                 },
                 skip: nth.saturating_sub(1),
                 hits: 0,
@@ -110,6 +123,7 @@ mod armed {
                 continue;
             }
             match point.action {
+                #[cfg(test)]
                 Action::Count => {}
                 Action::Fail(code) => return Err(io::Error::from_raw_os_error(code)),
                 Action::Abort => std::process::abort(),
@@ -117,6 +131,12 @@ mod armed {
                     let id = point.id;
                     drop(points);
                     hang(id);
+                    return Ok(());
+                }
+                Action::Stop if point.hits > point.skip + 1 => {}
+                Action::Stop => {
+                    drop(points);
+                    stop()?;
                     return Ok(());
                 }
             }
@@ -129,6 +149,14 @@ mod armed {
         while points().points.iter().any(|point| point.id == id) {
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
+    }
+
+    /// Stops the process. This thread does not go on before all of it has been stopped.
+    fn stop() -> io::Result<()> {
+        use rustix::process::{Signal, getpid, kill_process};
+        kill_process(getpid(), Signal::STOP)?;
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        Ok(())
     }
 
     /// Disarms its point when dropped.

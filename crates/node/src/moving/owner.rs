@@ -27,6 +27,7 @@ use tracing::{info, warn};
 
 use crate::{
     background,
+    disk::failpoint,
     disk::journal::{Journal, Tap, TapNotes, Tapped},
     lock::lock,
     node::Node,
@@ -280,7 +281,11 @@ async fn run(
                                 Message::Tapped(tapped) => Some(RangeId(tapped.range_id)),
                                 _ => None,
                             };
+                            let is_begin = matches!(message, Message::Begin(_));
                             let sent = send(journal, &messages, message).await;
+                            if is_begin {
+                                failpoint::step("move.begin_sent", &node.config.data_dir);
+                            }
                             // Only now: nothing of a copy may come before the successor knows of it.
                             if let Some(id) = tapped {
                                 waiting.copy(node, session, id);
@@ -339,9 +344,11 @@ fn take_in(
             generation,
         }) => {
             let id = RangeId(range_id);
+            failpoint::step("move.tap", &node.config.data_dir);
             match node.moves.tap(session.peer, id, lineage, generation) {
                 Some(copy) => {
                     session.state().copies.insert(id, copy);
+                    failpoint::step("move.tapped", &node.config.data_dir);
                     session.send(Message::Tapped(name(id, copy)));
                 }
                 None => session.send(Message::NotTapped(CopyName {
@@ -456,12 +463,14 @@ async fn upload(
     messages: &Messages,
 ) -> Result<(), String> {
     let deadline = tokio::time::Instant::now() + UPLOAD_TIMEOUT;
+    failpoint::step("move.upload", &node.config.data_dir);
     let made = match node.disk().and_then(|disk| disk.snapshots()) {
         Some(snapshots) => snapshots.request_files(deadline).await,
         None => Err("snapshots cannot be made yet".to_owned()),
     };
     match made {
         Ok(()) => {
+            failpoint::step("move.uploaded", &node.config.data_dir);
             send_answers(node, journal, &ranges, messages).await?;
             for (id, copy) in ranges {
                 send(journal, messages, Message::Objects(name(id, copy))).await?;
@@ -498,6 +507,7 @@ impl Destination<'_> {
 
     /// Sends all keys of a range, and what recent claims were told of them.
     async fn send_all(&self, range: &OwnedRange) -> Result<(), String> {
+        failpoint::step("move.straight", &self.node.config.data_dir);
         let started = Instant::now();
         let mut next = Some(Fingerprint::from_parts(range.bounds.start(), 0));
         let mut chunk: Vec<Entry> = Vec::with_capacity(CHUNK_ENTRIES);
@@ -528,6 +538,7 @@ impl Destination<'_> {
         let copies = [(self.id, self.copy)];
         send_answers(self.node, self.journal, &copies, self.messages).await?;
         send(self.journal, self.messages, Message::CopyEnd(self.name())).await?;
+        failpoint::step("move.straight_sent", &self.node.config.data_dir);
         info!(node = %self.node.config.id, range = %self.id, keys, ms = started.elapsed().as_millis() as u64, "a range was copied");
         Ok(())
     }

@@ -19,7 +19,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{objects, state::Deciding, successor::Sessions, words::Words};
-use crate::{NodeError, node::Node, ranges::owned::OwnedRange};
+use crate::{NodeError, disk::failpoint, node::Node, ranges::owned::OwnedRange};
 
 /// How often it is looked whether something is to be done that nobody has told of.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -106,8 +106,8 @@ impl Mover {
         if self.deciding.is_empty()
             && let Some(deciding) = self.node.moves.decide()
         {
-            let node = self.node.config.id;
-            self.deciding.spawn(write_down(node, deciding));
+            self.deciding
+                .spawn(write_down(Arc::clone(&self.node), deciding));
         }
         self.drain();
         self.begin();
@@ -184,6 +184,7 @@ impl Mover {
     }
 
     fn drained(&self, ranges: Vec<RangeId>) {
+        failpoint::step("move.drained", &self.node.config.data_dir);
         let events = ranges.into_iter().map(|id| (id, Event::Drained));
         self.node.moves.on(events);
     }
@@ -255,20 +256,36 @@ fn is_due(change: Change, owner: NodeId, close: &BTreeSet<NodeId>) -> bool {
     !matches!(change, Change::Publish { .. }) || close.contains(&owner)
 }
 
+/// The steps before and after a change of the map.
+fn steps_of(change: Change) -> [&'static str; 2] {
+    match change {
+        Change::Publish { .. } => ["move.publish", "move.published"],
+        Change::TakeBack => ["move.take_back", "move.taken_back"],
+        Change::ClearFrom => ["move.clear", "move.cleared"],
+    }
+}
+
 /// Writes decisions down, until the disk takes them.
-async fn write_down(node: NodeId, deciding: Deciding) -> Arc<Deciding> {
+async fn write_down(node: Arc<Node>, deciding: Deciding) -> Arc<Deciding> {
     let deciding = Arc::new(deciding);
+    for [before, _] in &deciding.steps {
+        failpoint::step(before, &node.config.data_dir);
+    }
     loop {
         let writing = Arc::clone(&deciding);
         let written = spawn_blocking(move || writing.write()).await;
         let reason = match written {
-            Ok(Ok(())) => return deciding,
+            Ok(Ok(())) => break,
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
-        warn!(%node, "a decision about ranges that move is not written down, trying again: {reason}");
+        warn!(node = %node.config.id, "a decision about ranges that move is not written down, trying again: {reason}");
         sleep(DECIDE_AGAIN_AFTER).await;
     }
+    for [_, after] in &deciding.steps {
+        failpoint::step(after, &node.config.data_dir);
+    }
+    deciding
 }
 
 /// Loads what another node's snapshots have of a range, where that is wanted too. Returns the range, and whether that was done.
@@ -306,9 +323,11 @@ async fn take_over(
 async fn write(node: &Node, store: &MapStore, close: &BTreeSet<NodeId>) -> Option<(u64, u64)> {
     let me = node.config.id;
     let mut changes = 0;
+    let mut steps = BTreeSet::new();
     let change = |current: &ClusterMap| -> Result<Option<ClusterMap>, Infallible> {
         let mut next = current.successor();
         changes = 0;
+        steps.clear();
         for index in 0..current.ranges.len() {
             let stored = Assignment::of(current, index);
             let id = current.ranges[index].id;
@@ -316,12 +335,19 @@ async fn write(node: &Node, store: &MapStore, close: &BTreeSet<NodeId>) -> Optio
             if let Some(change) = wanted.filter(|it| is_due(*it, stored.owner, close)) {
                 change.apply(me, &stored, &mut next.ranges[index]);
                 changes += 1;
+                steps.insert(steps_of(change));
             }
+        }
+        for [before, _] in &steps {
+            failpoint::step(before, &node.config.data_dir);
         }
         Ok((changes > 0).then_some(next))
     };
     match timeout(WRITE_TIMEOUT, store.update(change)).await {
         Ok(Ok(map)) => {
+            for [_, after] in &steps {
+                failpoint::step(after, &node.config.data_dir);
+            }
             if changes > 0 {
                 info!(node = %me, epoch = map.epoch, ranges = changes, "changed the cluster map");
             }

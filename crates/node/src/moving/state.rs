@@ -1,7 +1,7 @@
 //! The machines of the ranges that concern this node, and the table of ranges that follows from them.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard},
 };
@@ -59,6 +59,8 @@ pub(super) struct Deciding {
     ranges: Vec<RangeId>,
     decisions: AllDecisions,
     root: Option<PathBuf>,
+    /// The steps before and after them.
+    pub(super) steps: BTreeSet<[&'static str; 2]>,
 }
 
 impl Moves {
@@ -216,6 +218,7 @@ impl Moves {
         let mut state = self.state();
         let state = &mut *state;
         let mut ranges = Vec::new();
+        let mut steps = BTreeSet::new();
         let mut decisions = state.decisions.clone();
         for (id, machine) in &mut state.machines {
             let Some(decision) = machine.wants_decision() else {
@@ -223,6 +226,7 @@ impl Moves {
             };
             machine.on(Event::Deciding(decision));
             ranges.push(*id);
+            steps.insert(steps_of(decision));
             let decided = decisions.entry(*id).or_default();
             let about = match decision {
                 Decision::Owner(it) => {
@@ -240,6 +244,7 @@ impl Moves {
             ranges,
             decisions,
             root: state.root.clone(),
+            steps,
         })
     }
 
@@ -424,6 +429,20 @@ impl Deciding {
             Some(root) => decisions::write(root, &self.decisions),
             None => Ok(()),
         }
+    }
+}
+
+/// The steps before and after a decision.
+fn steps_of(decision: Decision) -> [&'static str; 2] {
+    match decision {
+        Decision::Owner(it) => match it.word {
+            OwnerWord::Sealed => ["move.seal", "move.sealed"],
+            OwnerWord::Refused => ["move.refuse", "move.refused"],
+        },
+        Decision::Successor(it) => match it.word {
+            SuccessorWord::Begun => ["move.begin", "move.begun"],
+            SuccessorWord::Voided => ["move.void", "move.voided"],
+        },
     }
 }
 

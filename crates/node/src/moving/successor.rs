@@ -32,6 +32,7 @@ use super::{
     objects,
 };
 use crate::{
+    disk::failpoint,
     disk::journal::{Journal, Reservation, Space},
     lock::lock,
     node::Node,
@@ -401,6 +402,7 @@ impl Session<'_> {
         if groups.is_empty() && answers.is_empty() {
             return Ok(());
         }
+        failpoint::step("move.apply", &self.node.config.data_dir);
         let space = match self.journal {
             Some(journal) => {
                 let keys = kept.len() / FINGERPRINT_BYTES;
@@ -446,6 +448,7 @@ impl Session<'_> {
             reservation.append(&write, written);
             self.applied = lsn;
         }
+        failpoint::step("move.applied", &self.node.config.data_dir);
         Ok(())
     }
 
@@ -512,6 +515,7 @@ impl Session<'_> {
         let (node, owner) = (Arc::clone(self.node), self.owner);
         let range = Arc::clone(&incoming.range);
         self.pulling.spawn(async move {
+            failpoint::step("move.pull", &node.config.data_dir);
             let pulled = match node.disk().and_then(|disk| disk.snapshots()) {
                 Some(snapshots) => {
                     let store = snapshots.store().clone();
@@ -531,6 +535,7 @@ impl Session<'_> {
         }
         match pulled {
             Ok(()) => {
+                failpoint::step("move.pulled", &self.node.config.data_dir);
                 self.secure(&incoming);
                 Ok(())
             }
@@ -549,7 +554,10 @@ impl Session<'_> {
         let (incoming, secured) = secured.map_err(|error| error.to_string())?;
         let range = incoming.range.id;
         match secured {
-            Ok(()) => self.node.moves.on([(range, Event::Secured(incoming.copy))]),
+            Ok(()) => {
+                failpoint::step("move.secured", &self.node.config.data_dir);
+                self.node.moves.on([(range, Event::Secured(incoming.copy))]);
+            }
             Err(reason) => {
                 // The others go on.
                 warn!(node = %self.node.config.id, %range, "a range that comes to this node is not on its disk and in object storage yet: {reason}");

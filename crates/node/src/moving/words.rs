@@ -18,7 +18,7 @@ use tokio::{
 use tonic::transport::Endpoint;
 use tracing::debug;
 
-use crate::node::Node;
+use crate::{disk::failpoint, node::Node};
 
 /// How long telling may take, connecting included.
 const TELL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -106,9 +106,16 @@ pub(super) fn take_in(node: &Node, peer: NodeId, said: &RangeWord) -> Option<Ran
         MoveWord::New => Word::New,
     };
     let range = RangeId(said.range_id);
+    if word == Word::Begun {
+        failpoint::step("move.forget", &node.config.data_dir);
+    }
     let reply = node
         .moves
-        .told(peer, range, word, said.lineage, said.generation)?;
+        .told(peer, range, word, said.lineage, said.generation);
+    if word == Word::Begun {
+        failpoint::step("move.forgotten", &node.config.data_dir);
+    }
+    let reply = reply?;
     Some(encode(range, reply, said.lineage, said.generation))
 }
 

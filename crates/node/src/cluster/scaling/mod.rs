@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tonic::Status;
 use tracing::{info, warn};
 
-use crate::{node::Node, requests::plan::check_cluster};
+use crate::{disk::failpoint, node::Node, requests::plan::check_cluster};
 
 /// How much longer each member waits than the one before it with the last change of an operation.
 const FINISH_PAUSE: Duration = Duration::from_secs(5);
@@ -59,7 +59,7 @@ pub(crate) async fn scale(
         plan = Some(made);
         Ok(next)
     };
-    let map = update(node, store, change).await?;
+    let map = update(node, store, ["scale.plan", "scale.planned"], change).await?;
     let runs = map.target.as_ref().map(|target| target.operation_id);
     let changed = runs == Some(operation);
     if let Some(plan) = plan.as_ref().filter(|_| changed) {
@@ -86,7 +86,8 @@ pub(crate) async fn complete(
 ) -> Result<ScaleReply, Status> {
     let asked = operation_id(&request.operation_id)?;
     let hand_over = |map: &ClusterMap| scaling::hand_over(map, asked);
-    go_on(node, store, request, "completes", hand_over).await
+    let steps = ["scale.complete", "scale.completed"];
+    go_on(node, store, request, "completes", steps, hand_over).await
 }
 
 /// Gives up what has not changed its owner.
@@ -96,7 +97,8 @@ pub(crate) async fn abort(
     request: &ScaleOperationRequest,
 ) -> Result<ScaleReply, Status> {
     let asked = operation_id(&request.operation_id)?;
-    go_on(node, store, request, "aborts", |map| {
+    let steps = ["scale.abort", "scale.aborted"];
+    go_on(node, store, request, "aborts", steps, |map| {
         let under_way = map.target.as_ref().map(|target| target.operation_id);
         match (asked, under_way) {
             (Some(asked), Some(under_way)) if asked != under_way => {
@@ -113,6 +115,7 @@ async fn go_on(
     store: &MapStore,
     request: &ScaleOperationRequest,
     verb: &str,
+    steps: [&'static str; 2],
     mut next: impl FnMut(&ClusterMap) -> Result<Option<ClusterMap>, ScaleError>,
 ) -> Result<ScaleReply, Status> {
     check_member(node, &request.cluster_id)?;
@@ -124,7 +127,7 @@ async fn go_on(
         operation = map.target.as_ref().map(|target| target.operation_id);
         Ok(next)
     };
-    let map = update(node, store, change).await?;
+    let map = update(node, store, steps, change).await?;
     if let Some(operation) = operation.filter(|_| changed) {
         info!(node = %node.config.id, %operation, epoch = map.epoch, "somebody {verb} a scaling operation");
     }
@@ -134,16 +137,19 @@ async fn go_on(
     })
 }
 
-/// Changes the map, and has this node go by the change at once.
+/// Changes the map, and has this node go by the change at once. The steps are before and after.
 async fn update(
     node: &Node,
     store: &MapStore,
+    [before, after]: [&'static str; 2],
     change: impl FnMut(&ClusterMap) -> Result<Option<ClusterMap>, ScaleError>,
 ) -> Result<ClusterMap, Status> {
+    failpoint::step(before, &node.config.data_dir);
     let map = store.update(change).await.map_err(|error| match error {
         UpdateError::Change(error) => refusal(&error),
         error => failure(&error),
     })?;
+    failpoint::step(after, &node.config.data_dir);
     node.hear_of_version(map.version());
     Ok(map)
 }
@@ -258,8 +264,10 @@ impl Finisher {
         }
         self.tries_at = None;
         let id = node.config.id;
+        failpoint::step("scale.end", &node.config.data_dir);
         match store.update(|map| Ok::<_, Infallible>(finish(map))).await {
             Ok(map) => {
+                failpoint::step("scale.ended", &node.config.data_dir);
                 info!(node = %id, epoch = map.epoch, "wrote the end of a scaling operation, or its next round");
                 node.hear_of_version(map.version());
             }
