@@ -170,7 +170,7 @@ async fn a_backup_that_a_killed_node_had_begun_is_gone_on_with() {
     let other = Caller::of(&node, &map, &to, "monday").await;
     assert_eq!(other.call().await.unwrap().objects_done, 3);
     let tuesday = Caller::of(&node, &map, &to, "tuesday").await.call().await;
-    Caller::refused(tuesday, ErrorCode::Conflict, "3 of 8 objects");
+    Caller::refused(tuesday, ErrorCode::Overloaded, "3 of 8 objects");
     node.kill().await;
     assert!(read(&to, "monday", BACKUP_KEY).await.is_none());
     cluster.storage.works();

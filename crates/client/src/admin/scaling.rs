@@ -22,8 +22,10 @@ use crate::{RangeState, cluster::Node};
 
 /// How often it is looked how far an operation is.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
-/// When no range has moved for so long, the nodes are asked why.
-const ASK_AFTER: Duration = Duration::from_secs(3);
+/// While no range moves, the nodes are asked why so often.
+const ASK_INTERVAL: Duration = Duration::from_secs(3);
+/// How long is waited for what a node says of its ranges.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a key takes on its way to another node, at most: a fingerprint and an expiry.
 const KEY_BYTES: u64 = 16;
 /// What a node moves in a second unless it is told otherwise.
@@ -223,7 +225,7 @@ impl AdminClient {
             }
             Some(what)
         };
-        self.watch(operation, limit, ASK_AFTER, left).await
+        self.watch(operation, limit, false, left).await
     }
 
     /// Waits until every hash range that `operation` is to move is at its next owner: all of it, also on its disk and in object storage.
@@ -256,31 +258,34 @@ impl AdminClient {
                 )
             })
         };
-        self.watch(operation, limit, Duration::ZERO, left).await
+        self.watch(operation, limit, true, left).await
     }
 
     /// Looks how far `operation` is until it does not run any more, or `left` says that nothing is left to be waited for; otherwise that
-    /// says what the failure is when the time is up. When no range has moved for `ask_after`, the nodes are asked why.
+    /// says what the failure is when the time is up. With `secured` it waits for what is not secured; without, the nodes are asked now and
+    /// then why no range has moved.
     async fn watch(
         &self,
         operation: OperationId,
         limit: Duration,
-        ask_after: Duration,
+        secured: bool,
         mut left: impl FnMut(ScaleProgress) -> Option<String>,
     ) -> Result<(), AdminError> {
         let end = Instant::now() + limit;
         let mut looks = 0;
-        let (mut moved, mut since) = (0, Instant::now());
+        let (mut moved, mut since, mut waits_for) = (0, Instant::now(), Vec::new());
         loop {
             looks += 1;
             let failure = match self.operation().await {
                 Ok(Some(mut progress)) if progress.operation == operation => {
-                    if progress.moved() != moved {
-                        (moved, since) = (progress.moved(), Instant::now());
+                    if secured {
+                        waits_for = self.unsecured().await;
+                    } else if progress.moved() != moved {
+                        (moved, since, waits_for) = (progress.moved(), Instant::now(), Vec::new());
+                    } else if since.elapsed() >= ASK_INTERVAL {
+                        (since, waits_for) = (Instant::now(), self.waits_for().await);
                     }
-                    if since.elapsed() >= ask_after {
-                        progress.waits_for = self.waits_for().await;
-                    }
+                    progress.waits_for.clone_from(&waits_for);
                     let Some(what) = left(progress) else {
                         return Ok(());
                     };
@@ -310,24 +315,38 @@ impl AdminClient {
     /// # });
     /// ```
     pub async fn waits_for(&self) -> Vec<String> {
-        let map = self.cluster_map();
-        let mut waiting: BTreeMap<NodeId, BTreeMap<RangeId, u64>> = BTreeMap::new();
         let mut taken_over: BTreeMap<(NodeId, NodeId), usize> = BTreeMap::new();
-        for range in &map.ranges {
+        for range in &self.cluster_map().ranges {
             if let Some(from) = &range.from {
                 *taken_over.entry((range.owner, from.node)).or_default() += 1;
-            } else if let Some(successor) = range.successor {
-                let ranges = waiting.entry(successor).or_default();
-                ranges.insert(range.id, range.generation + 1);
             }
         }
-        let mut said = self.node_info().await;
         let taken_over = taken_over.into_iter();
         let mut waits_for: Vec<String> = taken_over
             .map(|((to, from), count)| {
                 format!("node {to} is taking over {count} hash ranges from node {from}")
             })
             .collect();
+        waits_for.extend(self.unsecured().await);
+        waits_for
+    }
+
+    /// The next owners that have not everything yet, and what of them is waited for.
+    async fn unsecured(&self) -> Vec<String> {
+        let map = self.cluster_map();
+        let mut waiting: BTreeMap<NodeId, BTreeMap<RangeId, u64>> = BTreeMap::new();
+        for range in map.ranges.iter().filter(|range| range.from.is_none()) {
+            if let Some(successor) = range.successor {
+                let ranges = waiting.entry(successor).or_default();
+                ranges.insert(range.id, range.generation + 1);
+            }
+        }
+        if waiting.is_empty() {
+            return Vec::new();
+        }
+        let hurried = Self::from(self.client.with_call_timeout(ASK_TIMEOUT));
+        let mut said = hurried.node_info().await;
+        let mut unsecured = Vec::new();
         for (id, ranges) in waiting {
             let at = said.iter().position(|(node, _)| node.id == id);
             match at.map(|at| said.swap_remove(at).1) {
@@ -338,14 +357,14 @@ impl AdminClient {
                     let secured = secured.filter(|it| ranges.get(&it.id) == Some(&it.generation));
                     let left = ranges.len() - secured.count();
                     if left > 0 {
-                        waits_for.push(format!("node {id} lacks {left} hash ranges"));
+                        unsecured.push(format!("node {id} lacks {left} hash ranges"));
                     }
                 }
-                Some(Err(error)) => waits_for.push(format!("node {id} does not say: {error}")),
-                None => waits_for.push(format!("node {id} was not asked yet")),
+                Some(Err(error)) => unsecured.push(format!("node {id} does not say: {error}")),
+                None => unsecured.push(format!("node {id} was not asked yet")),
             }
         }
-        waits_for
+        unsecured
     }
 
     /// [`scale`](Self::scale), [`scale_complete`](Self::scale_complete) and [`wait`](Self::wait), one after the other.

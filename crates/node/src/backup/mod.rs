@@ -122,7 +122,7 @@ pub(crate) async fn backup(
 }
 
 fn reply(node: &Node, url: &StorageUrl, progress: Progress) -> Result<BackupReply, Obstacle> {
-    let made = progress.ended.transpose()?;
+    let made = progress.ended.transpose().map_err(Obstacle::into_final)?;
     let mut reply = BackupReply {
         header: Some(node.reply_header(node.membership.state().map())),
         url: url.to_string(),
@@ -164,8 +164,10 @@ impl Backups {
                 job.operation = operation;
                 return Ok(job.progress.clone());
             }
+            let ended = job.progress.borrow().ended.clone();
+            let is_superseded = matches!(ended, Some(Err(obstacle)) if obstacle.is_superseded());
             // It has ended since its caller asked last.
-            if job.url == *url && job.operation == operation {
+            if job.url == *url && job.operation == operation && !is_superseded {
                 let progress = job.progress.clone();
                 *slot = None;
                 return Ok(progress);
@@ -176,7 +178,7 @@ impl Backups {
                     objects_done,
                     ..
                 } = *job.progress.borrow();
-                return Err(Obstacle::conflict(format!(
+                return Err(Obstacle::busy(format!(
                     "node {} works on backup {}, {objects_done} of {objects} objects are copied; it makes one at a time: try again when that is done",
                     node.config.id, job.url
                 )));

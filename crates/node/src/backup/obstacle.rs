@@ -33,6 +33,25 @@ impl Obstacle {
         Self::new(ErrorCode::NotPossible, message)
     }
 
+    /// This node cannot do it now; another one may.
+    pub(super) fn busy(message: impl Into<String>) -> Self {
+        Self::new(ErrorCode::Overloaded, message)
+    }
+
+    /// What has ended the work on a backup is said to whoever waits, and no other node is to begin again with the same: what only a
+    /// person can mend would go round, and what passes is over at the next call.
+    pub(super) fn into_final(self) -> Self {
+        match self.code {
+            ErrorCode::Overloaded | ErrorCode::InvalidRequest => self,
+            _ => Self::conflict(self.message),
+        }
+    }
+
+    /// Another node goes on with the work.
+    pub(super) fn is_superseded(&self) -> bool {
+        self.code == ErrorCode::Overloaded
+    }
+
     /// A storage fails; another node may reach it, or this one later.
     pub(super) fn unavailable(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::StorageUnavailable, message)

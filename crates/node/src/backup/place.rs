@@ -58,24 +58,19 @@ impl Place {
 
     /// The complete backup that is there.
     pub(super) async fn existing(&self) -> Result<Option<Backup>, Obstacle> {
+        // It is not opened for nothing, which would look for what dead writers have left there.
+        if let Some(dir) = self.url.local_dir()
+            && !dir.join(BACKUP_KEY).exists()
+        {
+            return Ok(None);
+        }
         let this = self.clone();
         let opened = spawn_blocking(move || this.url.open(&this.s3));
         let storage = opened
             .await
             .map_err(|error| Obstacle::unavailable(format!("opening {}: {error}", self.url)))?
             .map_err(|error| Obstacle::invalid(format!("to: {error}")))?;
-        match self.complete_in(&*storage).await {
-            // A directory that was not made yet.
-            Err(_)
-                if self
-                    .url
-                    .local_dir()
-                    .is_some_and(|dir| !dir.join("~lock").exists()) =>
-            {
-                Ok(None)
-            }
-            existing => existing,
-        }
+        self.complete_in(&*storage).await
     }
 
     async fn complete_in(&self, storage: &dyn ObjectStorage) -> Result<Option<Backup>, Obstacle> {

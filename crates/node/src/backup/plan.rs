@@ -16,7 +16,7 @@ pub(super) struct Plan {
     pub(super) map: ClusterMap,
     /// In the order of the nodes.
     pub(super) manifests: Vec<Manifest>,
-    /// The objects that these are, by their keys, byte for byte; the map comes last.
+    /// The objects that these are, by their keys, byte for byte; the map comes first.
     pub(super) documents: Vec<(String, Bytes)>,
 }
 
@@ -80,14 +80,14 @@ impl Plan {
             .map(|id| manifest(source, cluster, id))
             .collect();
         let mut reads = stream::iter(reads).buffered(READS_AT_ONCE);
-        let (mut manifests, mut documents) = (Vec::new(), Vec::new());
+        let mut documents = vec![(MAP_KEY.to_owned(), map_bytes)];
+        let mut manifests = Vec::new();
         while let Some(read) = reads.next().await {
             if let Some((manifest, bytes)) = read? {
                 documents.push((manifest_key(manifest.node), bytes));
                 manifests.push(manifest);
             }
         }
-        documents.push((MAP_KEY.to_owned(), map_bytes));
         let plan = Self {
             map,
             manifests,

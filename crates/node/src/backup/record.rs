@@ -200,7 +200,7 @@ async fn refuse_others(to: &dyn ObjectStorage, url: &StorageUrl) -> Result<(), O
 }
 
 fn others_are_at_it(url: &StorageUrl) -> Obstacle {
-    Obstacle::conflict(format!(
+    Obstacle::busy(format!(
         "another call goes on with backup {url}; the same call again waits for it"
     ))
 }

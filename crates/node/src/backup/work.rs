@@ -3,9 +3,10 @@
 use std::{collections::HashMap, sync::Arc};
 
 use futures_util::{StreamExt, stream};
-use keydb_core::{Backup, ClusterId, OperationId, Origin};
-use keydb_storage::{SnapshotStore, object_key};
-use tokio::sync::watch;
+use keydb_core::{Backup, BackupObject, ClusterId, OperationId, Origin};
+use keydb_storage::{MANIFESTS, SNAPSHOTS, SnapshotStore, object_key};
+use tokio::{runtime::Handle, sync::watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Made, Progress,
@@ -15,7 +16,7 @@ use super::{
     plan::{Plan, stored_map},
     record::Record,
 };
-use crate::node::Node;
+use crate::{background, node::Node};
 
 /// So many files are copied at the same time, each with some buffers of 8 MiB.
 const COPIES_AT_ONCE: usize = 4;
@@ -58,13 +59,15 @@ impl Work {
                 existed: true,
             });
         }
-        let plan = Plan::read(&self.source, self.cluster).await?;
+        let map = Plan::read(&self.source, self.cluster).await?.map;
         let to = self.place.create().await?;
         let now = self.node.clock.now();
-        let backup = Backup::new(&self.place.name, self.operation, &plan.map, now);
+        let backup = Backup::new(&self.place.name, self.operation, &map, now);
         let mut record = Record::begin(Arc::clone(&to), &self.place.url, backup).await?;
         let to = SnapshotStore::new(to);
         if !record.backup.complete {
+            // Whoever worked on it before cannot have anything newer than what is read now.
+            let plan = Plan::read(&self.source, self.cluster).await?;
             let filled = self.fill(&mut record, &to, plan, progress).await;
             if filled.is_err() {
                 // So much less is to be read again. It may be another's by now.
@@ -138,7 +141,8 @@ impl Work {
                     now.bytes_done += file.size_bytes;
                 } else {
                     record.copied.remove(&key);
-                    copies.push(copier.clone().copy(manifest.node, file.clone(), size));
+                    let copy = copier.clone().copy(manifest.node, file.clone(), size);
+                    copies.push(in_the_background(copy));
                 }
             }
         }
@@ -166,14 +170,35 @@ impl Work {
     }
 }
 
-/// Removes the files that were copied for a manifest that was replaced since. The record names what is needed, for good.
+/// Decoding and checking are work, which requests must not wait for.
+async fn in_the_background(
+    copy: impl Future<Output = Result<BackupObject, NotCopied>> + Send + 'static,
+) -> Result<BackupObject, NotCopied> {
+    let is_over = CancellationToken::new();
+    let _ended_with_this = is_over.clone().drop_guard();
+    let runtime = Handle::current();
+    let copying = background::run("keydb-backup", move || {
+        runtime.block_on(is_over.run_until_cancelled(copy))
+    });
+    let copied = match copying {
+        Ok(copying) => copying.await.ok().flatten(),
+        Err(error) => {
+            let what = format!("there is no thread for a copy: {error}");
+            return Err(NotCopied::Obstacle(Obstacle::unavailable(what)));
+        }
+    };
+    let broken_off = || Obstacle::unavailable("a copy was broken off");
+    copied.unwrap_or_else(|| Err(NotCopied::Obstacle(broken_off())))
+}
+
+/// Removes what was copied by a plan that was replaced since, also of nodes that have left. The record names what is needed, for good.
 async fn remove_others(to: &SnapshotStore, backup: &Backup) -> Result<(), Obstacle> {
     let needed = |key: &str| {
         let found = backup.objects.binary_search_by(|it| (*it.key).cmp(key));
         found.is_ok()
     };
-    for node in &backup.nodes {
-        let there = to.objects(node.id).await?;
+    for prefix in [SNAPSHOTS, MANIFESTS] {
+        let there = to.list(prefix).await?;
         for object in there.iter().filter(|it| !needed(&it.key)) {
             to.storage().delete(&object.key).await?;
         }

@@ -176,7 +176,10 @@ impl SnapshotStore {
     }
 
     /// All objects whose keys begin with `prefix`.
-    pub(super) async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, StorageError> {
+    ///
+    /// # Errors
+    /// When the storage fails.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>, StorageError> {
         let mut all: Vec<ObjectInfo> = Vec::new();
         loop {
             let after = all.last().map(|object| object.key.clone());

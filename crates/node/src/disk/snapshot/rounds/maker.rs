@@ -193,6 +193,7 @@ impl<'a> Maker<'a> {
             if is_regular || is_early {
                 return Some(Due {
                     cut: std::mem::take(&mut state.cut)
+                        || (is_regular && !is_asked)
                         || self.last_cut.elapsed() >= self.shared.node.snapshot_interval,
                     early: !is_regular,
                     ticket: state.requested,
