@@ -17,7 +17,7 @@ torture seconds="3600" kills="4000":
 
 # Every fault at every step of a move of ranges. `just failpoints move.seal` has those with that in their names.
 failpoints faults="all":
-    FAULTS={{faults}} scripts/minio with cargo test --release -p keydb-cli --test failpoints -- --nocapture
+    FAULTS={{faults}} cargo test --release -p keydb-cli --test failpoints -- --nocapture
 
 # The key set beside hashbrown and plain random reads of memory (100 M keys, 6 GiB).
 bench *arguments:

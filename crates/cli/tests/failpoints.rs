@@ -26,6 +26,7 @@ use std::{
 
 use history::violations;
 use keydb_client::{Claim, Client, Operation};
+use keydb_storage::testing::TestBucket;
 use load::{Choices, History, ask_for_all, work};
 use relay::Link;
 use rustix::process::Signal;
@@ -39,7 +40,7 @@ const KEYS: usize = 20_000;
 /// So many cases run at the same time.
 const CASES_MAX: usize = 8;
 /// Between two calls of the same client: several clusters share the machine.
-const PAUSE: Duration = Duration::from_millis(150);
+const PAUSE: Duration = Duration::from_millis(250);
 /// How long a node stays down, and what is cut stays cut.
 const OUTAGE: Duration = Duration::from_secs(2);
 /// Longer than a session lives without a sign of life.
@@ -258,12 +259,13 @@ async fn run(case: Case) {
     if case.durability == "memory" {
         failpoints.retain(|(_, points)| points != "move.pull=stop");
     }
-    let world = World::start_with(case.durability, 2, 1, &failpoints).await;
+    let bucket = TestBucket::in_process().await;
+    let world = World::start_with(case.durability, 2, 1, bucket, &failpoints).await;
     let supervisor = tokio::spawn(Arc::clone(&world).supervise());
     let client = world.client(PATIENCE).await;
     let names = || (0..KEYS).map(|key| format!("kept {key}"));
     client.put(names(), "1d".parse().unwrap()).await.unwrap();
-    if case.durability != "memory" {
+    if matches!(case.fault, Disk(_)) {
         support::assert_code(&world.command(&["snapshot", "create"]).output().unwrap(), 0);
     }
     let mut load = Load::start(&world).await;

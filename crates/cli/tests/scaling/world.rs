@@ -1,4 +1,4 @@
-//! A cluster of real processes on a real S3 server, all of them behind links that can fail.
+//! A cluster of real processes on an S3 server, all of them behind links that can fail.
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
@@ -63,17 +63,18 @@ pub(crate) struct World {
 impl World {
     /// So many nodes that run, the first `members` of which are the cluster.
     pub(crate) async fn start(durability: &str, nodes: usize, members: usize) -> Arc<Self> {
-        Self::start_with(durability, nodes, members, &[]).await
+        let bucket = TestBucket::any().await;
+        Self::start_with(durability, nodes, members, bucket, &[]).await
     }
 
-    /// The same with fail points: of a node's first start, of its second one, and so on.
+    /// The same in this bucket, with fail points: of a node's first start, of its second one, and so on.
     pub(crate) async fn start_with(
         durability: &str,
         nodes: usize,
         members: usize,
+        bucket: TestBucket,
         failpoints: &[(usize, String)],
     ) -> Arc<Self> {
-        let bucket = TestBucket::any().await;
         let endpoint = bucket.options.endpoint.clone().unwrap();
         let server = endpoint.trim_start_matches("http://").trim_end_matches('/');
         let storage = Relay::start(0, server.to_owned()).await;
