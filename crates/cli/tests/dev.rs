@@ -7,7 +7,7 @@ mod support;
 use std::io::Read;
 
 use rustix::process::Signal;
-use support::{Dev, assert_code, assert_says, run, stderr, stdout};
+use support::{Dev, assert_code, assert_says, run, stderr, stdout, wait_for_line};
 
 #[test]
 fn dev_prints_what_to_try_and_stops_cleanly_on_a_signal() {
@@ -76,6 +76,16 @@ fn a_dev_cluster_with_a_directory_keeps_its_keys_across_restarts() {
     drop(dev);
     let other_count = run(["dev", "--nodes", "3", "--dir", dir.to_str().unwrap()]);
     assert_says(&other_count, 2, &["start it with --nodes 2"]);
+}
+
+#[test]
+fn a_dev_cluster_goes_on_when_a_node_has_left_it() {
+    let mut dev = Dev::with_args(&["--nodes", "2"]);
+    dev.answer(["put", "key"]);
+    let to = dev.addresses[0].clone();
+    dev.answer(["scale", "--to", &to, "--yes"]);
+    wait_for_line(&mut dev.process, "node 1 has left the cluster");
+    assert_eq!(dev.answer(["get", "key"]), "present\tkey\n");
 }
 
 #[test]

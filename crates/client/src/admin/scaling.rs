@@ -335,10 +335,12 @@ impl AdminClient {
     async fn unsecured(&self) -> Vec<String> {
         let map = self.cluster_map();
         let mut waiting: BTreeMap<NodeId, BTreeMap<RangeId, u64>> = BTreeMap::new();
+        let mut owners = BTreeSet::new();
         for range in map.ranges.iter().filter(|range| range.from.is_none()) {
             if let Some(successor) = range.successor {
                 let ranges = waiting.entry(successor).or_default();
                 ranges.insert(range.id, range.generation + 1);
+                owners.insert(range.owner);
             }
         }
         if waiting.is_empty() {
@@ -362,6 +364,15 @@ impl AdminClient {
                 }
                 Some(Err(error)) => unsecured.push(format!("node {id} does not say: {error}")),
                 None => unsecured.push(format!("node {id} was not asked yet")),
+            }
+        }
+        if !unsecured.is_empty() {
+            for (node, said) in &said {
+                if let Err(error) = said
+                    && owners.contains(&node.id)
+                {
+                    unsecured.push(format!("node {}, an owner, does not say: {error}", node.id));
+                }
             }
         }
         unsecured

@@ -131,7 +131,7 @@ async fn serve(args: &DevArgs) -> Result<(), Failure> {
             say(&format!("{name}: stopping"));
             None
         }
-        Some(ended) = nodes.join_next() => failure_of(ended),
+        failure = first_failure(&mut nodes) => failure,
     };
     drop(stop);
     let impatient = tokio::spawn(signals.exit_at_next());
@@ -152,6 +152,17 @@ async fn serve(args: &DevArgs) -> Result<(), Failure> {
 enum Ended {
     Node(NodeId, Result<(), NodeError>),
     Operator(Result<(), OperatorError>),
+}
+
+/// Waits until something fails. A node that has left the cluster ends well, and the others go on.
+async fn first_failure(running: &mut JoinSet<Ended>) -> Option<Failure> {
+    while let Some(ended) = running.join_next().await {
+        match ended {
+            Ok(Ended::Node(id, Ok(()))) => say(&format!("node {id} has left the cluster")),
+            ended => return failure_of(ended),
+        }
+    }
+    None
 }
 
 /// What was wrong with an end, if anything.
