@@ -199,7 +199,7 @@ async fn what_is_not_right_at_the_destination_is_copied_again() {
     cluster.storage.all_of("get_range", DOWN);
     Caller::refused(
         caller.call().await,
-        ErrorCode::StorageUnavailable,
+        ErrorCode::Conflict,
         "connection refused",
     );
     // Of these three the record has the checksums.
@@ -259,13 +259,13 @@ async fn an_object_that_a_manifest_names_and_nobody_has_is_named() {
     cluster.storage.inner.delete(&key).await.unwrap();
     let to = tempfile::tempdir().unwrap();
     let caller = Caller::of(&node, &map, &to, "monday").await;
-    Caller::refused(caller.call().await, ErrorCode::NotPossible, &key);
+    Caller::refused(caller.call().await, ErrorCode::Conflict, &key);
     let mut damaged = bytes.to_vec();
     let middle = damaged.len() / 2;
     damaged[middle] ^= 1;
     cluster.storage.inner_put(&key, damaged).await;
     let caller = Caller::of(&node, &map, &to, "monday").await;
-    Caller::refused(caller.call().await, ErrorCode::NotPossible, &key);
+    Caller::refused(caller.call().await, ErrorCode::Conflict, &key);
     assert!(read(&to, "monday", BACKUP_KEY).await.is_none());
     // It goes on when that is put right.
     cluster.storage.inner_put(&key, bytes).await;
@@ -386,9 +386,9 @@ async fn where_nothing_is_kept_there_is_nothing_to_back_up() {
     let (_world, map, node, _client) = one_node().await;
     let to = tempfile::tempdir().unwrap();
     let caller = Caller::of(&node, &map, &to, "monday").await;
-    for refused in [caller.check().await, caller.call().await] {
-        Caller::refused(refused, ErrorCode::NotPossible, "durability is memory");
-    }
+    let why = "durability is memory";
+    Caller::refused(caller.check().await, ErrorCode::NotPossible, why);
+    Caller::refused(caller.call().await, ErrorCode::Conflict, why);
     assert_eq!(files(to.path()), [] as [PathBuf; 0]);
     node.stop().await;
 }
