@@ -37,7 +37,15 @@ pub(crate) struct Relay {
 impl Relay {
     /// From `port`, any that is free for 0, to `to`.
     pub(crate) async fn start(port: u16, to: String) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
+        let mut bound = TcpListener::bind(("127.0.0.1", port)).await;
+        // It was free, and somebody else may have had it for a moment since.
+        for _ in 0..100 {
+            if bound.is_err() {
+                sleep(Duration::from_millis(50)).await;
+                bound = TcpListener::bind(("127.0.0.1", port)).await;
+            }
+        }
+        let listener = bound.unwrap();
         let address = listener.local_addr().unwrap();
         let link = Arc::new(watch::Sender::new(Link::Open));
         let task = tokio::spawn({
