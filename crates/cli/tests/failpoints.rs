@@ -2,7 +2,8 @@
 //! that what clients were told stays true.
 //!
 //! The steps are fail points of the node that takes them. By default something fails once at each. All faults at all
-//! steps: `FAULTS=all cargo test -p keydb-cli --test failpoints -- --nocapture`; `FAULTS=move.seal,memory` has those with one of these in their names.
+//! steps: `FAULTS=all cargo test -p keydb-cli --test failpoints -- --nocapture`; `FAULTS=move.seal,memory` has those with
+//! one of these in their names.
 
 #![allow(clippy::unwrap_used, reason = "a test that fails here has failed")]
 

@@ -18,15 +18,14 @@ pub(crate) fn hit(_point: &'static str, _path: &Path) -> io::Result<()> {
 
 #[cfg(any(test, feature = "failpoints"))]
 pub(crate) use armed::hit;
+#[cfg(test)]
+pub(crate) use armed::{Action, arm, count};
 
 /// A step of a protocol between nodes has been reached by the node whose data directory is `path`.
 pub(crate) fn step(point: &'static str, path: &Path) {
     // Nothing can fail here; a process can only stop or end.
     let _ = hit(point, path);
 }
-
-#[cfg(test)]
-pub(crate) use armed::{Action, arm, count};
 
 #[cfg(any(test, feature = "failpoints"))]
 mod armed {
