@@ -6,7 +6,8 @@ use rustix::{
     process::setpriority_process,
     time::{ClockId, Timespec, clock_gettime},
 };
-use tokio::sync::oneshot;
+use tokio::{runtime::Handle, sync::oneshot};
+use tokio_util::sync::CancellationToken;
 
 /// How nice such threads are. Where a request's thread wants the same core, they get a tenth of it.
 const NICE: i32 = 10;
@@ -32,6 +33,29 @@ pub(crate) fn run<T: Send + 'static>(
             let _ = done.send(work());
         })?;
     Ok(result)
+}
+
+/// The same for a future, which is given up when what is returned is dropped; `is_over` says so to what blocks the thread. Nothing comes
+/// out then, nor after a panic.
+///
+/// # Errors
+/// When the system has no room for a thread.
+pub(crate) async fn run_future<T, F>(
+    name: &str,
+    start: impl FnOnce(CancellationToken) -> F + Send + 'static,
+) -> io::Result<Option<T>>
+where
+    T: Send + 'static,
+    F: Future<Output = T>,
+{
+    let is_over = CancellationToken::new();
+    let _ended_with_this = is_over.clone().drop_guard();
+    let runtime = Handle::current();
+    let result = run(name, move || {
+        let work = start(is_over.clone());
+        runtime.block_on(is_over.run_until_cancelled(work))
+    })?;
+    Ok(result.await.ok().flatten())
 }
 
 /// This thread leaves the cores to requests from here on.

@@ -45,8 +45,8 @@ pub struct BackupProgress {
 
 impl AdminClient {
     /// Makes a backup of the cluster below the URL `to`: `s3://bucket/prefix`, which the nodes reach as they do their own storage, or
-    /// `file:///directory`, which they all see. It has everything that was acknowledged before the call. Without a `name` its name is
-    /// the time, in UTC. `seen` is told how far it is, every few seconds.
+    /// `file:///directory`, which they all see. It has everything that was acknowledged before the call that began it. Without a
+    /// `name` its name is the time, in UTC. `seen` is told how far it is, every few seconds.
     ///
     /// After `limit` the backup may not be [complete](BackupProgress::completed) yet; a node goes on with it. The same call with the same
     /// name waits for it again, or has another node go on with it where that one has ended. What is copied is not copied again.

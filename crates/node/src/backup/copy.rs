@@ -29,9 +29,15 @@ pub(super) enum NotCopied {
     Obstacle(Obstacle),
 }
 
+impl From<Obstacle> for NotCopied {
+    fn from(obstacle: Obstacle) -> Self {
+        Self::Obstacle(obstacle)
+    }
+}
+
 impl From<StorageError> for NotCopied {
     fn from(error: StorageError) -> Self {
-        Self::Obstacle(error.into())
+        Obstacle::from(error).into()
     }
 }
 
@@ -74,15 +80,16 @@ impl Copier {
                     return Err(error.into());
                 }
                 Err(CopyError::Source(error)) => {
-                    return Err(NotCopied::Obstacle(Obstacle::not_possible(format!(
+                    let what = format!(
                         "object {key:?} of the cluster's storage: {error}; keydb snapshot verify shows what else is damaged"
-                    ))));
+                    );
+                    return Err(Obstacle::not_possible(what).into());
                 }
                 Err(CopyError::Destination(error)) => return Err(error.into()),
             }
         }
         let what = format!("object {key:?} of the backup is written by others, or changed");
-        Err(NotCopied::Obstacle(Obstacle::unavailable(what)))
+        Err(Obstacle::unavailable(what).into())
     }
 
     /// Stays within the budget of moves.

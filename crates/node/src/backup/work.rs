@@ -5,8 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use futures_util::{StreamExt, stream};
 use keydb_core::{Backup, BackupObject, ClusterId, OperationId, Origin};
 use keydb_storage::{MANIFESTS, SNAPSHOTS, SnapshotStore, object_key};
-use tokio::{runtime::Handle, sync::watch};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 
 use super::{
     Made, Progress,
@@ -174,21 +173,14 @@ impl Work {
 async fn in_the_background(
     copy: impl Future<Output = Result<BackupObject, NotCopied>> + Send + 'static,
 ) -> Result<BackupObject, NotCopied> {
-    let is_over = CancellationToken::new();
-    let _ended_with_this = is_over.clone().drop_guard();
-    let runtime = Handle::current();
-    let copying = background::run("keydb-backup", move || {
-        runtime.block_on(is_over.run_until_cancelled(copy))
-    });
-    let copied = match copying {
-        Ok(copying) => copying.await.ok().flatten(),
+    match background::run_future("keydb-backup", |_| copy).await {
+        Ok(Some(copied)) => copied,
+        Ok(None) => Err(Obstacle::unavailable("a copy was broken off").into()),
         Err(error) => {
             let what = format!("there is no thread for a copy: {error}");
-            return Err(NotCopied::Obstacle(Obstacle::unavailable(what)));
+            Err(Obstacle::unavailable(what).into())
         }
-    };
-    let broken_off = || Obstacle::unavailable("a copy was broken off");
-    copied.unwrap_or_else(|| Err(NotCopied::Obstacle(broken_off())))
+    }
 }
 
 /// Removes what was copied by a plan that was replaced since, also of nodes that have left. The record names what is needed, for good.

@@ -10,8 +10,8 @@
 //! answers there; if so, this one ends. No key is answered before all that.
 //!
 //! **Following:** maps only ever go forward in (lineage, epoch). When a map shows another disk under this node's id, this node has
-//! been replaced and ends; so it does when it is no member any more. While the storage cannot be reached, the last map stays in force; a node that starts then goes by the
-//! map that it kept on its disk, which nobody may take over without a human's word.
+//! been replaced and ends; so it does when it is no member any more. While the storage cannot be reached, the last map stays in
+//! force; a node that starts then goes by the map that it kept on its disk, which nobody may take over without a human's word.
 
 use std::{sync::Arc, time::Duration};
 

@@ -11,7 +11,7 @@ use std::{
 
 use keydb_core::{Event, InsertError, NodeId, Origin, SnapshotKind};
 use keydb_storage::{ManifestReadError, SnapshotReadError, SnapshotStore};
-use tokio::{runtime::Handle, time::sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{background, node::Node, ranges::owned::OwnedRange};
@@ -49,22 +49,16 @@ pub(crate) async fn load(
     owner: NodeId,
     range: Arc<OwnedRange>,
 ) -> Result<u64, LoadError> {
-    let is_over = CancellationToken::new();
-    let _ended_with_this = is_over.clone().drop_guard();
-    let runtime = Handle::current();
     // Decoding and merging are work, which requests must not wait for.
-    let loading = background::run("keydb-pull", move || {
-        runtime.block_on(async {
-            let progress = AtomicU64::new(0);
-            tokio::select! {
-                biased;
-                () = is_over.cancelled() => Err(LoadError::BrokenOff),
-                loaded = merge(&node, &store, owner, &range, &is_over, &progress) => loaded,
-                () = stands_still(&progress) => Err(LoadError::StandsStill),
-            }
-        })
-    })?;
-    loading.await.unwrap_or(Err(LoadError::BrokenOff))
+    let loading = background::run_future("keydb-pull", move |is_over| async move {
+        let progress = AtomicU64::new(0);
+        tokio::select! {
+            biased;
+            loaded = merge(&node, &store, owner, &range, &is_over, &progress) => loaded,
+            () = stands_still(&progress) => Err(LoadError::StandsStill),
+        }
+    });
+    loading.await?.unwrap_or(Err(LoadError::BrokenOff))
 }
 
 /// To be called on a thread of its own, which it holds up to stay within the budget.
