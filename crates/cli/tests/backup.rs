@@ -8,136 +8,48 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
-    path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    path::Path,
+    process::Stdio,
     thread,
     time::{Duration, Instant},
 };
 
 use keydb_storage::testing::TestBucket;
 use serde_json::{Value, json};
-use support::{Process, assert_code, assert_says, free_ports, keydb, node, stdout, wait_for_line};
-use tempfile::TempDir;
+use support::{
+    Process, assert_code, assert_says,
+    cluster::{Cluster, NODES, s3},
+    stdout,
+};
 
-const NODES: usize = 3;
+/// Where the storage is without a setting.
+const STORAGE: &str = "keydb-storage";
 
-/// A cluster of nodes on one machine.
-struct Cluster {
-    directory: TempDir,
-    settings: Vec<(&'static str, String)>,
-    ports: Vec<u16>,
+/// In a directory.
+fn in_a_directory() -> Cluster {
+    create(Vec::new())
 }
 
-impl Cluster {
-    /// Created in this storage, and not started. A relative path is a directory of the cluster's.
-    fn create(storage: Vec<(&'static str, String)>) -> Self {
-        let ports = free_ports(NODES);
-        let addresses: Vec<_> = ports.iter().map(|it| format!("127.0.0.1:{it}")).collect();
-        let mut cluster = Self {
-            directory: tempfile::tempdir().unwrap(),
-            settings: storage,
-            ports,
-        };
-        cluster.settings.extend([
-            ("KEYDB_SNAPSHOT_INTERVAL", "1h".to_owned()),
-            ("KEYDB_TOTAL_HASH_RANGES", "12".to_owned()),
-            ("KEYDB_NODE_ADDRESSES", addresses.join(",")),
-        ]);
-        if cluster.settings[0].0 == "KEYDB_STORAGE_URL" {
-            cluster.settings[0].1 = cluster.url("storage");
-        }
-        assert_code(&cluster.run(&["init"]), 0);
-        cluster
-    }
+fn create(storage: Vec<(&'static str, String)>) -> Cluster {
+    let own = [
+        ("KEYDB_SNAPSHOT_INTERVAL", "1h".to_owned()),
+        ("KEYDB_TOTAL_HASH_RANGES", "12".to_owned()),
+    ];
+    Cluster::create(storage.into_iter().chain(own).collect())
+}
 
-    fn in_a_directory() -> Self {
-        Self::create(vec![("KEYDB_STORAGE_URL", String::new())])
-    }
+fn url(cluster: &Cluster, name: &str) -> String {
+    format!("file://{}", cluster.path(name).display())
+}
 
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
+/// Brings the cluster back from what is its storage now.
+fn recover(cluster: &Cluster) -> Vec<Process> {
+    let verified = cluster.json(&["snapshot", "verify", "--json"]);
+    assert_eq!(verified["whole"], true, "{verified}");
+    for id in 0..NODES {
+        cluster.answer(&["recover", "--node", &id.to_string(), "--accept-loss"]);
     }
-
-    fn url(&self, name: &str) -> String {
-        format!("file://{}", self.path(name).display())
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command: Command = keydb();
-        command
-            .args(args)
-            .current_dir(self.directory.path())
-            .envs(self.settings.iter().cloned());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    #[track_caller]
-    fn answer(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert_code(&output, 0);
-        stdout(&output)
-    }
-
-    #[track_caller]
-    fn json(&self, args: &[&str]) -> Value {
-        serde_json::from_str(&self.answer(args)).unwrap()
-    }
-
-    fn start(&self, more: &[(&str, &str)]) -> Vec<Process> {
-        let start = |(id, port): (usize, &u16)| {
-            let own = [
-                ("KEYDB_NODE_ID", id.to_string()),
-                ("KEYDB_PORT", port.to_string()),
-                ("KEYDB_DATA_DIR", format!("data-{id}")),
-            ];
-            let settings = self.settings.iter().chain(&own);
-            let settings = settings.map(|(name, value)| (*name, value.as_str()));
-            let settings: Vec<_> = settings.chain(more.iter().copied()).collect();
-            node(self.directory.path(), &settings)
-        };
-        let mut nodes: Vec<_> = self.ports.iter().enumerate().map(start).collect();
-        for node in &mut nodes {
-            wait_for_line(node, "keys are loaded");
-        }
-        nodes
-    }
-
-    fn put(&self, keys: std::ops::Range<usize>) {
-        let lines: String = keys.map(|key| format!("key-{key}\n")).collect();
-        fs::write(self.path("keys.txt"), lines).unwrap();
-        self.answer(&["import", "keys.txt", "--ttl", "30d"]);
-    }
-
-    /// How many of these keys are present.
-    fn present(&self, keys: std::ops::Range<usize>) -> usize {
-        let keys: Vec<_> = keys.map(|key| format!("key-{key}")).collect();
-        let args = ["get"].into_iter().chain(keys.iter().map(String::as_str));
-        let answer = self.answer(&args.collect::<Vec<_>>());
-        let lines = answer.lines();
-        lines.filter(|line| line.starts_with("present")).count()
-    }
-
-    /// Ends the nodes and loses their disks.
-    fn lose(&self, nodes: Vec<Process>) {
-        drop(nodes);
-        for id in 0..NODES {
-            fs::remove_dir_all(self.path(&format!("data-{id}"))).unwrap();
-        }
-    }
-
-    /// Brings the cluster back from what is its storage now.
-    fn recover(&self) -> Vec<Process> {
-        let verified = self.json(&["snapshot", "verify", "--json"]);
-        assert_eq!(verified["whole"], true, "{verified}");
-        for id in 0..NODES {
-            self.answer(&["recover", "--node", &id.to_string(), "--accept-loss"]);
-        }
-        self.start(&[])
-    }
+    cluster.start(&[])
 }
 
 fn copy_dir(from: &Path, to: &Path) {
@@ -150,13 +62,13 @@ fn copy_dir(from: &Path, to: &Path) {
 
 #[test]
 fn a_copy_of_a_backup_is_the_storage_of_a_cluster_that_has_lost_everything() {
-    let cluster = Cluster::in_a_directory();
+    let cluster = in_a_directory();
     let nodes = cluster.start(&[]);
     cluster.put(0..30_000);
     cluster.answer(&["snapshot", "create", "--full"]);
     cluster.put(30_000..31_000);
     fs::create_dir(cluster.path("backups")).unwrap();
-    let to = cluster.url("backups");
+    let to = url(&cluster, "backups");
     let create = [
         "backup", "create", "--to", &to, "--name", "monday", "--json",
     ];
@@ -174,9 +86,9 @@ fn a_copy_of_a_backup_is_the_storage_of_a_cluster_that_has_lost_everything() {
     assert_eq!(before, after);
 
     cluster.lose(nodes);
-    fs::remove_dir_all(cluster.path("storage")).unwrap();
-    copy_dir(&cluster.path("backups/monday"), &cluster.path("storage"));
-    let _nodes = cluster.recover();
+    fs::remove_dir_all(cluster.path(STORAGE)).unwrap();
+    copy_dir(&cluster.path("backups/monday"), &cluster.path(STORAGE));
+    let _nodes = recover(&cluster);
     assert_eq!(cluster.present(0..1000), 1000);
     assert_eq!(cluster.present(29_000..31_000), 2000);
     assert_eq!(cluster.present(31_000..31_100), 0);
@@ -188,7 +100,7 @@ fn a_copy_of_a_backup_is_the_storage_of_a_cluster_that_has_lost_everything() {
 
 #[test]
 fn a_backup_goes_on_when_the_node_that_makes_it_is_killed() {
-    let cluster = Cluster::in_a_directory();
+    let cluster = in_a_directory();
     let mut nodes = cluster.start(&[
         ("KEYDB_MOVE_BYTES_PER_SECOND", "1MiB"),
         ("KEYDB_MOVE_CPU_PERCENT", "1"),
@@ -196,7 +108,7 @@ fn a_backup_goes_on_when_the_node_that_makes_it_is_killed() {
     cluster.put(0..200_000);
     cluster.answer(&["snapshot", "create", "--full"]);
     fs::create_dir(cluster.path("backups")).unwrap();
-    let to = cluster.url("backups");
+    let to = url(&cluster, "backups");
     let mut create = cluster.command(&["backup", "create", "--to", &to, "--name", "monday"]);
     let create = create.stdout(Stdio::piped()).stderr(Stdio::piped());
     let create = create.spawn().unwrap();
@@ -224,9 +136,9 @@ fn a_backup_goes_on_when_the_node_that_makes_it_is_killed() {
     );
 
     cluster.lose(nodes);
-    fs::remove_dir_all(cluster.path("storage")).unwrap();
-    copy_dir(&cluster.path("backups/monday"), &cluster.path("storage"));
-    let _nodes = cluster.recover();
+    fs::remove_dir_all(cluster.path(STORAGE)).unwrap();
+    copy_dir(&cluster.path("backups/monday"), &cluster.path(STORAGE));
+    let _nodes = recover(&cluster);
     assert_eq!(cluster.present(0..2000), 2000);
     assert_eq!(cluster.present(198_000..200_000), 2000);
 }
@@ -237,14 +149,7 @@ fn a_backup_in_s3_is_itself_the_storage_of_a_cluster() {
     let Some(bucket) = runtime.block_on(TestBucket::new()) else {
         return;
     };
-    let (id, secret) = bucket.options.access_key.clone().unwrap();
-    let endpoint = bucket.options.endpoint.clone().unwrap();
-    let mut cluster = Cluster::create(vec![
-        ("KEYDB_STORAGE_BUCKET", format!("{}/live", bucket.name)),
-        ("KEYDB_STORAGE_ENDPOINT", endpoint),
-        ("KEYDB_STORAGE_ACCESSKEYID", id),
-        ("KEYDB_STORAGE_ACCESSKEY", secret),
-    ]);
+    let mut cluster = create(s3(&bucket, "/live"));
     let nodes = cluster.start(&[]);
     cluster.put(0..20_000);
     let url = |path: &str| format!("s3://{}{path}", bucket.name);
@@ -260,24 +165,24 @@ fn a_backup_in_s3_is_itself_the_storage_of_a_cluster() {
     let name = made["name"].as_str().unwrap();
     cluster.lose(nodes);
     cluster.settings[0].1 = format!("{}/backups/{name}", bucket.name);
-    let _nodes = cluster.recover();
+    let _nodes = recover(&cluster);
     assert_eq!(cluster.present(0..2000), 2000);
     assert_eq!(cluster.present(18_000..20_000), 2000);
 }
 
 #[test]
 fn wrong_places_and_names_are_refused_by_name() {
-    let cluster = Cluster::in_a_directory();
+    let cluster = in_a_directory();
     let _nodes = cluster.start(&[]);
-    let (own, missing) = (cluster.url("storage"), cluster.url("missing"));
-    let here = cluster.url("");
+    let (own, missing) = (url(&cluster, STORAGE), url(&cluster, "missing"));
+    let here = url(&cluster, "");
     for (args, words) in [
         (
             ["--to", &own, "--name", "monday"],
             "the cluster's own storage",
         ),
         (
-            ["--to", &here, "--name", "storage"],
+            ["--to", &here, "--name", STORAGE],
             "the cluster's own storage",
         ),
         (["--to", &missing, "--name", "monday"], "/missing"),
@@ -288,7 +193,7 @@ fn wrong_places_and_names_are_refused_by_name() {
         let refused = cluster.run(&[&["backup", "create"][..], &args].concat());
         assert_says(&refused, 2, &[words]);
     }
-    assert!(!cluster.path("missing").exists() && !cluster.path("storage/monday").exists());
+    assert!(!cluster.path("missing").exists() && !cluster.path(STORAGE).join("monday").exists());
 }
 
 /// Code and body of a call of an operator.

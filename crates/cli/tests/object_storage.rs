@@ -4,139 +4,38 @@
 
 mod support;
 
-use std::{
-    fs,
-    process::{Command, Output},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use keydb_storage::testing::TestBucket;
-use serde_json::Value;
 use support::{
-    Process, assert_code, assert_says, free_ports, keydb, node, stderr, stdout, wait_for_line,
+    assert_code, assert_says,
+    cluster::{Cluster, NODES, s3},
+    keydb, stderr, wait_for_line,
 };
-use tempfile::TempDir;
 
-const NODES: usize = 3;
-
-/// A cluster of nodes on one machine, in a bucket of its own.
-struct Cluster {
-    directory: TempDir,
-    settings: Vec<(&'static str, String)>,
-    ports: Vec<u16>,
-}
-
-impl Cluster {
-    /// Created, and not started; `None` where there is no S3 server.
-    fn create(interval: &str) -> Option<Self> {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let bucket = runtime.block_on(TestBucket::new())?;
-        let (id, secret) = bucket.options.access_key.clone().unwrap();
-        let ports = free_ports(NODES);
-        let addresses: Vec<_> = ports
-            .iter()
-            .map(|port| format!("127.0.0.1:{port}"))
-            .collect();
-        let cluster = Self {
-            directory: tempfile::tempdir().unwrap(),
-            settings: vec![
-                ("KEYDB_STORAGE_BUCKET", bucket.name.clone()),
-                ("KEYDB_STORAGE_REGION", "us-east-1".to_owned()),
-                (
-                    "KEYDB_STORAGE_ENDPOINT",
-                    bucket.options.endpoint.clone().unwrap(),
-                ),
-                ("KEYDB_STORAGE_ACCESSKEYID", id),
-                ("KEYDB_STORAGE_ACCESSKEY", secret),
-                ("KEYDB_SNAPSHOT_INTERVAL", interval.to_owned()),
-                ("KEYDB_NODE_ADDRESSES", addresses.join(",")),
-            ],
-            ports,
-        };
-        assert_code(&cluster.run(&["init"]), 0);
-        Some(cluster)
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        let mut command: Command = keydb();
-        command
-            .args(args)
-            .current_dir(self.directory.path())
-            .envs(self.settings.iter().cloned());
-        command.output().unwrap()
-    }
-
-    #[track_caller]
-    fn answer(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert_code(&output, 0);
-        stdout(&output)
-    }
-
-    #[track_caller]
-    fn json(&self, args: &[&str]) -> Value {
-        serde_json::from_str(&self.answer(args)).unwrap()
-    }
-
-    /// All nodes, which may or may not come to serve.
-    fn launch(&self) -> Vec<Process> {
-        let start = |(id, port): (usize, &u16)| {
-            let own = [
-                ("KEYDB_NODE_ID", id.to_string()),
-                ("KEYDB_PORT", port.to_string()),
-                ("KEYDB_DATA_DIR", format!("data-{id}")),
-            ];
-            let settings = self.settings.iter().chain(&own);
-            let settings: Vec<_> = settings
-                .map(|(name, value)| (*name, value.as_str()))
-                .collect();
-            node(self.directory.path(), &settings)
-        };
-        self.ports.iter().enumerate().map(start).collect()
-    }
-
-    fn start(&self) -> Vec<Process> {
-        let mut nodes = self.launch();
-        for node in &mut nodes {
-            wait_for_line(node, "keys are loaded");
-        }
-        nodes
-    }
-
-    fn put(&self, file: &str, keys: std::ops::Range<usize>) {
-        let lines: String = keys.map(|key| format!("key-{key}\n")).collect();
-        fs::write(self.directory.path().join(file), lines).unwrap();
-        self.answer(&["import", file, "--ttl", "30d"]);
-    }
-
-    /// How many of these keys are present.
-    fn present(&self, keys: std::ops::Range<usize>) -> usize {
-        let keys: Vec<_> = keys.map(|key| format!("key-{key}")).collect();
-        let mut args = vec!["get"];
-        args.extend(keys.iter().map(String::as_str));
-        let answer = self.answer(&args);
-        let lines = answer.lines();
-        lines.filter(|line| line.starts_with("present")).count()
-    }
+/// In a bucket of its own; `None` where there is no S3 server.
+fn create(interval: &str) -> Option<Cluster> {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let bucket = runtime.block_on(TestBucket::new())?;
+    let interval = ("KEYDB_SNAPSHOT_INTERVAL", interval.to_owned());
+    let settings = s3(&bucket, "").into_iter().chain([interval]);
+    Some(Cluster::create(settings.collect()))
 }
 
 #[test]
 fn a_cluster_whose_disks_are_all_lost_comes_back_from_s3_up_to_the_named_moment() {
-    let Some(cluster) = Cluster::create("60s") else {
+    let Some(cluster) = create("60s") else {
         return;
     };
-    let nodes = cluster.start();
-    cluster.put("before.txt", 0..50_000);
+    let nodes = cluster.start(&[]);
+    cluster.put(0..50_000);
     let made = cluster.json(&["snapshot", "create", "--json"]);
     let verified = cluster.json(&["snapshot", "verify", "--json"]);
     assert_eq!(verified["whole"], true, "{verified}");
-    cluster.put("after.txt", 50_000..50_100);
+    cluster.put(50_000..50_100);
     // Killed, every one of them, and their disks are gone.
-    drop(nodes);
-    for id in 0..NODES {
-        fs::remove_dir_all(cluster.directory.path().join(format!("data-{id}"))).unwrap();
-    }
-    for (id, mut stranger) in cluster.launch().into_iter().enumerate() {
+    cluster.lose(nodes);
+    for (id, mut stranger) in cluster.launch(&[]).into_iter().enumerate() {
         let consent = format!("keydb recover --node {id} --accept-loss");
         wait_for_line(&mut stranger, &consent);
         assert_eq!(stranger.child.wait().unwrap().code(), Some(1));
@@ -151,7 +50,7 @@ fn a_cluster_whose_disks_are_all_lost_comes_back_from_s3_up_to_the_named_moment(
             assert!(said.contains(&format!("up to {complete_to}")), "{said}");
         }
     }
-    let _nodes = cluster.start();
+    let _nodes = cluster.start(&[]);
     assert_eq!(cluster.present(0..1000), 1000);
     assert_eq!(cluster.present(49_000..50_000), 1000);
     assert_eq!(cluster.present(50_000..50_100), 0);
@@ -165,11 +64,11 @@ fn a_cluster_whose_disks_are_all_lost_comes_back_from_s3_up_to_the_named_moment(
 
 #[test]
 fn snapshots_go_to_s3_by_themselves_and_what_is_kept_there_is_verified() {
-    let Some(cluster) = Cluster::create("1s") else {
+    let Some(cluster) = create("1s") else {
         return;
     };
-    let _nodes = cluster.start();
-    cluster.put("keys.txt", 0..10_000);
+    let _nodes = cluster.start(&[]);
+    cluster.put(0..10_000);
     let give_up = Instant::now() + Duration::from_secs(120);
     loop {
         let found = cluster.json(&["snapshot", "verify", "--json"]);
@@ -189,7 +88,7 @@ fn snapshots_go_to_s3_by_themselves_and_what_is_kept_there_is_verified() {
 
 #[test]
 fn a_bucket_that_is_not_there_stops_the_start_by_name() {
-    let Some(cluster) = Cluster::create("60s") else {
+    let Some(cluster) = create("60s") else {
         return;
     };
     let mut command = keydb();

@@ -119,6 +119,15 @@ fn is_snapshot(name: &str, key: &str) -> bool {
     name == "get_range" && key.starts_with("snapshots/")
 }
 
+/// After so many reads of snapshot files no more of them ends.
+fn hangs_after(count: usize) -> impl FnMut(&str, &str) -> Option<StorageFault> {
+    let mut reads = 0;
+    move |name, key| {
+        reads += usize::from(is_snapshot(name, key));
+        (is_snapshot(name, key) && reads > count).then_some(StorageFault::Hangs)
+    }
+}
+
 #[tokio::test]
 async fn a_backup_has_what_object_storage_has_and_is_made_once() {
     let (cluster, node, mut client, map) =
@@ -158,11 +167,7 @@ async fn a_backup_that_a_killed_node_had_begun_is_gone_on_with() {
     let (cluster, node, _, map) = Cluster::with_snapshot(Durability::Journal, 0..1000, true).await;
     let to = tempfile::tempdir().unwrap();
     let caller = Caller::of(&node, &map, &to, "monday").await;
-    let mut reads = 0;
-    cluster.storage.goes_wrong(move |name, key| {
-        reads += usize::from(is_snapshot(name, key));
-        (is_snapshot(name, key) && reads > 3).then_some(StorageFault::Hangs)
-    });
+    cluster.storage.goes_wrong(hangs_after(3));
     let begun = caller.call().await.unwrap();
     assert_eq!((begun.complete, begun.objects), (false, 8));
     assert_eq!(begun.objects_done, 3);
@@ -190,11 +195,7 @@ async fn what_is_not_right_at_the_destination_is_copied_again() {
     let (cluster, node, _, map) = Cluster::with_snapshot(Durability::Journal, 0..1000, true).await;
     let to = tempfile::tempdir().unwrap();
     let caller = Caller::of(&node, &map, &to, "monday").await;
-    let mut reads = 0;
-    cluster.storage.goes_wrong(move |name, key| {
-        reads += usize::from(is_snapshot(name, key));
-        (is_snapshot(name, key) && reads > 3).then_some(StorageFault::Hangs)
-    });
+    cluster.storage.goes_wrong(hangs_after(3));
     assert_eq!(caller.call().await.unwrap().objects_done, 3);
     cluster.storage.all_of("get_range", DOWN);
     Caller::refused(
@@ -230,11 +231,7 @@ async fn objects_that_garbage_collection_takes_meanwhile_are_not_missed() {
         Cluster::with_snapshot(Durability::Journal, 0..1000, true).await;
     let to = tempfile::tempdir().unwrap();
     let caller = Caller::of(&node, &map, &to, "monday").await;
-    let mut reads = 0;
-    cluster.storage.goes_wrong(move |name, key| {
-        reads += usize::from(is_snapshot(name, key));
-        (is_snapshot(name, key) && reads > 2).then_some(StorageFault::Hangs)
-    });
+    cluster.storage.goes_wrong(hangs_after(2));
     assert_eq!(caller.call().await.unwrap().objects_done, 2);
     let old = cluster.manifest().await;
     cluster.put(&mut client, &map, 1000..1500).await;
@@ -278,15 +275,8 @@ async fn an_object_that_a_manifest_names_and_nobody_has_is_named() {
 async fn a_map_that_changes_meanwhile_is_gone_by_and_scaling_ends_the_work() {
     let (cluster, node, _, map) = Cluster::with_snapshot(Durability::Journal, 0..1000, true).await;
     let to = tempfile::tempdir().unwrap();
-    let hang = || {
-        let mut reads = 0;
-        cluster.storage.goes_wrong(move |name, key| {
-            reads += usize::from(is_snapshot(name, key));
-            (is_snapshot(name, key) && reads > 2).then_some(StorageFault::Hangs)
-        });
-    };
     let caller = Caller::of(&node, &map, &to, "monday").await;
-    hang();
+    cluster.storage.goes_wrong(hangs_after(2));
     caller.call().await.unwrap();
     let changed = cluster.world.edit(|map| map.nodes[0].zone = "a".to_owned());
     let changed = changed.await;
@@ -297,7 +287,7 @@ async fn a_map_that_changes_meanwhile_is_gone_by_and_scaling_ends_the_work() {
 
     let operation_id = OperationId::random();
     let caller = Caller::of(&node, &map, &to, "tuesday").await;
-    hang();
+    cluster.storage.goes_wrong(hangs_after(2));
     caller.call().await.unwrap();
     let target = Target {
         operation_id,

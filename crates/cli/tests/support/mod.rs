@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub(crate) mod cluster;
+
 use std::{
     ffi::OsStr,
     io::{BufRead, BufReader, Read, Write},
