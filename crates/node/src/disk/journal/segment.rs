@@ -18,6 +18,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 
 /// Records begin at multiples of this in their segment.
 const ALIGNMENT: usize = 8;
+const ZEROS: [u8; 4096] = [0; 4096];
 
 /// Where a segment's records end.
 pub(super) struct End {
@@ -164,7 +165,10 @@ impl SegmentReader {
                 }
                 from = at + 1;
             }
-            let first = self.buffer.iter().position(|byte| *byte != 0);
+            // Piece by piece, as most of a segment may be zeros.
+            let mut pieces = self.buffer.chunks(ZEROS.len());
+            let first = pieces.position(|piece| *piece != ZEROS[..piece.len()]);
+            let first = first.map(|index| index * ZEROS.len());
             is_zeros &= first.is_none();
             if self.at_end {
                 break;
