@@ -286,13 +286,9 @@ async fn after_a_hand_over_and_kills_each_node_answers_for_its_own_without_objec
     second.kill().await;
     cluster.storage.all(DOWN);
     let (first, _) = cluster.loaded().await;
-    let listener = loop {
-        match tokio::net::TcpListener::bind(&second_address).await {
-            Ok(listener) => break listener,
-            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-        }
-    };
-    let second = cluster.world.start(second_config(&second_dir), listener);
+    let config = second_config(&second_dir);
+    let listener = listen_again(&second_address, &config.data_dir).await;
+    let second = cluster.world.start(config, listener);
     second.loaded().await;
     let all = keys(&map, 0..3000);
     for (id, node) in [&first, &second].into_iter().enumerate() {

@@ -12,10 +12,11 @@ use keydb_node::NodeConfig;
 use keydb_proto::shard::{CreateSnapshotsRequest, RangeState, RangeStatus};
 use keydb_storage::{manifest_key, object_key, testing::FaultyStorage};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 use tonic::Status;
 
-use super::{Client, RunningNode, START, World, address_of, config, keys, listen, status};
+use super::{
+    Client, RunningNode, START, World, address_of, config, keys, listen, listen_again, status,
+};
 
 pub(crate) struct Cluster {
     pub(crate) world: World,
@@ -79,13 +80,7 @@ impl Cluster {
     }
 
     pub(crate) async fn start_with(&self, config: NodeConfig) -> RunningNode {
-        // The address of a node that has just stopped may take a moment to be free.
-        let listener = loop {
-            match TcpListener::bind(&self.address).await {
-                Ok(listener) => break listener,
-                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
-            }
-        };
+        let listener = listen_again(&self.address, &config.data_dir).await;
         self.world.start(config, listener)
     }
 

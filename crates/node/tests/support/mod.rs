@@ -7,7 +7,7 @@
 
 pub(crate) mod cluster;
 
-use std::{sync::Arc, time::Duration};
+use std::{fs::File, path::Path, sync::Arc, time::Duration};
 
 use keydb_core::{
     Bitmap, ClusterMap, Durability, Fingerprint, Incarnation, ManualClock, NewCluster, NodeId,
@@ -264,6 +264,22 @@ pub(crate) fn config(id: u32) -> NodeConfig {
 
 pub(crate) async fn listen() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.unwrap()
+}
+
+/// For a node that begins again, once nothing of its last run has its address or its directory: threads of a node that was killed may
+/// end a moment after it.
+pub(crate) async fn listen_again(address: &str, data_dir: &Path) -> TcpListener {
+    eventually(async || match File::open(data_dir.join("lock")) {
+        Ok(lock) => lock.try_lock().is_ok(),
+        Err(_) => true,
+    })
+    .await;
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        }
+    }
 }
 
 pub(crate) fn address_of(listener: &TcpListener) -> String {
