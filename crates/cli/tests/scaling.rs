@@ -294,6 +294,10 @@ struct Load {
 
 impl Load {
     async fn start(world: &World) -> Self {
+        // A relay takes connections to a node that does not listen yet, and breaks them: nobody knows then what became of a claim.
+        let client = world.client(PATIENCE).await;
+        client.get(["any"]).await.unwrap();
+        client.close(Duration::ZERO).await;
         let history = Arc::new(History::default());
         let mut workers = JoinSet::new();
         for worker in 0..WORKERS as u64 {
@@ -322,7 +326,15 @@ impl Load {
         let count = |told| events.iter().filter(|event| event.told == told).count();
         let failed = [Told::NotApplied, Told::MaybeApplied].map(count);
         assert_eq!(failed, [0; 2], "{}", world.tails());
-        assert!(nodes_stop || count(Told::Unknown) == 0, "{}", world.tails());
+        let unknown: Vec<_> = events
+            .iter()
+            .filter(|it| it.told == Told::Unknown)
+            .collect();
+        assert!(
+            nodes_stop || unknown.is_empty(),
+            "{unknown:?}\n{}",
+            world.tails()
+        );
         assert!(count(Told::First) > 0 && count(Told::Duplicate) > 0);
         let found = violations(&events);
         assert!(found.is_empty(), "{}\n{}", found.join("\n"), world.tails());

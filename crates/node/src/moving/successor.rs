@@ -445,7 +445,8 @@ impl Session<'_> {
             fingerprints: PackedFingerprints::new(&kept).map_err(|error| error.to_string())?,
         };
         if let Some(reservation) = reservation {
-            reservation.append(&write, written);
+            // Only *begin* waits for it.
+            reservation.append_unhurried(&write, written);
             self.applied = lsn;
         }
         failpoint::step("move.applied", &self.node.config.data_dir);

@@ -357,10 +357,18 @@ impl Reservation {
     /// Puts what was applied into the journal.
     pub(crate) fn append(mut self, write: &Write<'_>, now: UnixMillis) {
         self.used = true;
-        self.put(RecordBody::Write(write.clone()), now);
+        // Of what stores nothing, nobody may be waiting.
+        let is_urgent = write.groups.iter().next().is_some();
+        self.put(RecordBody::Write(write.clone()), now, is_urgent);
     }
 
-    fn put(&self, body: RecordBody<'_>, now: UnixMillis) {
+    /// The same where nobody is about to wait for it: it goes to the disk with others that are, or a little later.
+    pub(crate) fn append_unhurried(mut self, write: &Write<'_>, now: UnixMillis) {
+        self.used = true;
+        self.put(RecordBody::Write(write.clone()), now, false);
+    }
+
+    fn put(&self, body: RecordBody<'_>, now: UnixMillis, is_urgent: bool) {
         let queue = &self.shared.queue;
         let record = Record {
             lsn: self.lsn,
@@ -379,11 +387,6 @@ impl Reservation {
                     Some(left.saturating_sub(size))
                 });
         }
-        // Of what stores nothing, nobody may be waiting.
-        let is_urgent = match &record.body {
-            RecordBody::Write(write) => write.groups.iter().next().is_some(),
-            _ => false,
-        };
         queue.append(self.lsn, bytes, is_urgent);
     }
 }
@@ -393,7 +396,7 @@ impl Drop for Reservation {
         // Others wait behind this LSN, whatever has become of what it was taken for.
         if !self.used {
             let now = self.shared.config.clock.now();
-            self.put(RecordBody::Empty, now);
+            self.put(RecordBody::Empty, now, false);
         }
     }
 }

@@ -76,6 +76,33 @@ async fn nobody_is_woken_before_the_sync() {
 }
 
 #[tokio::test]
+async fn unhurried_records_share_a_sync_and_are_committed_whether_somebody_waits_or_not() {
+    let rig = Rig::new(1 << 20);
+    let journal = rig.open();
+    let syncs = failpoint::arm("journal.sync", &rig.path(), Action::Count, 0);
+    for number in 1..=50 {
+        let space = journal.admit(size_of_record(1)).await.unwrap();
+        put_by(
+            Reservation::append_unhurried,
+            space.begin(),
+            &keys(number, 1),
+        );
+        tokio::time::sleep(Duration::from_micros(100)).await;
+    }
+    soon(journal.wait_committed(Lsn(50))).await.unwrap();
+    assert!(failpoint::count(&syncs) < 50);
+
+    let space = journal.admit(size_of_record(1)).await.unwrap();
+    put_by(Reservation::append_unhurried, space.begin(), &keys(51, 1));
+    soon(async {
+        while journal.committed() < Lsn(51) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_wait_for_what_is_committed_returns_at_once_and_one_that_is_given_up_disturbs_nobody() {
     let rig = Rig::new(1 << 20);
     let journal = Arc::new(rig.open());

@@ -196,6 +196,14 @@ fn keys(number: u64, count: usize) -> Vec<u8> {
 
 /// Puts keys into the journal under an LSN that was taken.
 fn put(reservation: Reservation, keys: &[u8]) -> Kept {
+    put_by(Reservation::append, reservation, keys)
+}
+
+fn put_by(
+    append: fn(Reservation, &Write<'_>, UnixMillis),
+    reservation: Reservation,
+    keys: &[u8],
+) -> Kept {
     let lsn = reservation.lsn().0;
     let groups = [RecordGroup {
         range: keydb_core::RangeId(0),
@@ -209,7 +217,7 @@ fn put(reservation: Reservation, keys: &[u8]) -> Kept {
         groups: (&groups[..]).into(),
         fingerprints: PackedFingerprints::new(keys).unwrap(),
     };
-    reservation.append(&write, START);
+    append(reservation, &write, START);
     (lsn, Some(keys.to_vec()))
 }
 
