@@ -10,6 +10,7 @@ mod connect;
 mod dedup;
 mod embedded;
 mod exit;
+mod gateway;
 mod lines;
 mod logging;
 mod output;

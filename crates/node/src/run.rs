@@ -5,6 +5,7 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
+use axum::Router;
 use keydb_core::{Clock, Provisioner};
 use keydb_storage::{MapStore, ObjectStorage};
 use tokio::{
@@ -13,6 +14,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::service::Routes;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -36,11 +38,28 @@ pub struct Listeners {
     pub grpc: TcpListener,
     /// HTTP for probes and metrics, where there is any.
     pub http: Option<TcpListener>,
+    /// What is served there as well.
+    pub guests: Guests,
+}
+
+/// What is served on a node's listeners besides its own services. It gets no less time to end than those.
+#[derive(Debug, Clone, Default)]
+pub struct Guests {
+    /// gRPC services.
+    pub grpc: Routes,
+    /// Their names, for gRPC's health service: they serve when the node does.
+    pub grpc_names: Vec<&'static str>,
+    /// HTTP paths.
+    pub http: Router,
 }
 
 impl From<TcpListener> for Listeners {
     fn from(grpc: TcpListener) -> Self {
-        Self { grpc, http: None }
+        Self {
+            grpc,
+            http: None,
+            guests: Guests::default(),
+        }
     }
 }
 
@@ -125,6 +144,7 @@ impl Running {
             Arc::clone(node),
             store.clone(),
             listeners.grpc,
+            (listeners.guests.grpc, listeners.guests.grpc_names),
             stop.clone(),
             cut.clone(),
         ));
@@ -136,6 +156,7 @@ impl Running {
             http.spawn(crate::server::http::serve(
                 listener,
                 status,
+                listeners.guests.http,
                 stop_http.clone(),
             ));
         }

@@ -8,10 +8,11 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
+use keydb_gateway::{Problem, input};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::{config::BACKUP_WAIT_MAX, input, operator::Shared, problem::Problem};
+use crate::{config::BACKUP_WAIT_MAX, operator::Shared};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -7,15 +7,11 @@ use axum::{
 };
 use keydb_client::{AdminClient, AdminError, NodeEntry, NodeId, NodeStatus, RangeState};
 use keydb_core::NodeState;
+use keydb_gateway::{Problem, input};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{
-    config::SNAPSHOT_WAIT_MAX,
-    input::{self, Query},
-    operator::Shared,
-    problem::Problem,
-};
+use crate::{config::SNAPSHOT_WAIT_MAX, operator::Shared, query::Query};
 
 /// What all members hold, or the one that is asked about.
 pub(crate) async fn info(

@@ -4,14 +4,8 @@ use std::time::Duration;
 
 use keydb_client::ClientConfig;
 
-/// Bytes in the body of a call.
-pub const BODY_BYTES_MAX: usize = 8 << 20;
-/// Keys in a call.
-pub const KEYS_MAX: usize = 65_536;
 /// Calls at the same time.
 pub const REQUESTS_MAX: usize = 256;
-/// How long a call's body may take to arrive.
-pub const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a call waits for the end of a scaling operation, which goes on after that.
 pub const SCALE_WAIT_MAX: Duration = Duration::from_secs(3600);
 /// How long a call waits for a backup, which goes on after that.

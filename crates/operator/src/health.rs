@@ -2,8 +2,9 @@
 
 use axum::{extract::State, http::header::CONTENT_TYPE, response::IntoResponse};
 use keydb_core::MetricsText;
+use keydb_gateway::Problem;
 
-use crate::{operator::Shared, problem::Problem};
+use crate::operator::Shared;
 
 pub(crate) async fn live() -> &'static str {
     "live\n"

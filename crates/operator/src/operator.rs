@@ -2,24 +2,21 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use keydb_client::{AdminClient, Client};
+use keydb_gateway::{Cluster, Problem};
 use tokio::sync::Semaphore;
 
-use crate::{
-    config::{OperatorConfig, REQUESTS_MAX},
-    problem::Problem,
-};
+use crate::config::{OperatorConfig, REQUESTS_MAX};
 
 /// An operator that runs.
 #[derive(Debug)]
 pub(crate) struct Operator {
-    pub(crate) config: OperatorConfig,
+    pub(crate) cluster: Arc<Cluster>,
     /// A permit for each call that is worked on.
     pub(crate) room: Semaphore,
-    connected: OnceLock<(Client, AdminClient)>,
     /// How many calls ended how, by path and status.
     answered: Mutex<BTreeMap<(&'static str, u16), u64>>,
 }
@@ -29,35 +26,18 @@ pub(crate) type Shared = Arc<Operator>;
 impl Operator {
     pub(crate) fn new(config: OperatorConfig) -> Self {
         Self {
-            config,
+            cluster: Arc::new(Cluster::new(config.client)),
             room: Semaphore::new(REQUESTS_MAX),
-            connected: OnceLock::new(),
             answered: Mutex::default(),
         }
     }
 
-    /// From here on calls are served.
-    pub(crate) fn connected(&self, client: Client) {
-        let admin = AdminClient::from(client.clone());
-        // There is one task that connects.
-        let _ = self.connected.set((client, admin));
-    }
-
     pub(crate) fn client(&self) -> Result<&Client, Problem> {
-        self.both().map(|(client, _)| client)
+        self.cluster.client()
     }
 
     pub(crate) fn admin(&self) -> Result<&AdminClient, Problem> {
-        self.both().map(|(_, admin)| admin)
-    }
-
-    fn both(&self) -> Result<&(Client, AdminClient), Problem> {
-        self.connected.get().ok_or_else(|| {
-            Problem::unavailable(format!(
-                "no node has answered with a cluster map yet; asked are {}",
-                self.config.client.addresses.join(", ")
-            ))
-        })
+        self.cluster.admin()
     }
 
     /// A call of `path` was answered.

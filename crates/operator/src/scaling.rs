@@ -11,14 +11,14 @@ use axum::{
 use keydb_client::{
     AdminClient, AdminError, NodeId, OperationId, Phase, ScalePlanned, ScaleProgress,
 };
+use keydb_gateway::{Problem, input};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
     config::SCALE_WAIT_MAX,
-    input::{self, Query},
     operator::Shared,
-    problem::Problem,
+    query::{self, Query},
 };
 
 #[derive(Deserialize)]
@@ -180,7 +180,7 @@ pub(crate) async fn movements_of_query(
     request: Request,
 ) -> Result<Json<Value>, Problem> {
     let list = Query::of(&request, &["addresses"])?.list("addresses");
-    let addresses = list.into_iter().map(|it| input::text("addresses", it));
+    let addresses = list.into_iter().map(|it| query::text("addresses", it));
     let addresses = addresses.collect::<Result<Vec<_>, _>>()?;
     if addresses.is_empty() {
         return Err(missing_addresses());

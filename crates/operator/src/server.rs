@@ -10,7 +10,8 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use keydb_client::{Client, ConnectError};
+use keydb_client::ConnectError;
+use keydb_gateway::Problem;
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -20,17 +21,16 @@ use crate::{
     config::{OperatorConfig, REQUESTS_MAX},
     health, keys,
     operator::{Operator, Shared},
-    problem::Problem,
     scaling,
 };
 
 /// How long calls in progress have to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long before the cluster is looked for again.
-const CONNECT_PAUSE: Duration = Duration::from_secs(1);
-
 /// What the operator can be asked.
-const PATHS: [&str; 17] = [
+const PATHS: [&str; 20] = [
+    "/v1/get",
+    "/v1/put",
+    "/v1/claim",
     "/get",
     "/info",
     "/put",
@@ -82,9 +82,12 @@ pub async fn run(
     let server = axum::serve(listener, router(Arc::clone(&operator)))
         .with_graceful_shutdown(stop.clone().cancelled_owned());
     tasks.spawn(async move { server.await.map_err(OperatorError::from) });
-    let connecting = connect(Arc::clone(&operator));
-    let connecting = stop.clone().run_until_cancelled_owned(connecting);
-    tasks.spawn(async move { connecting.await.unwrap_or(Ok(())) });
+    let cluster = Arc::clone(&operator.cluster);
+    let is_over = stop.clone();
+    tasks.spawn(async move {
+        let found = is_over.run_until_cancelled(cluster.find()).await;
+        Ok(found.unwrap_or(Ok(()))?)
+    });
     let ended = tokio::select! {
         () = shutdown => Ok(()),
         ended = failure(&mut tasks) => ended,
@@ -99,9 +102,7 @@ pub async fn run(
         warn!("calls in progress are cut off");
     }
     tasks.shutdown().await;
-    if let Ok(client) = operator.client() {
-        client.clone().close(Duration::ZERO).await;
-    }
+    operator.cluster.close().await;
     info!("the operator has stopped");
     ended
 }
@@ -112,23 +113,6 @@ async fn failure(tasks: &mut JoinSet<Result<(), OperatorError>>) -> Result<(), O
         ended.map_err(io::Error::other)??;
     }
     Err(io::Error::other("it ended before it was told to").into())
-}
-
-/// Connects to the cluster, however long it takes to come up.
-async fn connect(operator: Shared) -> Result<(), OperatorError> {
-    loop {
-        match Client::connect(operator.config.client.clone()).await {
-            Ok(client) => {
-                let map = client.cluster_map();
-                info!(cluster = %map.cluster_id, nodes = map.nodes.len(), "connected to the cluster");
-                operator.connected(client);
-                return Ok(());
-            }
-            Err(error @ ConnectError::Unreachable { .. }) => warn!("{error}; trying again"),
-            Err(error) => return Err(error.into()),
-        }
-        tokio::time::sleep(CONNECT_PAUSE).await;
-    }
 }
 
 fn router(operator: Shared) -> Router {
@@ -152,6 +136,7 @@ fn router(operator: Shared) -> Router {
         .route("/live", get(health::live))
         .route("/ready", get(health::ready))
         .route("/metrics", get(health::metrics))
+        .merge(keydb_gateway::router(&operator.cluster))
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(Arc::clone(&operator), limit_and_count))

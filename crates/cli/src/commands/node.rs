@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use crate::{
     connect,
     exit::Failure,
-    logging,
+    gateway, logging,
     output::{Align, answer, say, table},
     settings::{self, Effective, Settings},
     signals::StopSignals,
@@ -106,7 +106,11 @@ async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
     }
     let config = config(settings, id)?;
     let storage = settings.open_storage()?;
+    let mut addresses = vec![format!("localhost:{}", settings.port.value)];
+    addresses.extend(settings.node_addresses.value.iter().flatten().cloned());
+    let (guests, finding) = gateway::guests(id, addresses);
     let listeners = Listeners {
+        guests,
         grpc: listen(settings.port.value, "KEYDB_PORT").await?,
         http: match settings.http_port.value {
             Some(port) => Some(listen(port, "KEYDB_HTTP_PORT").await?),
@@ -139,6 +143,7 @@ async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
     })
     .await;
     comparison.abort();
+    finding.abort();
     signals.abort();
     result
 }

@@ -21,6 +21,8 @@ pub(crate) const PORT_DEFAULT: u16 = 50051;
 /// Which setting says where an operator listens, and where it does otherwise.
 pub(crate) const OPERATOR_PORT_SETTING: &str = "KEYDB_OPERATOR_PORT";
 pub(crate) const OPERATOR_PORT_DEFAULT: u16 = 8080;
+/// Where a node listens for HTTP.
+pub(crate) const HTTP_PORT_DEFAULT: u16 = 50080;
 /// How many hash ranges a new cluster gets unless `KEYDB_TOTAL_HASH_RANGES` says otherwise.
 pub(crate) const HASH_RANGES_DEFAULT: u32 = 128;
 const MINUTE: Duration = Duration::from_secs(60);
@@ -103,8 +105,8 @@ settings! {
     Node "KEYDB_CLUSTER_SIZE" cluster_size: Option<u64> = None, parse::number(1..=u64::from(u32::MAX)), if_set;
     /// gRPC (50051)
     Node "KEYDB_PORT" port: u16 = PORT_DEFAULT, parse::port, ToString::to_string;
-    /// /startup, /ready, /live and /metrics (50080; off)
-    Node "KEYDB_HTTP_PORT" http_port: Option<u16> = Some(50080), parse::http_port,
+    /// /v1, /startup, /ready, /live and /metrics (50080; off)
+    Node "KEYDB_HTTP_PORT" http_port: Option<u16> = Some(HTTP_PORT_DEFAULT), parse::http_port,
         |port| port.map_or_else(|| "off".to_owned(), |port| port.to_string());
     Node "KEYDB_TOTAL_HASH_RANGES" total_hash_ranges: u32 = HASH_RANGES_DEFAULT, parse::number(1..=HASH_RANGES_MAX),
         ToString::to_string;

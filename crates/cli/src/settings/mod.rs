@@ -15,8 +15,8 @@ mod storage;
 mod tests;
 
 pub(crate) use declared::{
-    Effective, HASH_RANGES_DEFAULT, OPERATOR_PORT_DEFAULT, OPERATOR_PORT_SETTING, PORT_DEFAULT,
-    Settings, help,
+    Effective, HASH_RANGES_DEFAULT, HTTP_PORT_DEFAULT, OPERATOR_PORT_DEFAULT,
+    OPERATOR_PORT_SETTING, PORT_DEFAULT, Settings, help,
 };
 pub(crate) use environment::environment;
 pub(crate) use memory::available_bytes as available_memory_bytes;

@@ -29,12 +29,16 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Timeout, error::Elapsed, timeout},
 };
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::{
+    sync::{CancellationToken, WaitForCancellationFutureOwned},
+    task::AbortOnDropHandle,
+};
 use tonic::{
     Code, Status,
     body::Body,
     codegen::{Service as TowerService, http},
     server::NamedService,
+    service::Routes,
     transport::{
         Server,
         server::{Connected, TcpConnectInfo},
@@ -43,8 +47,9 @@ use tonic::{
 use tracing::{debug, warn};
 
 use crate::{
-    moving::MoveRequests, node::Node, server::admin::Admin, server::service::Service,
-    server::snapshots::SNAPSHOT_TIMEOUT,
+    moving::MoveRequests,
+    node::Node,
+    server::{admin::Admin, health, service::Service, snapshots::SNAPSHOT_TIMEOUT},
 };
 
 /// Connections at the same time; more wait to be accepted.
@@ -76,6 +81,7 @@ pub(crate) async fn serve(
     node: Arc<Node>,
     store: MapStore,
     listener: TcpListener,
+    (guests, guest_names): (Routes, Vec<&'static str>),
     stop: CancellationToken,
     cut: CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
@@ -93,15 +99,31 @@ pub(crate) async fn serve(
         store,
     })
     .max_decoding_message_size(limits.message_bytes_max);
+    const DESCRIBED: &str = "the descriptors are compiled in";
+    let reflection_v1 = health::reflection().build_v1().expect(DESCRIBED);
+    let reflection_v1alpha = health::reflection().build_v1alpha().expect(DESCRIBED);
+    let (told, health) = tonic_health::server::health_reporter();
+    let named = [
+        "",
+        ShardServiceServer::<Service>::NAME,
+        AdminServiceServer::<Admin>::NAME,
+        MoveServiceServer::<MoveRequests>::NAME,
+    ];
+    let names = [&named[..], &guest_names].concat();
+    let _tells = AbortOnDropHandle::new(tokio::spawn(health::tell(node, told, names)));
     Server::builder()
         .max_concurrent_streams(streams_max)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_routes(guests)
         .add_service(NamedLimit(service))
         .add_service(NamedLimit(admin))
         .add_service(moves)
+        .add_service(health)
+        .add_service(reflection_v1)
+        .add_service(reflection_v1alpha)
         .serve_with_incoming_shutdown(connections(listener, cut), stop.cancelled_owned())
         .await
 }

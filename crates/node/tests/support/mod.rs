@@ -13,7 +13,7 @@ use keydb_core::{
     Bitmap, ClusterMap, Durability, Fingerprint, Incarnation, ManualClock, NewCluster, NodeId,
     OperationId, UnixMillis,
 };
-use keydb_node::{Limits, Listeners, NodeConfig, NodeError};
+use keydb_node::{Guests, Limits, Listeners, NodeConfig, NodeError};
 use keydb_proto::{
     error_code,
     shard::{
@@ -111,6 +111,7 @@ impl World {
         let listeners = Listeners {
             grpc: listener,
             http: Some(probes),
+            guests: Guests::default(),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(keydb_node::run(

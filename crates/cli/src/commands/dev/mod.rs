@@ -16,7 +16,7 @@ use std::{
 use clap::Args;
 use keydb_client::{Client, ClientConfig, NodeStatus, RangeState};
 use keydb_core::{Clock, NodeId};
-use keydb_node::{NodeError, SystemClock};
+use keydb_node::{Listeners, NodeError, SystemClock};
 use keydb_operator::{OperatorConfig, OperatorError};
 use tokio::{
     net::TcpListener,
@@ -29,9 +29,11 @@ use super::{durability_meaning, node, operator};
 use crate::{
     connect,
     exit::Failure,
-    logging,
+    gateway, logging,
     output::{Stdout, say, shell_word},
-    settings::{ClientSettings, OPERATOR_PORT_DEFAULT, PORT_DEFAULT, environment},
+    settings::{
+        ClientSettings, HTTP_PORT_DEFAULT, OPERATOR_PORT_DEFAULT, PORT_DEFAULT, environment,
+    },
     signals::StopSignals,
 };
 
@@ -41,7 +43,7 @@ Examples:
   keydb dev --nodes 5
   keydb dev --dir ./my-keys                  the same keys again after a restart
 
-It listens on 127.0.0.1 only, at the ports from 50051 on, and 8080 for its operator, where they are free. Ctrl-C stops it, and all keys are forgotten, unless
+It listens on 127.0.0.1 only, at the ports from 50051 on, from 50080 on for HTTP, and 8080 for its operator, where they are free. Ctrl-C stops it, and all keys are forgotten, unless
 there is a --dir.";
 
 /// The most nodes of a cluster in one process.
@@ -79,13 +81,20 @@ async fn serve(args: &DevArgs) -> Result<(), Failure> {
     for port in (PORT_DEFAULT..).take(usize::from(args.nodes)) {
         listeners.push(listen(port).await.map_err(cannot_listen)?);
     }
-    let http = listen(OPERATOR_PORT_DEFAULT).await.map_err(cannot_listen)?;
-    let http_port = http.local_addr().map_err(cannot_listen)?.port();
-    let ports = listeners
-        .iter()
-        .map(|listener| Ok(listener.local_addr()?.port()))
-        .collect::<Result<Vec<u16>, _>>()
-        .map_err(cannot_listen)?;
+    let mut http_listeners = Vec::new();
+    for port in (HTTP_PORT_DEFAULT..).take(usize::from(args.nodes)) {
+        http_listeners.push(listen(port).await.map_err(cannot_listen)?);
+    }
+    let of_operator = listen(OPERATOR_PORT_DEFAULT).await.map_err(cannot_listen)?;
+    let ports = |listeners: &[TcpListener]| {
+        let ports = listeners.iter().map(|it| Ok(it.local_addr()?.port()));
+        ports
+            .collect::<Result<Vec<u16>, _>>()
+            .map_err(cannot_listen)
+    };
+    let http_ports = ports(&http_listeners)?;
+    let operator_port = ports(std::slice::from_ref(&of_operator))?[0];
+    let ports = ports(&listeners)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let addresses: Vec<String> = ports
         .iter()
@@ -100,11 +109,19 @@ async fn serve(args: &DevArgs) -> Result<(), Failure> {
 
     let (stop, stopped) = watch::channel(());
     let mut nodes = JoinSet::new();
-    for (id, listener) in (0..).map(NodeId).zip(listeners) {
+    for ((id, grpc), http) in (0..).map(NodeId).zip(listeners).zip(http_listeners) {
         let mut stopped = stopped.clone();
+        let mut of_itself = addresses.clone();
+        of_itself.rotate_left(id.0 as usize);
+        let (guests, _) = gateway::guests(id, of_itself);
+        let listeners = Listeners {
+            grpc,
+            http: Some(http),
+            guests,
+        };
         let node = keydb_node::run(
             home.node_config(id),
-            listener,
+            listeners,
             Arc::clone(&storage),
             Arc::clone(&clock),
             async move {
@@ -115,14 +132,14 @@ async fn serve(args: &DevArgs) -> Result<(), Failure> {
         nodes.spawn(async move { Ended::Node(id, node.await) });
     }
     let mut stop_operator = stopped.clone();
-    let operator = keydb_operator::run(OperatorConfig::new(&addresses), http, async move {
+    let operator = keydb_operator::run(OperatorConfig::new(&addresses), of_operator, async move {
         let _ = stop_operator.changed().await;
     });
     nodes.spawn(async move { Ended::Operator(operator.await) });
     // Ends only when something is wrong.
     let greet = async {
         wait_until_ready(&addresses).await?;
-        Stdout::open()?.write(greeting(&ports, http_port, &home).as_bytes())?;
+        Stdout::open()?.write(greeting(&ports, &http_ports, operator_port, &home).as_bytes())?;
         pending::<Result<(), Failure>>().await
     };
     let mut failure = tokio::select! {
@@ -213,7 +230,7 @@ async fn listen(port: u16) -> io::Result<TcpListener> {
 }
 
 /// What runs where, and what to try next.
-fn greeting(ports: &[u16], http_port: u16, home: &Home) -> String {
+fn greeting(ports: &[u16], http_ports: &[u16], operator_port: u16, home: &Home) -> String {
     let mut text = format!(
         "KeyDB {}: a cluster of {} in this process\n",
         env!("CARGO_PKG_VERSION"),
@@ -222,15 +239,19 @@ fn greeting(ports: &[u16], http_port: u16, home: &Home) -> String {
             count => format!("{count} nodes"),
         }
     );
-    for (id, (port, default)) in ports.iter().zip(PORT_DEFAULT..).enumerate() {
+    let all = ports.iter().zip(http_ports).zip(PORT_DEFAULT..);
+    for (id, ((port, http), default)) in all.enumerate() {
         let note = if *port == default {
             String::new()
         } else {
             format!("  (port {default} was taken)")
         };
-        let _ = writeln!(text, "  node {id}  127.0.0.1:{port}{note}");
+        let _ = writeln!(
+            text,
+            "  node {id}  127.0.0.1:{port}{note}  http://127.0.0.1:{http}"
+        );
     }
-    let _ = writeln!(text, "  operator  http://127.0.0.1:{http_port}");
+    let _ = writeln!(text, "  operator  http://127.0.0.1:{operator_port}");
     let durability = home.durability();
     let _ = writeln!(
         text,
@@ -241,6 +262,7 @@ fn greeting(ports: &[u16], http_port: u16, home: &Home) -> String {
         let _ = writeln!(text, "kept in {}", dir.display());
     }
     let keydb = this_command();
+    let http = http_ports.first().unwrap_or(&operator_port);
     let address = match ports {
         [PORT_DEFAULT, ..] => String::new(),
         [port, ..] => format!(" --addresses 127.0.0.1:{port}"),
@@ -254,7 +276,8 @@ Try in another terminal:
   {keydb} get{address} alice carol
   {keydb} dedup{address} FILE > FILE.unique
   {keydb} status{address}
-  curl http://127.0.0.1:{http_port}/info
+  curl http://127.0.0.1:{http}/v1/claim -d '{{\"keys\":[\"dave\"],\"ttl\":\"10m\"}}'
+  curl http://127.0.0.1:{operator_port}/info
 
 Ctrl-C stops it.
 "

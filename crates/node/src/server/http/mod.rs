@@ -67,7 +67,7 @@ impl StatusSnapshot {
     }
 
     /// Why the node should get no requests.
-    fn not_ready(&self) -> Option<String> {
+    pub(crate) fn not_ready(&self) -> Option<String> {
         if self.stopping {
             return Some("the node is stopping".to_owned());
         }
@@ -85,10 +85,11 @@ impl StatusSnapshot {
 pub(crate) async fn serve(
     listener: TcpListener,
     status: impl Fn() -> StatusSnapshot + Send + Sync + 'static,
+    guests: Router,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let ended = stop.clone();
-    let serving = axum::serve(listener, router(status))
+    let serving = axum::serve(listener, router(status).merge(guests))
         .with_graceful_shutdown(async move { stop.cancelled().await });
     let mut serving = std::pin::pin!(serving.into_future());
     tokio::select! {

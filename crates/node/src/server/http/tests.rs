@@ -50,7 +50,7 @@ impl Probed {
                 request_counters: Arc::clone(&counts),
             }
         };
-        let ended = tokio::spawn(serve(listener, now, stop.clone()));
+        let ended = tokio::spawn(serve(listener, now, Router::new(), stop.clone()));
         Self {
             address,
             status,

@@ -1,4 +1,4 @@
-//! Why a call is refused, as problem details (<https://www.rfc-editor.org/rfc/rfc9457>).
+//! Why a call is refused: as problem details (<https://www.rfc-editor.org/rfc/rfc9457>), or as a gRPC status.
 
 use axum::{
     http::{HeaderValue, StatusCode, header},
@@ -6,10 +6,11 @@ use axum::{
 };
 use keydb_client::{AdminError, ErrorKind, GetError, WriteError};
 use serde_json::{Map, Value, json};
+use tonic::{Code, Status};
 
-/// A call that was not done, or perhaps not.
-#[derive(Debug)]
-pub(crate) struct Problem {
+/// Why a call was not done, or perhaps not.
+#[derive(Debug, Clone)]
+pub struct Problem {
     status: StatusCode,
     detail: String,
     /// What programs may act on.
@@ -20,7 +21,8 @@ pub(crate) struct Problem {
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 impl Problem {
-    pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+    /// With this status and these words for a person.
+    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self {
             status,
             detail: detail.into(),
@@ -29,32 +31,36 @@ impl Problem {
     }
 
     /// What was asked for cannot be.
-    pub(crate) fn bad(detail: impl Into<String>) -> Self {
+    pub fn bad(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, detail)
     }
 
     /// The same, of one field.
-    pub(crate) fn bad_field(field: &str, detail: impl std::fmt::Display) -> Self {
+    pub fn bad_field(field: &str, detail: impl std::fmt::Display) -> Self {
         Self::bad(format!("{field}: {detail}")).with("field", field.into())
     }
 
-    pub(crate) fn unavailable(detail: impl Into<String>) -> Self {
+    /// It may be asked again later.
+    pub fn unavailable(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     }
 
-    pub(crate) fn detail(mut self, detail: String) -> Self {
+    /// In other words.
+    #[must_use]
+    pub fn detail(mut self, detail: String) -> Self {
         self.detail = detail;
         self
     }
 
-    pub(crate) fn with(mut self, member: &str, value: Value) -> Self {
+    /// With something that programs may act on.
+    #[must_use]
+    pub fn with(mut self, member: &str, value: Value) -> Self {
         self.members.insert(member.to_owned(), value);
         self
     }
-}
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+    /// As JSON.
+    pub(crate) fn body(&self) -> Value {
         let mut body = json!({
             "type": "about:blank",
             "title": self.status.canonical_reason(),
@@ -63,17 +69,43 @@ impl IntoResponse for Problem {
             "success": false,
         });
         if let Some(object) = body.as_object_mut() {
-            object.extend(self.members);
+            object.extend(self.members.clone());
         }
+        body
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
         let kind = HeaderValue::from_static("application/problem+json");
         let headers = [(header::CONTENT_TYPE, kind)];
-        let mut response = (self.status, headers, body.to_string()).into_response();
+        let mut response = (self.status, headers, self.body().to_string()).into_response();
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response
                 .headers_mut()
                 .insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         response
+    }
+}
+
+/// What programs may act on goes into the trailers: `applied` as `keydb-applied`.
+impl From<Problem> for Status {
+    fn from(problem: Problem) -> Self {
+        let code = match problem.status {
+            StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => Code::InvalidArgument,
+            StatusCode::NOT_FOUND => Code::NotFound,
+            StatusCode::CONFLICT => Code::FailedPrecondition,
+            StatusCode::INSUFFICIENT_STORAGE => Code::ResourceExhausted,
+            StatusCode::BAD_GATEWAY => Code::Internal,
+            _ => Code::Unavailable,
+        };
+        let mut status = Self::new(code, problem.detail);
+        let applied = problem.members.get("applied").and_then(Value::as_str);
+        if let Some(applied) = applied.and_then(|text| text.parse().ok()) {
+            status.metadata_mut().insert("keydb-applied", applied);
+        }
+        status
     }
 }
 

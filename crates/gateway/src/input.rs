@@ -2,17 +2,19 @@
 
 use axum::{body::to_bytes, extract::Request, http::StatusCode};
 use keydb_client::{Namespace, Ttl};
-use percent_encoding::percent_decode_str;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::time::timeout;
 
 use crate::{
-    config::{BODY_BYTES_MAX, KEYS_MAX, READ_TIMEOUT},
+    limits::{BODY_BYTES_MAX, KEYS_MAX, READ_TIMEOUT},
     problem::Problem,
 };
 
 /// The JSON of a call's body; nothing is as good as `{}`.
-pub(crate) async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
+///
+/// # Errors
+/// What is wrong with it, by the field's name.
+pub async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Problem> {
     let read = to_bytes(request.into_body(), BODY_BYTES_MAX);
     let bytes = match timeout(READ_TIMEOUT, read).await {
         Ok(Ok(bytes)) => bytes,
@@ -64,7 +66,7 @@ pub(crate) async fn body<T: DeserializeOwned>(request: Request) -> Result<T, Pro
 /// How long keys are to live.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
-pub(crate) enum TtlText {
+pub enum TtlText {
     /// `30d`.
     Text(String),
     /// Anything else, which is told what would be right.
@@ -72,7 +74,10 @@ pub(crate) enum TtlText {
 }
 
 /// The TTL of a call, said in one of two ways.
-pub(crate) fn ttl(text: Option<TtlText>, seconds: Option<u64>) -> Result<Ttl, Problem> {
+///
+/// # Errors
+/// What is wrong with it, by the field's name.
+pub fn ttl(text: Option<TtlText>, seconds: Option<u64>) -> Result<Ttl, Problem> {
     match (text, seconds) {
         (Some(TtlText::Text(text)), None) => text
             .parse()
@@ -94,7 +99,10 @@ pub(crate) fn ttl(text: Option<TtlText>, seconds: Option<u64>) -> Result<Ttl, Pr
 }
 
 /// Refuses a call without keys, or with too many.
-pub(crate) fn check_keys(count: usize) -> Result<(), Problem> {
+///
+/// # Errors
+/// What is wrong with it, by the field's name.
+pub fn check_keys(count: usize) -> Result<(), Problem> {
     match count {
         0 => Err(Problem::bad_field(
             "keys",
@@ -110,55 +118,11 @@ pub(crate) fn check_keys(count: usize) -> Result<(), Problem> {
 }
 
 /// The key space that a call names.
-pub(crate) fn namespace(name: Option<String>) -> Result<Option<Namespace>, Problem> {
+///
+/// # Errors
+/// What is wrong with it, by the field's name.
+pub fn namespace(name: Option<String>) -> Result<Option<Namespace>, Problem> {
     name.map(|name| Namespace::new(&name))
         .transpose()
         .map_err(|error| Problem::bad_field("namespace", error))
-}
-
-/// The parameters of a query, in order.
-pub(crate) struct Query(Vec<(String, String)>);
-
-impl Query {
-    /// Of a call that takes only these.
-    pub(crate) fn of(request: &Request, known: &[&str]) -> Result<Self, Problem> {
-        let query = request.uri().query().unwrap_or_default();
-        let pairs = query.split('&').filter(|pair| !pair.is_empty());
-        let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-        let pairs: Vec<(String, String)> = pairs
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .collect();
-        match pairs.iter().find(|(name, _)| !known.contains(&&**name)) {
-            Some((name, _)) => Err(Problem::bad_field(
-                name,
-                format!("there is no such parameter; there is {}", known.join(", ")),
-            )),
-            None => Ok(Self(pairs)),
-        }
-    }
-
-    /// Everything that is listed under `name`: with commas between, in one parameter or several. A comma of a value itself is `%2C`.
-    pub(crate) fn list(&self, name: &str) -> Vec<Vec<u8>> {
-        let values = self.0.iter().filter(|(it, _)| it == name);
-        values
-            .flat_map(|(_, value)| value.split(','))
-            .map(|value| percent_decode_str(&value.replace('+', " ")).collect())
-            .collect()
-    }
-
-    /// The text of the one `name`, if there is any.
-    pub(crate) fn one(&self, name: &str) -> Result<Option<String>, Problem> {
-        let mut values = self.0.iter().filter(|(it, _)| it == name);
-        let value = values.next().map(|(_, value)| value.replace('+', " "));
-        if values.next().is_some() {
-            return Err(Problem::bad_field(name, "is given twice; give it once"));
-        }
-        let decoded = value.map(|value| text(name, percent_decode_str(&value).collect()));
-        decoded.transpose()
-    }
-}
-
-/// A value that has to be text.
-pub(crate) fn text(name: &str, value: Vec<u8>) -> Result<String, Problem> {
-    String::from_utf8(value).map_err(|_| Problem::bad_field(name, "is not UTF-8"))
 }

@@ -1,0 +1,258 @@
+//! `keydb.NodeService` over gRPC.
+
+use std::{sync::Arc, time::Duration};
+
+use keydb_client::{AdminClient, AdminError, Claim, NodeEntry, NodeId, Ttl};
+use keydb_proto::text::{
+    ClaimAnswer, ClaimRequest, ClaimResponse, CreateSnapshotsRequest, CreateSnapshotsResponse,
+    GetNodeInfoRequest, GetNodeInfoResponse, GetRequest, GetResponse, LoadSnapshotsRequest,
+    LoadSnapshotsResponse, PutRequest, PutResponse, ScaleCompleteRequest, ScaleCompleteResponse,
+    ScaleRequest, ScaleResponse,
+    node_service_server::{NodeService, NodeServiceServer},
+};
+use tonic::{Request, Response, Status, server::NamedService, service::Routes};
+
+use crate::{
+    Cluster, input,
+    keys::{self, Read, Write},
+    limits::{BODY_BYTES_MAX, PATIENCE},
+    problem::Problem,
+};
+
+/// The service's full name.
+pub const SERVICE: &str = NodeServiceServer::<Text>::NAME;
+
+/// The service of a cluster, as node `id` serves it.
+pub fn services(cluster: &Arc<Cluster>, id: NodeId) -> Routes {
+    let service = Text {
+        cluster: Arc::clone(cluster),
+        id,
+    };
+    Routes::new(NodeServiceServer::new(service).max_decoding_message_size(BODY_BYTES_MAX))
+}
+
+#[derive(Debug)]
+struct Text {
+    cluster: Arc<Cluster>,
+    /// The node that serves it.
+    id: NodeId,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+impl Text {
+    fn read(&self, keys: Vec<String>, namespace: String) -> Result<Read, Problem> {
+        input::check_keys(keys.len())?;
+        let namespace = (!namespace.is_empty()).then_some(namespace);
+        let client = keys::in_namespace(&self.cluster, input::namespace(namespace)?)?;
+        let keys = keys.into_iter().map(String::into_bytes).collect();
+        Ok(Read { client, keys })
+    }
+
+    fn write(
+        &self,
+        keys: Vec<String>,
+        ttl_seconds: i64,
+        namespace: String,
+    ) -> Result<Write, Problem> {
+        // Less than nothing is as wrong as nothing.
+        let ttl = Duration::from_secs(u64::try_from(ttl_seconds).unwrap_or(0));
+        let ttl = Ttl::new(ttl).map_err(|error| {
+            Problem::bad_field("ttl_seconds", format!("{ttl_seconds}: {error}"))
+        })?;
+        let Read { client, keys } = self.read(keys, namespace)?;
+        Ok(Write { client, keys, ttl })
+    }
+
+    /// How many members there are, and where.
+    fn members(&self) -> Result<(i64, Vec<String>), Problem> {
+        let map = self.cluster.client()?.cluster_map();
+        let addresses = map.nodes.iter().map(|node| node.address.clone());
+        let addresses: Vec<String> = addresses.collect();
+        Ok((addresses.len() as i64, addresses))
+    }
+
+    /// Who waits longer than for keys.
+    fn patient(&self) -> Result<AdminClient, Problem> {
+        let client = self.cluster.client()?;
+        Ok(AdminClient::from(client.with_call_timeout(PATIENCE)))
+    }
+
+    /// What has failed of what all nodes were asked for; empty: nothing.
+    fn failures<T>(asked: Vec<(NodeEntry, Result<T, AdminError>)>) -> String {
+        let failed = asked.into_iter().filter_map(|(member, outcome)| {
+            let error = outcome.err()?;
+            Some(format!("node {}: {error}", member.id))
+        });
+        failed.collect::<Vec<_>>().join("; ")
+    }
+}
+
+#[tonic::async_trait]
+impl NodeService for Text {
+    async fn get(&self, request: Request<GetRequest>) -> Answer<GetResponse> {
+        let _entered = self.cluster.enter()?;
+        let GetRequest { keys, namespace } = request.into_inner();
+        let read = self.read(keys, namespace)?;
+        let exists = read.client.get(&read.keys).await.map_err(Problem::from)?;
+        let (cluster_size, nodes_addresses) = self.members()?;
+        Ok(Response::new(GetResponse {
+            exists,
+            cluster_size,
+            nodes_addresses,
+            error_code: 0,
+        }))
+    }
+
+    async fn put(&self, request: Request<PutRequest>) -> Answer<PutResponse> {
+        let _entered = self.cluster.enter()?;
+        let PutRequest {
+            keys,
+            ttl_seconds,
+            namespace,
+        } = request.into_inner();
+        let Write { client, keys, ttl } = self.write(keys, ttl_seconds, namespace)?;
+        client.put(&keys, ttl).await.map_err(Problem::from)?;
+        let (cluster_size, nodes_addresses) = self.members()?;
+        Ok(Response::new(PutResponse {
+            success: true,
+            cluster_size,
+            nodes_addresses,
+            error_code: 0,
+        }))
+    }
+
+    async fn claim(&self, request: Request<ClaimRequest>) -> Answer<ClaimResponse> {
+        let _entered = self.cluster.enter()?;
+        let ClaimRequest {
+            keys,
+            ttl_seconds,
+            operation,
+            namespace,
+        } = request.into_inner();
+        let operation = match operation.as_str() {
+            "" => None,
+            name => Some(keys::operation(name).ok_or_else(|| {
+                Problem::bad_field("operation", "is longer than 255 bytes; give a shorter name")
+            })?),
+        };
+        let write = self.write(keys, ttl_seconds, namespace)?;
+        let claims = keys::claim(&write, operation).await?.into_iter();
+        let answers = claims.map(|claim| match claim {
+            Claim::First => ClaimAnswer::First.into(),
+            Claim::Duplicate => ClaimAnswer::Duplicate.into(),
+            Claim::Unknown => ClaimAnswer::Unknown.into(),
+        });
+        let answers = answers.collect();
+        let (cluster_size, nodes_addresses) = self.members()?;
+        Ok(Response::new(ClaimResponse {
+            answers,
+            cluster_size,
+            nodes_addresses,
+            error_code: 0,
+        }))
+    }
+
+    async fn get_node_info(
+        &self,
+        request: Request<GetNodeInfoRequest>,
+    ) -> Answer<GetNodeInfoResponse> {
+        let _entered = self.cluster.enter()?;
+        let asked = request.into_inner().node_id;
+        let (cluster_size, nodes_addresses) = self.members()?;
+        let all = self.cluster.admin()?.node_info().await;
+        let of_node = all
+            .into_iter()
+            .find(|(member, _)| i64::from(member.id.0) == asked);
+        let Some((_, status)) = of_node else {
+            return Err(Status::not_found(format!(
+                "node_id: node {asked} is not a member; they are at {}",
+                nodes_addresses.join(", ")
+            )));
+        };
+        let status = status.map_err(Problem::from)?;
+        let snapshot = status.disk.as_ref().and_then(|it| it.uploaded_complete_to);
+        let ranges = status.ranges.iter();
+        Ok(Response::new(GetNodeInfoResponse {
+            node_id: asked,
+            cluster_size,
+            nodes_addresses,
+            hash_ranges: ranges.map(|range| i64::from(range.id.0)).collect(),
+            last_snapshot_timestamp: snapshot.map_or(0, |time| (time.0 / 1000) as i64),
+            keys_count: status.keys as i64,
+        }))
+    }
+
+    async fn create_snapshots(
+        &self,
+        request: Request<CreateSnapshotsRequest>,
+    ) -> Answer<CreateSnapshotsResponse> {
+        let _entered = self.cluster.enter()?;
+        let full = request.into_inner().full_sync;
+        let made = self.patient()?.create_snapshots(full).await;
+        let error_message = Self::failures(made);
+        Ok(Response::new(CreateSnapshotsResponse {
+            success: error_message.is_empty(),
+            error_message,
+            node_id: self.id.0.into(),
+        }))
+    }
+
+    async fn load_snapshots(
+        &self,
+        _: Request<LoadSnapshotsRequest>,
+    ) -> Answer<LoadSnapshotsResponse> {
+        let _entered = self.cluster.enter()?;
+        let loaded = self.patient()?.load_snapshots().await;
+        let error_message = Self::failures(loaded);
+        Ok(Response::new(LoadSnapshotsResponse {
+            success: error_message.is_empty(),
+            error_message,
+            node_id: self.id.0.into(),
+        }))
+    }
+
+    async fn scale(&self, request: Request<ScaleRequest>) -> Answer<ScaleResponse> {
+        let _entered = self.cluster.enter()?;
+        let addresses = request.into_inner().nodes_addresses;
+        let (previous_cluster_size, _) = self.members()?;
+        let admin = self.cluster.admin()?;
+        let planned = async {
+            if let Some(id) = admin.scale(&addresses).await?.operation {
+                admin.wait_secured(id, PATIENCE).await?;
+            }
+            Ok::<_, AdminError>(())
+        };
+        let outcome = planned.await;
+        Ok(Response::new(ScaleResponse {
+            success: outcome.is_ok(),
+            previous_cluster_size,
+            new_cluster_size: match outcome {
+                Ok(()) => addresses.len() as i64,
+                Err(_) => previous_cluster_size,
+            },
+            error_message: outcome.err().map(|it| it.to_string()).unwrap_or_default(),
+        }))
+    }
+
+    async fn scale_complete(
+        &self,
+        _: Request<ScaleCompleteRequest>,
+    ) -> Answer<ScaleCompleteResponse> {
+        let _entered = self.cluster.enter()?;
+        let admin = self.cluster.admin()?;
+        let done = async {
+            // Every node may be told, and the first who hears it ends the operation for all.
+            let Some(running) = admin.operation().await? else {
+                return Ok(());
+            };
+            match admin.scale_complete(Some(running.operation)).await {
+                Ok(id) => admin.wait(id, PATIENCE, |_| {}).await,
+                Err(AdminError::Conflict { .. }) if admin.operation().await?.is_none() => Ok(()),
+                Err(error) => Err(error),
+            }
+        };
+        done.await.map_err(Problem::from)?;
+        Ok(Response::new(ScaleCompleteResponse { success: true }))
+    }
+}
