@@ -5,89 +5,19 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[path = "kubernetes/chart.rs"]
+mod chart;
+#[path = "kubernetes/release.rs"]
+mod release;
 mod support;
 
-use std::{
-    path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
-};
+use std::{path::Path, process::Command, time::Duration};
 
-use serde::Deserialize;
+use chart::{DEPLOY, documents, environment, helm, pod, template};
+use keydb_storage::testing::TestBucket;
+use release::Release;
 use serde_yaml_ng::Value;
 use support::{assert_code, keydb, stderr, stdout};
-
-const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy");
-
-/// Helm's program; `None`, said loudly, where there is none.
-fn helm() -> Option<Command> {
-    let program = match std::env::var_os("TEST_HELM") {
-        Some(program) => PathBuf::from(program),
-        None => {
-            assert!(
-                std::env::var_os("CI").is_none(),
-                "TEST_HELM is not set; continuous integration renders the chart: TEST_HELM=$(scripts/helm install)"
-            );
-            eprintln!(
-                "SKIPPED: there is no Helm. To run this test: TEST_HELM=$(scripts/helm install) cargo test"
-            );
-            return None;
-        }
-    };
-    let mut command = Command::new(program);
-    command.stdin(Stdio::null());
-    Some(command)
-}
-
-/// `helm template` with a file of `ci/` and single values.
-fn template(helm: &mut Command, file: Option<&Path>, set: &[&str]) -> Output {
-    helm.arg("template").arg("keydb");
-    helm.arg(Path::new(DEPLOY).join("helm/keydb"));
-    helm.args(["--namespace", "keydb", "--kube-version", "1.34.0"]);
-    if let Some(file) = file {
-        helm.arg("--values").arg(file);
-    }
-    for value in set {
-        helm.args(["--set-json", value]);
-    }
-    helm.output().unwrap()
-}
-
-fn documents(text: &str) -> Vec<Value> {
-    let documents = serde_yaml_ng::Deserializer::from_str(text);
-    let documents = documents.map(|it| Value::deserialize(it).unwrap());
-    documents.filter(|it| !it.is_null()).collect()
-}
-
-/// The pod that a resource describes, and the name of its first one.
-fn pod(resource: &Value) -> Option<(&Value, String)> {
-    let name = resource["metadata"]["name"].as_str().unwrap();
-    match resource["kind"].as_str().unwrap() {
-        "StatefulSet" => Some((&resource["spec"]["template"]["spec"], format!("{name}-0"))),
-        "Deployment" => Some((&resource["spec"]["template"]["spec"], format!("{name}-x"))),
-        "Pod" => Some((&resource["spec"], name.to_owned())),
-        _ => None,
-    }
-}
-
-/// A container's variables, with something in the place of secrets.
-fn environment(container: &Value, pod_name: &str) -> Vec<(String, String)> {
-    let Some(variables) = container["env"].as_sequence() else {
-        return Vec::new();
-    };
-    let value = |variable: &Value| {
-        let from = &variable["valueFrom"];
-        if let Some(path) = from["fieldRef"]["fieldPath"].as_str() {
-            assert_eq!(path, "metadata.name");
-            return pod_name.to_owned();
-        }
-        if !from["secretKeyRef"].is_null() {
-            return "a-secret".to_owned();
-        }
-        variable["value"].as_str().unwrap().to_owned()
-    };
-    let name = |variable: &Value| variable["name"].as_str().unwrap().to_owned();
-    variables.iter().map(|it| (name(it), value(it))).collect()
-}
 
 /// The binary takes what each container of these resources gives it. Returns which commands they run.
 fn check_containers(resources: &[Value]) -> Vec<String> {
@@ -280,5 +210,43 @@ fn wrong_values_are_refused_with_what_would_be_right() {
     ] {
         let Some(mut helm) = helm() else { return };
         assert_code(&template(&mut helm, None, set), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_release_as_processes_creates_its_cluster_passes_its_test_and_scales_to_a_pod_that_waits()
+{
+    let (Some(mut helm), Some(bucket)) = (helm(), TestBucket::new().await) else {
+        return;
+    };
+    let storage = &bucket.options;
+    let url = format!("storage.url=\"s3://{}/a-release\"", bucket.name);
+    let endpoint = format!(
+        "storage.endpoint=\"{}\"",
+        storage.endpoint.as_ref().unwrap()
+    );
+    let set = ["replicas=3", "cluster.initialNodes=2", &url, &endpoint];
+    let output = template(&mut helm, None, &set);
+    assert_code(&output, 0);
+    let resources = documents(&stdout(&output));
+    let release = Release::start(resources, storage.access_key.clone().unwrap());
+
+    for pod in ["keydb-0", "keydb-1", "keydb-operator-x"] {
+        release.wait_for(pod, &["startupProbe", "readinessProbe", "livenessProbe"]);
+    }
+    // Alive, so that it is not started again, and sent nothing.
+    release.wait_for("keydb-2", &["startupProbe", "livenessProbe"]);
+    assert!(!release.passes("keydb-2", "readinessProbe"));
+    release.run_to_end("keydb-test");
+
+    let members = [0, 1, 2].map(|id| format!("keydb-{id}.keydb-headless.keydb.svc:50051"));
+    let scale = release.client("keydb-0", &["scale", "--yes", "--to", &members.join(",")]);
+    assert_code(&scale, 0);
+    release.wait_for("keydb-2", &["readinessProbe"]);
+    release.run_to_end("keydb-test");
+
+    // As the kubelet does it; what the pre-stop hook takes of the time is no longer there.
+    for (pod, time_left) in release.stop() {
+        assert!(time_left > Duration::from_secs(1), "{pod}");
     }
 }

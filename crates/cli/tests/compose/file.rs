@@ -139,6 +139,13 @@ impl File {
                     "{name} waits for {on}, which is not always there"
                 );
             }
+            if let Some(directory) = service.environment.get("KEYDB_DATA_DIR")
+                && service.command == ["node"]
+            {
+                let mut mounts = service.mounts().into_iter();
+                let is_kept = mounts.any(|(_, target)| Path::new(directory).starts_with(target));
+                assert!(is_kept, "{name} keeps its keys in no volume");
+            }
             service.published();
         }
     }
