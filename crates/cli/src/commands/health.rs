@@ -46,7 +46,7 @@ pub(crate) struct HealthArgs {
 }
 
 /// More of an answer than this is not read.
-const REPLY_BYTES_MAX: u64 = 64 << 10;
+const REPLY_BYTES_MAX: usize = 64 << 10;
 
 pub(crate) fn run(args: &HealthArgs) -> Result<ExitCode, Failure> {
     let url = match &args.url {
@@ -159,7 +159,7 @@ fn ask(url: &Url, timeout: Duration) -> io::Result<Reply> {
     )?;
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];
-    while (bytes.len() as u64) < REPLY_BYTES_MAX {
+    while bytes.len() < REPLY_BYTES_MAX {
         stream.set_read_timeout(Some(left()?))?;
         match stream.read(&mut chunk) {
             Ok(0) => break,
@@ -225,7 +225,7 @@ mod tests {
         for text in [
             "",
             "HTTP/1.1 200 OK\r\n",
-            "SSH-2.0\r\n\r\n",
+            "SSH-2.0 200\r\n\r\n",
             "HTTP/1.1 x\r\n\r\n",
         ] {
             assert!(parse(text).is_none(), "{text:?}");

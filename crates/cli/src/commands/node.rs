@@ -14,7 +14,7 @@ use crate::{
     exit::Failure,
     logging,
     output::{Align, answer, say, table},
-    settings::{self, Effective, Settings},
+    settings::{self, Effective, HTTP_PORT_SETTING, Settings},
     signals::StopSignals,
 };
 
@@ -109,7 +109,7 @@ async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
     let listeners = Listeners {
         grpc: listen(settings.port.value, "KEYDB_PORT").await?,
         http: match settings.http_port.value {
-            Some(port) => Some(listen(port, "KEYDB_HTTP_PORT").await?),
+            Some(port) => Some(listen(port, HTTP_PORT_SETTING).await?),
             None => None,
         },
     };
