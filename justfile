@@ -10,6 +10,14 @@ check:
 test:
     cargo test --workspace
 
+# The chart: lint, all files of values, what is refused, and that the plain manifests are its defaults (builds Helm with Go, once).
+check-deploy:
+    TEST_HELM=$(scripts/helm install) cargo test -p keydb-cli --test kubernetes
+
+# Writes the plain manifests anew: the chart with its defaults.
+manifests:
+    scripts/helm manifests > deploy/kubernetes/keydb.yaml
+
 # An hour of kills of one node, and an hour of scaling while nodes, links and storage fail. `TORTURE_SEED=` repeats what a run printed.
 torture seconds="3600" kills="4000":
     TORTURE_KILLS={{kills}} cargo test --release -p keydb-cli --test torture -- --nocapture --test-threads 1

@@ -8,6 +8,7 @@ use crate::{
         backup::BackupArgs,
         completions::CompletionsArgs,
         dev::DevArgs,
+        health::HealthArgs,
         import::ImportArgs,
         init::InitArgs,
         journal::JournalArgs,
@@ -56,6 +57,8 @@ pub(crate) enum Command {
     Node(NodeArgs),
     /// Serve scaling, snapshots and keys over HTTP
     Operator(OperatorArgs),
+    /// Ask whether the node or operator beside it is well, for health checks of containers
+    Health(HealthArgs),
     /// Run a whole cluster in this process, to try KeyDB on one machine
     Dev(DevArgs),
     /// Store keys

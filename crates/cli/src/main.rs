@@ -43,6 +43,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Init(args) => commands::init::run(&args),
         Command::Node(args) => commands::node::run(&args),
         Command::Operator(args) => commands::operator::run(&args),
+        Command::Health(args) => commands::health::run(&args),
         Command::Dev(args) => commands::dev::run(&args),
         Command::Put(args) => commands::keys::put(&args),
         Command::Get(args) => commands::keys::get(&args),

@@ -14,7 +14,7 @@ use crate::{
     exit::Failure,
     gateway, logging,
     output::{Align, answer, say, table},
-    settings::{self, Effective, Settings},
+    settings::{self, Effective, HTTP_PORT_SETTING, Settings},
     signals::StopSignals,
 };
 
@@ -113,7 +113,7 @@ async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
         guests,
         grpc: listen(settings.port.value, "KEYDB_PORT").await?,
         http: match settings.http_port.value {
-            Some(port) => Some(listen(port, "KEYDB_HTTP_PORT").await?),
+            Some(port) => Some(listen(port, HTTP_PORT_SETTING).await?),
             None => None,
         },
     };

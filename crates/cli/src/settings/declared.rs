@@ -18,6 +18,8 @@ use super::{
 pub(super) const PREFIX: &str = "KEYDB_";
 /// The port of a node's gRPC service unless `KEYDB_PORT` says otherwise.
 pub(crate) const PORT_DEFAULT: u16 = 50051;
+/// Which setting says where a node answers probes.
+pub(crate) const HTTP_PORT_SETTING: &str = "KEYDB_HTTP_PORT";
 /// Which setting says where an operator listens, and where it does otherwise.
 pub(crate) const OPERATOR_PORT_SETTING: &str = "KEYDB_OPERATOR_PORT";
 pub(crate) const OPERATOR_PORT_DEFAULT: u16 = 8080;

@@ -15,11 +15,11 @@ mod storage;
 mod tests;
 
 pub(crate) use declared::{
-    Effective, HASH_RANGES_DEFAULT, HTTP_PORT_DEFAULT, OPERATOR_PORT_DEFAULT,
+    Effective, HASH_RANGES_DEFAULT, HTTP_PORT_DEFAULT, HTTP_PORT_SETTING, OPERATOR_PORT_DEFAULT,
     OPERATOR_PORT_SETTING, PORT_DEFAULT, Settings, help,
 };
 pub(crate) use environment::environment;
 pub(crate) use memory::available_bytes as available_memory_bytes;
-pub(crate) use parse::{addresses, duration, namespace};
-pub(crate) use read::{ClientSettings, load};
+pub(crate) use parse::{addresses, duration, host_and_port, namespace};
+pub(crate) use read::{ClientSettings, load, node_http_port};
 pub(crate) use storage::url as storage_url;

@@ -41,7 +41,7 @@ pub(crate) fn addresses(text: &str) -> Result<Vec<String>, String> {
 }
 
 /// Splits `host:port`; an IPv6 host stands in brackets.
-pub(super) fn host_and_port(address: &str) -> Result<(&str, u16), String> {
+pub(crate) fn host_and_port(address: &str) -> Result<(&str, u16), String> {
     let (host, port) = address
         .rsplit_once(':')
         .ok_or("has no port (host:port is expected)")?;

@@ -64,6 +64,16 @@ pub(crate) fn load() -> Result<Settings, Failure> {
     Ok(Settings::read(environment()?, &directory)?)
 }
 
+/// Where a node with these variables answers probes, if it does.
+pub(crate) fn node_http_port(
+    vars: impl IntoIterator<Item = (String, String)>,
+) -> Result<Option<u16>, SettingsError> {
+    let mut problems = Problems::default();
+    let settings = each(vars, Reader::Node, &mut problems);
+    problems.into_result()?;
+    Ok(settings.http_port.value)
+}
+
 /// Reads the settings of `reader`, each by itself; the others have their defaults.
 fn each(
     vars: impl IntoIterator<Item = (String, String)>,
