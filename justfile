@@ -67,3 +67,7 @@ bench-journal *arguments:
 fuzz target *arguments:
     mkdir -p fuzz/target/corpus/{{target}}
     cargo +nightly fuzz run {{target}} fuzz/target/corpus/{{target}} fuzz/corpus/{{target}} -- -max_total_time=60 {{arguments}}
+
+# Keys as text over gRPC and HTTP beside the routing client and a bare echo.
+bench-doors *arguments:
+    cargo bench -p keydb-gateway --bench doors -- {{arguments}}

@@ -10,15 +10,14 @@ use keydb_gateway::{Cluster as Gateway, router, services};
 use keydb_proto::text::node_service_client::NodeServiceClient;
 use serde_json::Value;
 use tokio::{net::TcpListener, task::JoinSet};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::{Channel, Server};
+use tonic::transport::{Channel, Server, server::TcpIncoming};
 
 use crate::cluster::Cluster;
 
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
     pub(crate) gateway: Arc<Gateway>,
-    http: String,
+    pub(crate) http: String,
     grpc: String,
     /// They end with this.
     _serving: JoinSet<()>,
@@ -78,7 +77,7 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let grpc = format!("http://{}", listener.local_addr().unwrap());
         let server = Server::builder().add_routes(services(&gateway, NodeId(0)));
-        let incoming = TcpListenerStream::new(listener);
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         serving.spawn(async move { server.serve_with_incoming(incoming).await.unwrap() });
         Self {
             cluster,
