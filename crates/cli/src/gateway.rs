@@ -1,6 +1,6 @@
 //! Keys as text, beside a node's own services.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use keydb_client::ClientConfig;
 use keydb_core::NodeId;
@@ -8,19 +8,46 @@ use keydb_gateway::{Cluster, SERVICE, router, services};
 use keydb_node::Guests;
 use tokio::task::JoinHandle;
 
-/// What node `id` serves of the cluster, which is found by these addresses: that of the node itself first, which knows the map as soon as
-/// it has one. The task looks for it, and is of no use any more when the node has ended.
-pub(crate) fn guests(id: NodeId, addresses: Vec<String>) -> (Guests, JoinHandle<()>) {
-    let cluster = Arc::new(Cluster::new(ClientConfig::new(addresses)));
-    let guests = Guests {
-        grpc: services(&cluster, id),
-        grpc_names: vec![SERVICE],
-        http: router(&cluster),
-    };
-    let finding = tokio::spawn(async move {
-        if let Err(error) = cluster.find().await {
-            tracing::error!(node = %id, "keys as text cannot be served: {error}");
-        }
-    });
-    (guests, finding)
+/// How long calls that are being worked on have to end before the node begins to stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Keys as text at a node.
+pub(crate) struct Gateway {
+    cluster: Arc<Cluster>,
+    finding: JoinHandle<()>,
+}
+
+impl Gateway {
+    /// What node `id` serves of its cluster. That is found through the node itself, at this port of this machine, since nobody else is
+    /// certainly of the same one. Requests to a node have so many keys at most.
+    pub(crate) fn of_node(id: NodeId, port: u16, request_keys_max: usize) -> (Self, Guests) {
+        let config = ClientConfig::new([format!("localhost:{port}")]);
+        let keys_per_request_max = config.keys_per_request_max.min(request_keys_max);
+        let config = config.with_keys_per_request_max(keys_per_request_max);
+        let cluster = Arc::new(Cluster::new(config));
+        let guests = Guests {
+            grpc: services(&cluster, id),
+            grpc_names: vec![SERVICE],
+            http: router(&cluster),
+        };
+        let finds = Arc::clone(&cluster);
+        let finding = tokio::spawn(async move {
+            if let Err(error) = finds.find().await {
+                tracing::error!(node = %id, "keys as text cannot be served: {error}");
+            }
+        });
+        (Self { cluster, finding }, guests)
+    }
+
+    /// Takes no new calls, and waits for a while until those that are being worked on have ended: before the node refuses their keys.
+    pub(crate) async fn stop(self) {
+        self.cluster.drain(DRAIN_TIMEOUT).await;
+        self.cluster.close().await;
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.finding.abort();
+    }
 }

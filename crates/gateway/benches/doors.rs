@@ -157,6 +157,7 @@ impl Door {
                     keys,
                     ttl_seconds: TTL_SECONDS,
                     operation: String::new(),
+                    is_repeat: false,
                     namespace,
                 };
                 client.claim(request).await.unwrap();

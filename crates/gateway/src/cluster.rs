@@ -6,10 +6,17 @@ use std::{
 };
 
 use keydb_client::{AdminClient, Client, ClientConfig, ConnectError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::{limits::CALLS_MAX, problem::Problem};
+use crate::{
+    limits::{ADMIN_CALLS_MAX, CALLS_MAX, READS_MAX, STREAMS_MAX},
+    problem::Problem,
+};
 
 /// How long before the cluster is looked for again.
 const CONNECT_PAUSE: Duration = Duration::from_secs(1);
@@ -19,7 +26,34 @@ const CONNECT_PAUSE: Duration = Duration::from_secs(1);
 pub struct Cluster {
     config: ClientConfig,
     found: OnceLock<(Client, AdminClient)>,
-    room: Arc<Semaphore>,
+    calls: Room,
+    reads: Room,
+    streams: Room,
+    admin_calls: Room,
+    /// No new calls are taken.
+    stopping: CancellationToken,
+}
+
+/// Room for so many of a kind.
+#[derive(Debug)]
+struct Room {
+    what: &'static str,
+    max: usize,
+    left: Arc<Semaphore>,
+}
+
+impl Room {
+    fn new(what: &'static str, max: usize) -> Self {
+        let left = Arc::new(Semaphore::new(max));
+        Self { what, max, left }
+    }
+
+    fn enter(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let Self { what, max, left } = self;
+        Arc::clone(left).try_acquire_owned().map_err(|_| {
+            Problem::unavailable(format!("{max} {what}, which is the limit; try again later"))
+        })
+    }
 }
 
 impl Cluster {
@@ -28,7 +62,14 @@ impl Cluster {
         Self {
             config,
             found: OnceLock::new(),
-            room: Arc::new(Semaphore::new(CALLS_MAX)),
+            calls: Room::new("calls are being worked on", CALLS_MAX),
+            reads: Room::new("calls are still being sent", READS_MAX),
+            streams: Room::new("calls are being answered line by line", STREAMS_MAX),
+            admin_calls: Room::new(
+                "calls for snapshots, scaling or status are being worked on",
+                ADMIN_CALLS_MAX,
+            ),
+            stopping: CancellationToken::new(),
         }
     }
 
@@ -79,13 +120,58 @@ impl Cluster {
         })
     }
 
-    /// Room for a call, which is given back when this is dropped.
+    /// Room to work on a call, until what is returned is dropped.
     pub(crate) fn enter(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        Arc::clone(&self.room).try_acquire_owned().map_err(|_| {
-            Problem::unavailable(format!(
-                "{CALLS_MAX} calls are being worked on, which is the limit; try again later"
-            ))
-        })
+        self.check_not_stopping()?;
+        self.calls.enter()
+    }
+
+    /// The same for the next part of a call that has begun, which waits for it.
+    pub(crate) async fn enter_again(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.check_not_stopping()?;
+        let permit = Arc::clone(&self.calls.left).acquire_owned().await;
+        permit.map_err(|_| stopping())
+    }
+
+    /// Room to take in a call's body.
+    pub(crate) fn read(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.check_not_stopping()?;
+        self.reads.enter()
+    }
+
+    /// Room for a call that is answered line by line.
+    pub(crate) fn stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.check_not_stopping()?;
+        self.streams.enter()
+    }
+
+    /// Room for a call for anything else than keys.
+    pub(crate) fn enter_admin(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.check_not_stopping()?;
+        self.admin_calls.enter()
+    }
+
+    fn check_not_stopping(&self) -> Result<(), Problem> {
+        match self.stopping.is_cancelled() {
+            true => Err(stopping()),
+            false => Ok(()),
+        }
+    }
+
+    /// When no new calls are taken any more; what is said of them.
+    pub(crate) async fn stopped(&self) -> Problem {
+        self.stopping.cancelled().await;
+        stopping()
+    }
+
+    /// Takes no new calls, and waits for the end of those for keys that are being worked on, for so long at most. What they ask for has
+    /// to be there still.
+    pub async fn drain(&self, limit: Duration) {
+        self.stopping.cancel();
+        let all = self.calls.left.acquire_many(CALLS_MAX as u32);
+        if timeout(limit, all).await.is_err() {
+            warn!("calls for keys as text have not ended within {limit:?}");
+        }
     }
 
     /// Calls fail from now on.
@@ -94,4 +180,8 @@ impl Cluster {
             client.clone().close(Duration::ZERO).await;
         }
     }
+}
+
+fn stopping() -> Problem {
+    Problem::unavailable("the server is stopping; ask another one, or try again later")
 }

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use axum::middleware::{Next, from_fn};
 use keydb_client::{AdminClient, AdminError, Claim, NodeEntry, NodeId, Ttl};
 use keydb_proto::text::{
     ClaimAnswer, ClaimRequest, ClaimResponse, CreateSnapshotsRequest, CreateSnapshotsResponse,
@@ -10,12 +11,13 @@ use keydb_proto::text::{
     ScaleRequest, ScaleResponse,
     node_service_server::{NodeService, NodeServiceServer},
 };
-use tonic::{Request, Response, Status, server::NamedService, service::Routes};
+use tokio::time::timeout;
+use tonic::{Code, Request, Response, Status, server::NamedService, service::Routes};
 
 use crate::{
     Cluster, input,
-    keys::{self, Read, Write},
-    limits::{BODY_BYTES_MAX, PATIENCE},
+    keys::{self, Name, Read, Write},
+    limits::{BODY_BYTES_MAX, CALL_TIMEOUT, PATIENCE},
     problem::Problem,
 };
 
@@ -28,7 +30,34 @@ pub fn services(cluster: &Arc<Cluster>, id: NodeId) -> Routes {
         cluster: Arc::clone(cluster),
         id,
     };
-    Routes::new(NodeServiceServer::new(service).max_decoding_message_size(BODY_BYTES_MAX))
+    let service = NodeServiceServer::new(service).max_decoding_message_size(BODY_BYTES_MAX);
+    let router = Routes::new(service).into_axum_router();
+    router.layer(from_fn(within_limits)).into()
+}
+
+/// Ends what takes too long, from its first byte on, and names the limit of a message's size.
+async fn within_limits(request: axum::extract::Request, next: Next) -> axum::response::Response {
+    const OF_KEYS: [&str; 3] = ["/Get", "/Put", "/Claim"];
+    let path = request.uri().path();
+    let is_of_keys = OF_KEYS.into_iter().any(|verb| path.ends_with(verb));
+    let limit = if is_of_keys {
+        CALL_TIMEOUT
+    } else {
+        2 * PATIENCE
+    };
+    let Ok(response) = timeout(limit, next.run(request)).await else {
+        return Status::deadline_exceeded(format!("the call took longer than {limit:?}"))
+            .into_http();
+    };
+    let status = response.extensions().get::<Status>();
+    match status.filter(|status| status.code() == Code::OutOfRange) {
+        // Nothing else is answered with this code.
+        Some(_) => Status::invalid_argument(format!(
+            "the message is larger than {BODY_BYTES_MAX} bytes; send fewer keys in a call"
+        ))
+        .into_http(),
+        None => response,
+    }
 }
 
 #[derive(Debug)]
@@ -128,16 +157,25 @@ impl NodeService for Text {
             keys,
             ttl_seconds,
             operation,
+            is_repeat,
             namespace,
         } = request.into_inner();
-        let operation = match operation.as_str() {
+        let named = match operation.as_str() {
+            "" if is_repeat => {
+                let detail = "says that the claim was sent before; give the operation that it had";
+                return Err(Problem::bad_field("is_repeat", detail).into());
+            }
             "" => None,
-            name => Some(keys::operation(name).ok_or_else(|| {
-                Problem::bad_field("operation", "is longer than 255 bytes; give a shorter name")
-            })?),
+            text => {
+                let name = Name::new(text, is_repeat).ok_or_else(|| {
+                    let detail = "is longer than 255 bytes; give a shorter name";
+                    Problem::bad_field("operation", detail)
+                })?;
+                Some(name.named(&namespace, None))
+            }
         };
         let write = self.write(keys, ttl_seconds, namespace)?;
-        let claims = keys::claim(&write, operation).await?.into_iter();
+        let claims = keys::claim(&write, named).await?.into_iter();
         let answers = claims.map(|claim| match claim {
             Claim::First => ClaimAnswer::First.into(),
             Claim::Duplicate => ClaimAnswer::Duplicate.into(),
@@ -157,7 +195,7 @@ impl NodeService for Text {
         &self,
         request: Request<GetNodeInfoRequest>,
     ) -> Answer<GetNodeInfoResponse> {
-        let _entered = self.cluster.enter()?;
+        let _entered = self.cluster.enter_admin()?;
         let asked = request.into_inner().node_id;
         let (cluster_size, nodes_addresses) = self.members()?;
         let all = self.cluster.admin()?.node_info().await;
@@ -187,7 +225,7 @@ impl NodeService for Text {
         &self,
         request: Request<CreateSnapshotsRequest>,
     ) -> Answer<CreateSnapshotsResponse> {
-        let _entered = self.cluster.enter()?;
+        let _entered = self.cluster.enter_admin()?;
         let full = request.into_inner().full_sync;
         let made = self.patient()?.create_snapshots(full).await;
         let error_message = Self::failures(made);
@@ -202,7 +240,7 @@ impl NodeService for Text {
         &self,
         _: Request<LoadSnapshotsRequest>,
     ) -> Answer<LoadSnapshotsResponse> {
-        let _entered = self.cluster.enter()?;
+        let _entered = self.cluster.enter_admin()?;
         let loaded = self.patient()?.load_snapshots().await;
         let error_message = Self::failures(loaded);
         Ok(Response::new(LoadSnapshotsResponse {
@@ -213,7 +251,7 @@ impl NodeService for Text {
     }
 
     async fn scale(&self, request: Request<ScaleRequest>) -> Answer<ScaleResponse> {
-        let _entered = self.cluster.enter()?;
+        let _entered = self.cluster.enter_admin()?;
         let addresses = request.into_inner().nodes_addresses;
         let (previous_cluster_size, _) = self.members()?;
         let admin = self.cluster.admin()?;
@@ -239,7 +277,7 @@ impl NodeService for Text {
         &self,
         _: Request<ScaleCompleteRequest>,
     ) -> Answer<ScaleCompleteResponse> {
-        let _entered = self.cluster.enter()?;
+        let _entered = self.cluster.enter_admin()?;
         let admin = self.cluster.admin()?;
         let done = async {
             // Every node may be told, and the first who hears it ends the operation for all.

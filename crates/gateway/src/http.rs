@@ -5,21 +5,25 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     extract::{Request, State},
-    http::{HeaderMap, StatusCode, header::CONTENT_TYPE},
+    http::{
+        HeaderMap, HeaderValue, StatusCode,
+        header::{CONTENT_TYPE, ORIGIN},
+    },
     response::{IntoResponse, Response},
     routing::post,
 };
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::{OpenApi, ToSchema};
 
 use crate::{
     Cluster, input,
-    keys::{self, KeysCall},
+    keys::{self, ClaimAnswer, KeysCall},
     lines,
-    problem::Problem,
+    problem::{Problem, Refused},
 };
 
 /// What there is, for those who count calls by their paths.
-pub const PATHS: [&str; 3] = ["/v1/get", "/v1/put", "/v1/claim"];
+pub const PATHS: [&str; 4] = ["/v1/get", "/v1/put", "/v1/claim", "/openapi.json"];
 
 type Shared = State<Arc<Cluster>>;
 
@@ -29,6 +33,7 @@ pub fn router<S: Clone + Send + Sync + 'static>(cluster: &Arc<Cluster>) -> Route
         .route("/v1/get", post(get))
         .route("/v1/put", post(put))
         .route("/v1/claim", post(claim))
+        .route("/openapi.json", axum::routing::get(document))
         .with_state(Arc::clone(cluster))
 }
 
@@ -40,59 +45,142 @@ pub(crate) enum Verb {
     Claim,
 }
 
+/// Which of the keys exist now.
+#[utoipa::path(
+    post, path = "/v1/get", tag = "keys", request_body = KeysCall,
+    responses(
+        (status = 200, description = "An answer a key, in order", body = Present),
+        (status = "4XX", response = Refused),
+        (status = "5XX", response = Refused),
+    ),
+)]
 async fn get(State(cluster): Shared, request: Request) -> Result<Response, Problem> {
     serve(cluster, Verb::Get, request).await
 }
 
+/// Stores keys: they exist until at least now and their TTL.
+#[utoipa::path(
+    post, path = "/v1/put", tag = "keys", request_body = KeysCall,
+    responses(
+        (status = 200, description = "All are stored", body = Stored),
+        (status = "4XX", response = Refused),
+        (status = "5XX", response = Refused),
+    ),
+)]
 async fn put(State(cluster): Shared, request: Request) -> Result<Response, Problem> {
     serve(cluster, Verb::Put, request).await
 }
 
+/// Atomically stores the keys that are absent, and says which those were.
+#[utoipa::path(
+    post, path = "/v1/claim", tag = "keys", request_body = KeysCall,
+    params(
+        (
+            "Idempotency-Key" = Option<String>, Header,
+            description = "The claim's name: sent again under it, it is answered as before, for as long as nodes remember",
+        ),
+        (
+            "Keydb-Repeat" = Option<bool>, Header,
+            description = "true: it may have been sent before under this name; what nodes do not remember any more is unknown, not duplicate",
+        ),
+    ),
+    responses(
+        (status = 200, description = "An answer a key, in order", body = Claims),
+        (status = "4XX", response = Refused),
+        (status = "5XX", response = Refused),
+    ),
+)]
 async fn claim(State(cluster): Shared, request: Request) -> Result<Response, Problem> {
     serve(cluster, Verb::Claim, request).await
 }
 
+#[derive(Serialize, ToSchema)]
+struct Present {
+    present: Vec<bool>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Stored {
+    /// How many keys.
+    stored: usize,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Claims {
+    claims: Vec<ClaimAnswer>,
+}
+
+/// `/v1` as OpenAPI has it.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "KeyDB",
+        description = "Has this key been seen in the last N days? Keys a line, of the type application/x-ndjson, are taken as well: docs/http-and-grpc.md.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    paths(get, put, claim),
+    components(responses(Refused))
+)]
+struct Document;
+
+async fn document() -> Response {
+    let json = [(CONTENT_TYPE, "application/json")];
+    // Of types that are known as this is compiled.
+    (json, Document::openapi().to_json().unwrap_or_default()).into_response()
+}
+
 async fn serve(cluster: Arc<Cluster>, verb: Verb, request: Request) -> Result<Response, Problem> {
-    let entered = cluster.enter()?;
-    let operation = keys::idempotency_key(request.headers())?;
-    if operation.is_some() && verb != Verb::Claim {
+    let name = keys::name_of(request.headers())?;
+    if name.is_some() && verb != Verb::Claim {
         return Err(Problem::bad_field(
             "Idempotency-Key",
             "is for claims; everything else can be repeated without it",
         ));
     }
     if is_lines(request.headers())? {
-        return lines::serve(&cluster, verb, operation, entered, request);
+        return lines::serve(cluster, verb, name, request);
     }
+    if request.uri().query().is_some_and(|query| !query.is_empty()) {
+        return Err(Problem::bad(
+            "the query: of a JSON body everything stands in that; a query goes with application/x-ndjson",
+        ));
+    }
+    let reads = cluster.read()?;
     let call: KeysCall = input::body(request).await?;
-    let answer: Value = match verb {
+    drop(reads);
+    let _entered = cluster.enter()?;
+    let namespace = call.namespace();
+    Ok(match verb {
         Verb::Get => {
             let read = call.read(&cluster)?;
-            json!({"present": read.client.get(&read.keys).await?})
+            let present = read.client.get(&read.keys).await?;
+            Json(Present { present }).into_response()
         }
         Verb::Put => {
             let write = call.write(&cluster)?;
             write.client.put(&write.keys, write.ttl).await?;
-            json!({"stored": write.keys.len()})
+            let stored = write.keys.len();
+            Json(Stored { stored }).into_response()
         }
         Verb::Claim => {
-            let claims = keys::claim(&call.write(&cluster)?, operation).await?;
-            let claims = claims.into_iter().map(keys::name_of);
-            json!({"claims": claims.collect::<Vec<_>>()})
+            let named = name.map(|name| name.named(&namespace, None));
+            let claims = keys::claim(&call.write(&cluster)?, named).await?;
+            let claims = claims.into_iter().map(ClaimAnswer::from).collect();
+            Json(Claims { claims }).into_response()
         }
-    };
-    Ok(Json(answer).into_response())
+    })
 }
 
 /// Whether a body is a line a key, rather than one document. As `curl -d` says nothing of JSON, a form's type is taken for it.
 fn is_lines(headers: &HeaderMap) -> Result<bool, Problem> {
-    let Some(kind) = headers.get(CONTENT_TYPE) else {
-        return Ok(false);
-    };
-    let text = kind.to_str().unwrap_or_default();
+    let form = HeaderValue::from_static("application/x-www-form-urlencoded");
+    let kind = headers.get(CONTENT_TYPE).unwrap_or(&form);
+    let text = kind.to_str().unwrap_or_default().to_ascii_lowercase();
     match text.split(';').next().unwrap_or_default().trim() {
         "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Ok(true),
-        "application/json" | "application/x-www-form-urlencoded" => Ok(false),
+        "application/json" => Ok(false),
+        // A page of somebody else's may send a form, without being asked for more.
+        "application/x-www-form-urlencoded" if !headers.contains_key(ORIGIN) => Ok(false),
         _ => Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             format!(

@@ -3,7 +3,8 @@
 use axum::http::HeaderMap;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use keydb_client::{Claim, Client, ErrorKind, Namespace, Operation, OperationId, Ttl};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     Cluster,
@@ -12,24 +13,35 @@ use crate::{
 };
 
 /// Under which a claim can be sent again (<https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/>).
-const IDEMPOTENCY_KEY: &str = "idempotency-key";
+const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
+/// `true`: the claim may have been sent before under the same name.
+const REPEAT: &str = "Keydb-Repeat";
 const NAME_BYTES_MAX: usize = 255;
 
 /// The body of a call for keys.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct KeysCall {
+    /// 1 to 65,536 keys of 1 to 65,536 bytes.
     #[serde(default)]
+    #[schema(min_items = 1, max_items = 65_536, required, example = json!(["alice", "bob"]))]
     pub(crate) keys: Vec<String>,
     #[serde(default)]
+    #[schema(required = false)]
     pub(crate) encoding: Encoding,
+    /// How long keys are to live, 1 second to 50 years; of a put or claim, this or `ttlSeconds`.
+    #[schema(value_type = Option<String>, nullable = false, example = "30d")]
     pub(crate) ttl: Option<TtlText>,
+    /// The same in seconds.
+    #[schema(nullable = false, minimum = 1, maximum = 1_576_800_000_u64)]
     pub(crate) ttl_seconds: Option<u64>,
+    /// Whose keys are meant, 1 to 255 bytes; without it, those of the namespace without a name.
+    #[schema(nullable = false, min_length = 1, max_length = 255)]
     pub(crate) namespace: Option<String>,
 }
 
 /// What the text of a key stands for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Encoding {
     /// Itself.
@@ -45,10 +57,19 @@ impl Encoding {
         match self {
             Self::Text => Ok(key.into_bytes()),
             Self::Base64 => STANDARD.decode(&key).map_err(|error| {
-                Problem::bad_field("keys", format!("{key:?} is not base64: {error}"))
+                Problem::bad_field(
+                    "keys",
+                    format!("{:?} is not base64: {error}", shortened(&key)),
+                )
             }),
         }
     }
+}
+
+/// So much of a key as an error shows.
+fn shortened(key: &str) -> &str {
+    const SHOWN_BYTES: usize = 64;
+    &key[..key.floor_char_boundary(SHOWN_BYTES)]
 }
 
 /// What is to be asked for, and of whom.
@@ -69,6 +90,13 @@ pub struct Write {
     pub keys: Vec<Vec<u8>>,
     /// For how long.
     pub ttl: Ttl,
+}
+
+impl KeysCall {
+    /// The namespace's name, empty where there is none.
+    pub fn namespace(&self) -> String {
+        self.namespace.clone().unwrap_or_default()
+    }
 }
 
 impl KeysCall {
@@ -130,59 +158,135 @@ pub fn in_namespace(cluster: &Cluster, namespace: Option<Namespace>) -> Result<C
     Ok(namespace.map_or_else(|| client.clone(), |it| client.in_namespace(&it)))
 }
 
-/// Claims keys. Under an operation, a claim that nodes remember is answered as it was before.
+/// A claim's name.
+#[derive(Debug, Clone)]
+pub struct Name {
+    text: String,
+    /// It may have been sent before, as its caller says.
+    pub(crate) is_repeat: bool,
+}
+
+impl Name {
+    /// Of 1 to 255 bytes.
+    pub(crate) fn new(text: &str, is_repeat: bool) -> Option<Self> {
+        let is_right = (1..=NAME_BYTES_MAX).contains(&text.len());
+        is_right.then(|| Self {
+            text: text.to_owned(),
+            is_repeat,
+        })
+    }
+
+    /// An id as it is; of any other text, one that is its own in each namespace.
+    fn id(&self, namespace: &str) -> OperationId {
+        let id = self.text.parse();
+        id.unwrap_or_else(|_| {
+            let (bytes, text) = (namespace.len(), &self.text);
+            OperationId::from_name(&format!("{bytes}:{namespace}:{text}"))
+        })
+    }
+
+    /// What is sent under it, as part `part` where there are several.
+    pub fn named(&self, namespace: &str, part: Option<u64>) -> Named {
+        let id = self.id(namespace);
+        Named {
+            id: part.map_or(id, |part| id.part(part)),
+            is_repeat: self.is_repeat,
+        }
+    }
+}
+
+/// What a claim is sent under.
+#[derive(Debug, Clone, Copy)]
+pub struct Named {
+    id: OperationId,
+    is_repeat: bool,
+}
+
+/// Claims keys. Under a name, a claim that nodes remember is answered as it was before. Of a repeat that they do not remember, keys that
+/// are there are `Unknown`: it may have been this claim that stored them.
 ///
 /// # Errors
 /// As [`Client::claim`].
-pub async fn claim(write: &Write, operation: Option<OperationId>) -> Result<Vec<Claim>, Problem> {
+pub async fn claim(write: &Write, named: Option<Named>) -> Result<Vec<Claim>, Problem> {
     let Write { client, keys, ttl } = write;
-    let claims = match operation {
-        None => client.claim(keys, *ttl).await,
-        // Whether it was sent before only the nodes know.
-        Some(id) => match client.claim_as(Operation::first(id), keys, *ttl).await {
-            Err(error) if error.kind() == ErrorKind::OperationIdUsed => {
-                client.claim_as(Operation::with_id(id), keys, *ttl).await
-            }
+    let Some(Named { id, is_repeat }) = named else {
+        return Ok(client.claim(keys, *ttl).await?);
+    };
+    let again = async || client.claim_as(Operation::with_id(id), keys, *ttl).await;
+    let claims = match is_repeat {
+        true => again().await,
+        // Whether it was sent before, without saying so, only the nodes know.
+        false => match client.claim_as(Operation::first(id), keys, *ttl).await {
+            Err(error) if error.kind() == ErrorKind::OperationIdUsed => again().await,
             claims => claims,
         },
     };
-    Ok(claims?)
+    claims.map_err(|error| {
+        let is_wrong = matches!(error.kind(), ErrorKind::InvalidKey);
+        let problem = Problem::from(error);
+        match is_wrong {
+            true => problem,
+            // By an earlier sending, perhaps.
+            false => problem.maybe_applied(Some(id)),
+        }
+    })
 }
 
-/// How an answer is called.
-pub fn name_of(claim: Claim) -> &'static str {
-    match claim {
-        Claim::First => "first",
-        Claim::Duplicate => "duplicate",
-        Claim::Unknown => "unknown",
+/// What a claim says of a key.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ClaimAnswer {
+    /// It was absent, and is the caller's.
+    First,
+    /// It was there before.
+    Duplicate,
+    /// It is there, but perhaps through this very call, after a lost reply.
+    Unknown,
+}
+
+impl From<Claim> for ClaimAnswer {
+    fn from(claim: Claim) -> Self {
+        match claim {
+            Claim::First => Self::First,
+            Claim::Duplicate => Self::Duplicate,
+            Claim::Unknown => Self::Unknown,
+        }
     }
 }
 
-/// The operation that a header names.
+/// The name that headers give a claim.
 ///
 /// # Errors
 /// When it is given twice, or cannot be one.
-pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<OperationId>, Problem> {
-    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
-    let Some(value) = values.next() else {
-        return Ok(None);
+pub fn name_of(headers: &HeaderMap) -> Result<Option<Name>, Problem> {
+    let one = |header: &str| {
+        let mut values = headers.get_all(header).iter();
+        let value = values.next();
+        match (value, values.next()) {
+            (Some(_), Some(_)) => Err(Problem::bad_field(header, "is given twice; give it once")),
+            (value, _) => Ok(value.map(|it| it.to_str().unwrap_or_default().trim())),
+        }
     };
-    let text = value.to_str().ok().filter(|_| values.next().is_none());
-    let id = text.and_then(|text| operation(text.trim().trim_matches('"')));
-    match id {
-        Some(id) => Ok(Some(id)),
-        None => Err(Problem::bad_field(
-            "Idempotency-Key",
-            format!("give it once, with 1 to {NAME_BYTES_MAX} visible ASCII characters"),
+    let is_repeat = match one(REPEAT)? {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(other) => {
+            let detail = format!("{other:?} is neither true nor false");
+            return Err(Problem::bad_field(REPEAT, detail));
+        }
+    };
+    match one(IDEMPOTENCY_KEY)? {
+        None if is_repeat => Err(Problem::bad_field(
+            REPEAT,
+            format!("says that a claim was sent before; give the {IDEMPOTENCY_KEY} that it had"),
         )),
+        None => Ok(None),
+        Some(text) => match Name::new(text.trim_matches('"'), is_repeat) {
+            Some(name) => Ok(Some(name)),
+            None => Err(Problem::bad_field(
+                IDEMPOTENCY_KEY,
+                format!("give 1 to {NAME_BYTES_MAX} visible ASCII characters"),
+            )),
+        },
     }
-}
-
-/// An id as it is, any other text as the name of one.
-pub(crate) fn operation(text: &str) -> Option<OperationId> {
-    if text.is_empty() || text.len() > NAME_BYTES_MAX {
-        return None;
-    }
-    let id = text.parse();
-    Some(id.unwrap_or_else(|_| OperationId::from_name(text)))
 }

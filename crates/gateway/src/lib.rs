@@ -19,5 +19,8 @@ mod problem;
 pub use cluster::Cluster;
 pub use grpc::{SERVICE, services};
 pub use http::{PATHS, router};
-pub use limits::{BODY_BYTES_MAX, CALLS_MAX, KEYS_MAX, READ_TIMEOUT};
+pub use limits::{
+    ADMIN_CALLS_MAX, BODY_BYTES_MAX, CALLS_MAX, KEYS_MAX, READ_TIMEOUT, READS_MAX, STREAMS_MAX,
+    WRITE_TIMEOUT,
+};
 pub use problem::Problem;

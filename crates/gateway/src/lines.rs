@@ -1,10 +1,11 @@
 //! A key a line in, an answer a line out (<https://github.com/ndjson/ndjson-spec>): for input of any length, over one request.
 //!
-//! What a whole call says otherwise stands in the query. Keys are sent on in batches of a fixed number of lines, so that a claim that
-//! is sent again under its idempotency key has the same batches and gets the same answers. Where something fails, the last line is
-//! `{"error": …}`, with the problem; the lines before it are answered.
+//! What a whole call says otherwise stands in the query. Keys are sent on in batches. Those of a claim with a name have a fixed number of
+//! lines, so that the same input has the same batches and gets the same answers again; all others are sent on when nothing more comes.
+//! Where something fails, nothing of that batch was sent on unless the error says so, and the last line is `{"error": …}`, with the
+//! problem. The lines before it are answered.
 
-use std::{collections::HashMap, convert::Infallible};
+use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, BodyDataStream},
@@ -14,20 +15,17 @@ use axum::{
 };
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
-use keydb_client::{KEY_BYTES_MAX, OperationId};
-use serde_json::{Value, json};
-use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc},
-    time::timeout,
-};
+use keydb_client::{Claim, KEY_BYTES_MAX};
+use serde_json::json;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::{
     Cluster,
     http::Verb,
     input::TtlText,
-    keys::{self, Encoding, KeysCall, Read, Write},
-    limits::READ_TIMEOUT,
+    keys::{self, Encoding, KeysCall, Name, Read, Write},
+    limits::{READ_TIMEOUT, WRITE_TIMEOUT},
     problem::Problem,
 };
 
@@ -35,6 +33,8 @@ use crate::{
 const BATCH_LINES: usize = 4096;
 /// A key whose every byte is escaped as `\u00xx`, its quotes and the line's end.
 const LINE_BYTES_MAX: usize = 6 * KEY_BYTES_MAX + 4;
+/// So long is waited for more lines before those that are there are sent on.
+const PAUSE_MAX: Duration = Duration::from_millis(10);
 /// Batches of answers that wait to be read.
 const ANSWERS_MAX: usize = 2;
 
@@ -42,35 +42,37 @@ const PARAMETERS: [&str; 4] = ["ttl", "ttlSeconds", "namespace", "encoding"];
 
 /// Answers as the lines come in. What is wrong with the query is told at once.
 pub(crate) fn serve(
-    cluster: &Cluster,
+    cluster: Arc<Cluster>,
     verb: Verb,
-    operation: Option<OperationId>,
-    entered: OwnedSemaphorePermit,
+    name: Option<Name>,
     request: Request,
 ) -> Result<Response, Problem> {
+    let stream = cluster.stream()?;
     let call = of_query(&request)?;
     let encoding = call.encoding;
+    let namespace = call.namespace();
+    let may_be_short = name.is_none();
     // It has no keys of its own.
     let todo = match verb {
-        Verb::Get => Work::Get(call.reader(cluster)?),
-        Verb::Put => Work::Put(call.writer(cluster)?),
-        Verb::Claim => Work::Claim(call.writer(cluster)?, operation),
+        Verb::Get => Work::Get(call.reader(&cluster)?),
+        Verb::Put => Work::Put(call.writer(&cluster)?),
+        Verb::Claim => Work::Claim(call.writer(&cluster)?, name, namespace),
     };
     let (answers, outgoing) = mpsc::channel(ANSWERS_MAX);
     let lines = Lines {
         body: request.into_body().into_data_stream(),
         buffer: BytesMut::new(),
         is_at_end: false,
+        may_be_short,
         encoding,
         count: 0,
     };
+    // It ends by itself: reading, working and writing have their ends, and it stops with the server.
     tokio::spawn(async move {
-        let _entered = entered;
-        if let Err(problem) = work(todo, lines, &answers).await {
-            // Perhaps nobody reads it any more.
-            let _ = answers
-                .send(Ok(line(&json!({"error": problem.body()}))))
-                .await;
+        let _stream = stream;
+        if let Err(problem) = work(&cluster, todo, lines, &answers).await {
+            let error = format!("{}\n", json!({"error": problem.body()}));
+            send(&answers, error.into()).await;
         }
     });
     let kind = [(CONTENT_TYPE, "application/x-ndjson")];
@@ -81,64 +83,69 @@ pub(crate) fn serve(
 enum Work {
     Get(Read),
     Put(Write),
-    Claim(Write, Option<OperationId>),
+    Claim(Write, Option<Name>, String),
 }
 
 type Answers = mpsc::Sender<Result<Bytes, Infallible>>;
 
-async fn work(mut work: Work, mut lines: Lines, answers: &Answers) -> Result<(), Problem> {
+/// Whether somebody still reads what comes.
+async fn send(answers: &Answers, text: Bytes) -> bool {
+    let sent = timeout(WRITE_TIMEOUT, answers.send(Ok(text))).await;
+    matches!(sent, Ok(Ok(())))
+}
+
+async fn work(
+    cluster: &Cluster,
+    mut work: Work,
+    mut lines: Lines,
+    answers: &Answers,
+) -> Result<(), Problem> {
     for batch in 0_u64.. {
-        let keys = lines.next_batch().await;
-        // What came before a line that cannot be read is answered.
-        let (keys, wrong) = match keys {
-            Ok(keys) => (keys, None),
-            Err((keys, problem)) => (keys, Some(problem)),
+        let keys = tokio::select! {
+            keys = lines.next_batch() => keys?,
+            problem = cluster.stopped() => return Err(problem),
         };
-        if !keys.is_empty() {
-            let text = answer(&mut work, batch, keys).await?;
-            if answers.send(Ok(text)).await.is_err() {
-                return Ok(());
-            }
-        } else if wrong.is_none() {
+        if keys.is_empty() {
             return Ok(());
         }
-        if let Some(problem) = wrong {
-            return Err(problem);
+        let _entered = cluster.enter_again().await?;
+        let text = answer(&mut work, batch, keys).await?;
+        if !send(answers, text).await {
+            return Ok(());
         }
     }
     Ok(())
 }
 
 async fn answer(work: &mut Work, batch: u64, keys: Vec<Vec<u8>>) -> Result<Bytes, Problem> {
-    let mut text = Vec::new();
-    let mut add = |answer: Value| {
-        text.extend_from_slice(answer.to_string().as_bytes());
-        text.push(b'\n');
-    };
+    let mut text = Vec::with_capacity(24 * keys.len());
+    let mut add = |line: &str| text.extend_from_slice(line.as_bytes());
     match work {
         Work::Get(read) => {
-            let present = read.client.get(&keys).await?;
-            present
-                .into_iter()
-                .for_each(|present| add(json!({"present": present})));
+            for present in read.client.get(&keys).await? {
+                add(match present {
+                    true => "{\"present\":true}\n",
+                    false => "{\"present\":false}\n",
+                });
+            }
         }
         Work::Put(write) => {
             write.client.put(&keys, write.ttl).await?;
-            keys.iter().for_each(|_| add(json!({"stored": true})));
+            keys.iter().for_each(|_| add("{\"stored\":true}\n"));
         }
-        Work::Claim(write, operation) => {
+        Work::Claim(write, name, namespace) => {
             write.keys = keys;
-            let claims = keys::claim(write, operation.map(|id| id.part(batch))).await?;
-            claims
-                .into_iter()
-                .for_each(|claim| add(json!({"claim": keys::name_of(claim)})));
+            let named = name.as_ref().map(|name| name.named(namespace, Some(batch)));
+            for claim in keys::claim(write, named).await? {
+                add(match claim {
+                    Claim::First => "{\"claim\":\"first\"}\n",
+                    Claim::Duplicate => "{\"claim\":\"duplicate\"}\n",
+                    Claim::Unknown => "{\"claim\":\"unknown\"}\n",
+                });
+            }
         }
     }
     Ok(text.into())
-}
-
-fn line(value: &Value) -> Bytes {
-    format!("{value}\n").into()
 }
 
 /// What the query says of all keys.
@@ -189,54 +196,53 @@ struct Lines {
     body: BodyDataStream,
     buffer: BytesMut,
     is_at_end: bool,
+    /// A batch may have fewer lines because the next ones are not there yet.
+    may_be_short: bool,
     encoding: Encoding,
     count: u64,
 }
 
+/// What there is of a line.
+enum Line {
+    Whole(Bytes),
+    NotYet,
+    End,
+}
+
 impl Lines {
-    /// The next keys; none at the end. Where a line cannot be read, those before it, and why.
-    async fn next_batch(&mut self) -> Result<Vec<Vec<u8>>, (Vec<Vec<u8>>, Problem)> {
+    /// The next keys; none at the end.
+    async fn next_batch(&mut self) -> Result<Vec<Vec<u8>>, Problem> {
         let mut keys = Vec::new();
         while keys.len() < BATCH_LINES {
-            match self.next_line().await {
-                Ok(Some(line)) => match self.key(&line) {
-                    Ok(key) => keys.push(key),
-                    Err(problem) => return Err((keys, problem)),
-                },
-                Ok(None) => break,
-                Err(problem) => return Err((keys, problem)),
+            let may_wait = keys.is_empty() || !self.may_be_short;
+            match self.next_line(may_wait).await? {
+                Line::Whole(line) => keys.push(self.key(&line)?),
+                Line::NotYet | Line::End => break,
             }
         }
         Ok(keys)
     }
 
     fn key(&self, line: &[u8]) -> Result<Vec<u8>, Problem> {
-        let at = |problem| Problem::bad(format!("line {}: {problem}", self.count));
+        let at = |what: &str| Problem::bad(format!("line {}: {what}", self.count));
         let key: String = serde_json::from_slice(line)
-            .map_err(|error| at(format!("it is not a key as a JSON string: {error}")))?;
+            .map_err(|error| at(&format!("it is not a key as a JSON string: {error}")))?;
         if key.is_empty() {
-            return Err(at("an empty key".to_owned()));
+            return Err(at("an empty key"));
         }
-        self.encoding.decode(key).map_err(|problem| {
-            let text = problem.body()["detail"]
-                .as_str()
-                .unwrap_or_default()
-                .to_owned();
-            at(text)
-        })
+        let decoded = self.encoding.decode(key);
+        decoded.map_err(|problem| at(problem.words()))
     }
 
-    async fn next_line(&mut self) -> Result<Option<Bytes>, Problem> {
+    async fn next_line(&mut self, may_wait: bool) -> Result<Line, Problem> {
         let mut searched = 0;
         loop {
-            let end = self.buffer[searched..]
-                .iter()
-                .position(|byte| *byte == b'\n');
+            let end = memchr::memchr(b'\n', &self.buffer[searched..]);
             if let Some(end) = end {
                 let line = self.buffer.split_to(searched + end).freeze();
                 self.buffer.advance(1);
                 self.count += 1;
-                return Ok(Some(line));
+                return Ok(Line::Whole(line));
             }
             searched = self.buffer.len();
             if searched > LINE_BYTES_MAX {
@@ -247,17 +253,19 @@ impl Lines {
             }
             if self.is_at_end {
                 if self.buffer.is_empty() {
-                    return Ok(None);
+                    return Ok(Line::End);
                 }
                 self.count += 1;
-                return Ok(Some(self.buffer.split().freeze()));
+                return Ok(Line::Whole(self.buffer.split().freeze()));
             }
-            match timeout(READ_TIMEOUT, self.body.next()).await {
+            let patience = if may_wait { READ_TIMEOUT } else { PAUSE_MAX };
+            match timeout(patience, self.body.next()).await {
                 Ok(Some(Ok(bytes))) => self.buffer.extend_from_slice(&bytes),
                 Ok(Some(Err(error))) => {
                     return Err(Problem::bad(format!("the body cannot be read: {error}")));
                 }
                 Ok(None) => self.is_at_end = true,
+                Err(_) if !may_wait => return Ok(Line::NotYet),
                 Err(_) => {
                     return Err(Problem::bad(format!(
                         "nothing more has arrived within {READ_TIMEOUT:?}"

@@ -4,9 +4,11 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use keydb_client::{AdminError, ErrorKind, GetError, WriteError};
-use serde_json::{Map, Value, json};
+use keydb_client::{AdminError, ErrorKind, GetError, OperationId, WriteError};
+use serde::Serialize;
+use serde_json::{Map, Value};
 use tonic::{Code, Status};
+use utoipa::{ToResponse, ToSchema};
 
 /// Why a call was not done, or perhaps not.
 #[derive(Debug, Clone)]
@@ -59,27 +61,70 @@ impl Problem {
         self
     }
 
-    /// As JSON.
-    pub(crate) fn body(&self) -> Value {
-        let mut body = json!({
-            "type": "about:blank",
-            "title": self.status.canonical_reason(),
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-            "success": false,
-        });
-        if let Some(object) = body.as_object_mut() {
-            object.extend(self.members.clone());
+    /// Something of it may have been applied, or by an earlier sending under the same name.
+    #[must_use]
+    pub(crate) fn maybe_applied(mut self, operation: Option<OperationId>) -> Self {
+        if self.status == StatusCode::SERVICE_UNAVAILABLE {
+            // What is repeated without a thought would be a duplicate of itself.
+            self.status = StatusCode::GATEWAY_TIMEOUT;
         }
-        body
+        let problem = self.with("applied", "unknown".into());
+        match operation {
+            Some(id) => problem.with("idempotencyKey", id.to_string().into()),
+            None => problem,
+        }
+    }
+
+    /// The words for a person.
+    pub(crate) fn words(&self) -> &str {
+        &self.detail
+    }
+
+    /// As JSON.
+    pub(crate) fn body(&self) -> Body<'_> {
+        Body {
+            kind: "about:blank",
+            title: self.status.canonical_reason().unwrap_or_default(),
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            success: false,
+            members: &self.members,
+        }
     }
 }
+
+/// Why a call is refused.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(crate) struct Body<'a> {
+    #[serde(rename = "type")]
+    #[schema(rename = "type")]
+    kind: &'a str,
+    title: &'a str,
+    status: u16,
+    /// For a person: what is wrong, and what would be right.
+    detail: &'a str,
+    success: bool,
+    /// `field`, `applied`, `idempotencyKey`: what programs may act on.
+    #[serde(flatten)]
+    #[schema(value_type = std::collections::HashMap<String, Value>, additional_properties)]
+    members: &'a Map<String, Value>,
+}
+
+/// For the description of calls.
+#[derive(ToResponse)]
+#[response(
+    description = "Refused, as RFC 9457 has it",
+    content_type = "application/problem+json"
+)]
+pub(crate) struct Refused(#[allow(dead_code, reason = "it is described only")] Body<'static>);
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let kind = HeaderValue::from_static("application/problem+json");
         let headers = [(header::CONTENT_TYPE, kind)];
-        let mut response = (self.status, headers, self.body().to_string()).into_response();
+        let body = serde_json::to_string(&self.body()).unwrap_or_default();
+        let mut response = (self.status, headers, body).into_response();
         if self.status == StatusCode::SERVICE_UNAVAILABLE {
             response
                 .headers_mut()
@@ -98,12 +143,19 @@ impl From<Problem> for Status {
             StatusCode::CONFLICT => Code::FailedPrecondition,
             StatusCode::INSUFFICIENT_STORAGE => Code::ResourceExhausted,
             StatusCode::BAD_GATEWAY => Code::Internal,
+            StatusCode::GATEWAY_TIMEOUT => Code::DeadlineExceeded,
             _ => Code::Unavailable,
         };
         let mut status = Self::new(code, problem.detail);
-        let applied = problem.members.get("applied").and_then(Value::as_str);
-        if let Some(applied) = applied.and_then(|text| text.parse().ok()) {
-            status.metadata_mut().insert("keydb-applied", applied);
+        let trailers = [
+            ("applied", "keydb-applied"),
+            ("idempotencyKey", "keydb-operation"),
+        ];
+        for (member, trailer) in trailers {
+            let value = problem.members.get(member).and_then(Value::as_str);
+            if let Some(value) = value.and_then(|text| text.parse().ok()) {
+                status.metadata_mut().insert(trailer, value);
+            }
         }
         status
     }
@@ -134,13 +186,7 @@ impl From<WriteError> for Problem {
         let problem = of_kind(error.kind(), error.to_string());
         match error {
             WriteError::NotApplied(_) => problem.with("applied", "no".into()),
-            WriteError::MaybeApplied(what) => {
-                let problem = problem.with("applied", "unknown".into());
-                match what.operation {
-                    Some(id) => problem.with("idempotencyKey", id.to_string().into()),
-                    None => problem,
-                }
-            }
+            WriteError::MaybeApplied(what) => problem.maybe_applied(what.operation),
         }
     }
 }

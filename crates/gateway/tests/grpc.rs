@@ -59,6 +59,7 @@ async fn a_claim_of_a_name_is_answered_the_same_again() {
             keys: names(&["a", "b", "a"]),
             ttl_seconds: 60,
             operation: operation.to_owned(),
+            is_repeat: false,
             namespace: namespace.to_owned(),
         };
         let reply = grpc.claim(request).await.unwrap().into_inner();
@@ -138,6 +139,7 @@ async fn what_cannot_be_is_refused_by_name_and_nothing_is_applied() {
         keys: names(&["a"]),
         ttl_seconds: 60,
         operation: "x".repeat(256),
+        is_repeat: false,
         namespace: String::new(),
     };
     let refused = grpc.claim(request).await.unwrap_err();

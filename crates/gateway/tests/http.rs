@@ -11,6 +11,10 @@ mod support;
 use keydb_gateway::{BODY_BYTES_MAX, KEYS_MAX};
 use serde_json::{Value, json};
 use support::World;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_are_put_claimed_and_found_in_their_order() {
@@ -62,6 +66,92 @@ async fn a_claim_under_an_idempotency_key_is_answered_the_same_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_that_nobody_remembers_is_unknown_and_not_a_duplicate() {
+    let world = World::start(1).await;
+    // What an earlier sending has stored, whose answer was lost and is forgotten.
+    let client = world.cluster.client().await;
+    client.put(["a"], "1h".parse().unwrap()).await.unwrap();
+    client.close(std::time::Duration::ZERO).await;
+    let body = json!({"keys": ["a", "b"], "ttl": "1h"}).to_string();
+    let repeat = [("idempotency-key", "order-17"), ("keydb-repeat", "true")];
+    let claimed = world.send("/v1/claim", &repeat, body.clone()).await;
+    assert_eq!(claimed.json(), json!({"claims": ["unknown", "first"]}));
+    let nameless = world.send("/v1/claim", &repeat[1..], body.clone()).await;
+    nameless.refused(400, &["Keydb-Repeat", "Idempotency-Key"]);
+    let wrong = [("idempotency-key", "x"), ("keydb-repeat", "yes")];
+    let wrong = world.send("/v1/claim", &wrong, body).await;
+    wrong.refused(400, &["yes", "true"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_is_another_one_in_each_namespace() {
+    let world = World::start(1).await;
+    let key = [("idempotency-key", "1")];
+    for namespace in ["orders", "customers"] {
+        let body = json!({"keys": ["a"], "ttl": "1h", "namespace": namespace});
+        let name = [("idempotency-key", namespace)];
+        world.send("/v1/claim", &name, body.to_string()).await;
+        let claimed = world.send("/v1/claim", &key, body.to_string()).await;
+        assert_eq!(claimed.json(), json!({"claims": ["duplicate"]}));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_breaks_off_is_not_applied_and_its_repeat_is_first() {
+    let world = World::start(2).await;
+    let keys: String = (0..5000).map(|key| format!("\"{key}\"\n")).collect();
+    let cut = keys.len() - 100;
+    let head = format!(
+        "POST /v1/claim?ttl=1h HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\nidempotency-key: cut\r\ncontent-length: {}\r\n\r\n",
+        keys.len()
+    );
+    let mut stream = TcpStream::connect(&world.http).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&keys.as_bytes()[..cut]).await.unwrap();
+    // The first batch has been answered.
+    let mut answer = [0; 1];
+    stream.read_exact(&mut answer).await.unwrap();
+    drop(stream);
+    let headers = [
+        ("content-type", "application/x-ndjson"),
+        ("idempotency-key", "cut"),
+    ];
+    let claimed = world.send("/v1/claim?ttl=1h", &headers, keys).await;
+    assert_eq!(claimed.lines(), vec![json!({"claim": "first"}); 5000]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_are_answered_while_more_may_come() {
+    let world = World::start(1).await;
+    let mut stream = TcpStream::connect(&world.http).await.unwrap();
+    let head = "POST /v1/get HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\ncontent-length: 100\r\n\r\n\"a\"\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !String::from_utf8_lossy(&answer).contains("{\"present\":false}") {
+        assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0);
+    }
+    // And it is told when the server stops.
+    world.gateway.drain(std::time::Duration::from_secs(5)).await;
+    while !String::from_utf8_lossy(&answer).contains("stopping") {
+        assert_ne!(stream.read_buf(&mut answer).await.unwrap(), 0);
+    }
+    let refused = world.post("/v1/get", json!({"keys": ["a"]})).await;
+    refused.refused(503, &["stopping"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_are_described_by_openapi() {
+    let world = World::start(1).await;
+    let document = world.fetch("/openapi.json").await.json();
+    assert_eq!(document["openapi"], "3.1.0");
+    let paths: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
+    assert_eq!(paths, ["/v1/claim", "/v1/get", "/v1/put"]);
+    let call = &document["components"]["schemas"]["KeysCall"];
+    assert_eq!(call["properties"]["keys"]["maxItems"], KEYS_MAX);
+    assert_eq!(call["additionalProperties"], false);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_is_refused_by_name_and_nothing_is_applied() {
     let world = World::start(1).await;
     let a = || json!(["a"]);
@@ -110,6 +200,16 @@ async fn what_cannot_be_is_refused_by_name_and_nothing_is_applied() {
     let kind = [("content-type", "text/csv")];
     let refused = world.send("/v1/get", &kind, "a".to_owned()).await;
     refused.refused(415, &["text/csv", "application/json"]);
+    let both = world
+        .post("/v1/get?namespace=a", json!({"keys": ["a"]}))
+        .await;
+    both.refused(400, &["query", "x-ndjson"]);
+    let form = [
+        ("content-type", "application/x-www-form-urlencoded"),
+        ("origin", "https://example.com"),
+    ];
+    let refused = world.send("/v1/get", &form, "{}".to_owned()).await;
+    refused.refused(415, &["application/json"]);
     let keys: Vec<String> = (0..=KEYS_MAX).map(|key| key.to_string()).collect();
     let refused = world.post("/v1/get", json!({"keys": keys})).await;
     refused.refused(413, &["65537", "65536"]);
@@ -165,16 +265,16 @@ async fn a_line_that_is_no_key_ends_the_answer_and_is_named() {
         let lines = format!("\"a\"\n{line}\n\"c\"\n");
         let answer = world.post_lines("/v1/put?ttl=1h", &lines).await;
         let answer = answer.lines();
-        assert_eq!(answer.len(), 2, "{answer:?}");
-        assert_eq!(answer[0], json!({"stored": true}));
-        let detail = answer[1]["error"]["detail"].as_str().unwrap();
+        // Nothing of its batch is applied.
+        assert_eq!(answer.len(), 1, "{answer:?}");
+        let detail = answer[0]["error"]["detail"].as_str().unwrap();
         assert!(
             detail.contains("line 2") && detail.contains(words),
             "{detail}"
         );
     }
     let got = world.post("/v1/get", json!({"keys": ["a", "c"]})).await;
-    assert_eq!(got.json(), json!({"present": [true, false]}));
+    assert_eq!(got.json(), json!({"present": [false, false]}));
     let refused = world.post_lines("/v1/put?tll=1h", "\"a\"\n").await;
     refused.refused(400, &["tll", "ttlSeconds"]);
     let refused = world.post_lines("/v1/put?ttl=1h&ttl=2h", "\"a\"\n").await;

@@ -42,7 +42,8 @@ pub struct Listeners {
     pub guests: Guests,
 }
 
-/// What is served on a node's listeners besides its own services. It gets no less time to end than those.
+/// What is served on a node's listeners besides its own services. Whoever asks the node to stop sees to it before that these take no new
+/// calls: they would be refused by the node itself.
 #[derive(Debug, Clone, Default)]
 pub struct Guests {
     /// gRPC services.

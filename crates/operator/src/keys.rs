@@ -6,7 +6,7 @@ use axum::{
 };
 use keydb_gateway::{
     Problem, input,
-    keys::{self, KeysCall},
+    keys::{self, ClaimAnswer, KeysCall},
 };
 use serde_json::{Value, json};
 
@@ -41,9 +41,10 @@ pub(crate) async fn claim(
     State(operator): State<Shared>,
     request: Request,
 ) -> Result<Json<Value>, Problem> {
-    let operation = keys::idempotency_key(request.headers())?;
+    let name = keys::name_of(request.headers())?;
     let call: KeysCall = input::body(request).await?;
-    let claims = keys::claim(&call.write(&operator.cluster)?, operation).await?;
-    let claims: Vec<&str> = claims.into_iter().map(keys::name_of).collect();
+    let named = name.map(|name| name.named(&call.namespace(), None));
+    let claims = keys::claim(&call.write(&operator.cluster)?, named).await?;
+    let claims: Vec<ClaimAnswer> = claims.into_iter().map(ClaimAnswer::from).collect();
     Ok(Json(json!({"success": true, "claims": claims})))
 }

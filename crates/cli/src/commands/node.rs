@@ -12,7 +12,8 @@ use tokio::net::TcpListener;
 use crate::{
     connect,
     exit::Failure,
-    gateway, logging,
+    gateway::Gateway,
+    logging,
     output::{Align, answer, say, table},
     settings::{self, Effective, HTTP_PORT_SETTING, Settings},
     signals::StopSignals,
@@ -106,9 +107,8 @@ async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
     }
     let config = config(settings, id)?;
     let storage = settings.open_storage()?;
-    let mut addresses = vec![format!("localhost:{}", settings.port.value)];
-    addresses.extend(settings.node_addresses.value.iter().flatten().cloned());
-    let (guests, finding) = gateway::guests(id, addresses);
+    let (gateway, guests) =
+        Gateway::of_node(id, settings.port.value, config.limits.request_keys_max);
     let listeners = Listeners {
         guests,
         grpc: listen(settings.port.value, "KEYDB_PORT").await?,
@@ -140,10 +140,10 @@ async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
     });
     let result = run_node(config, listeners, storage, async {
         let _ = stopped.await;
+        gateway.stop().await;
     })
     .await;
     comparison.abort();
-    finding.abort();
     signals.abort();
     result
 }

@@ -107,7 +107,15 @@ impl World {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Full::new(Bytes::from(body))).unwrap();
+        Self::exchange(request.body(Full::new(Bytes::from(body))).unwrap()).await
+    }
+
+    pub(crate) async fn fetch(&self, path: &str) -> Answer {
+        let request = Request::get(format!("http://{}{path}", self.http));
+        Self::exchange(request.body(Full::default()).unwrap()).await
+    }
+
+    async fn exchange(request: Request<Full<Bytes>>) -> Answer {
         let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
         let response = client.request(request).await.unwrap();
         let status = response.status();

@@ -29,7 +29,8 @@ use super::{durability_meaning, node, operator};
 use crate::{
     connect,
     exit::Failure,
-    gateway, logging,
+    gateway::Gateway,
+    logging,
     output::{Stdout, say, shell_word},
     settings::{
         ClientSettings, HTTP_PORT_DEFAULT, OPERATOR_PORT_DEFAULT, PORT_DEFAULT, environment,
@@ -111,22 +112,23 @@ async fn serve(args: &DevArgs) -> Result<(), Failure> {
     let mut nodes = JoinSet::new();
     for ((id, grpc), http) in (0..).map(NodeId).zip(listeners).zip(http_listeners) {
         let mut stopped = stopped.clone();
-        let mut of_itself = addresses.clone();
-        of_itself.rotate_left(id.0 as usize);
-        let (guests, _) = gateway::guests(id, of_itself);
+        let config = home.node_config(id);
+        let port = ports[id.0 as usize];
+        let (gateway, guests) = Gateway::of_node(id, port, config.limits.request_keys_max);
         let listeners = Listeners {
             grpc,
             http: Some(http),
             guests,
         };
         let node = keydb_node::run(
-            home.node_config(id),
+            config,
             listeners,
             Arc::clone(&storage),
             Arc::clone(&clock),
             async move {
                 // An error means that the sender is gone, which is a reason to stop as well.
                 let _ = stopped.changed().await;
+                gateway.stop().await;
             },
         );
         nodes.spawn(async move { Ended::Node(id, node.await) });
