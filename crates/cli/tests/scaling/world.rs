@@ -221,7 +221,9 @@ impl World {
                     let said = tail(&self.log(node.id), 5);
                     // A node that begins with an empty directory on a full disk says so, and ends.
                     let is_full = self.small_disk.is_some() && said.contains("No space left");
-                    if !status.success() && !is_full && status.signal() != Some(9) {
+                    // Of a node that has only just been started, SIGTERM may come before it listens for it.
+                    let is_killed = matches!(status.signal(), Some(9 | 15));
+                    if !status.success() && !is_full && !is_killed {
                         let what = format!("node {} ended with {status}:\n{said}", node.id);
                         self.broken.lock().unwrap().push(what);
                     }
