@@ -272,6 +272,8 @@ async fn a_plan_whose_write_is_in_doubt_is_found_in_the_map_and_storage_that_is_
     assert!(reply.changed);
     assert_eq!(world.map().await.target.unwrap().operation_id, id);
 
+    // The new member writes to the map as well, and would end if it were refused.
+    eventually(async || world.map().await.nodes[1].disk_id.is_some()).await;
     world
         .storage
         .goes_wrong(|call, key| (call == "put" && key == MAP_KEY).then_some(StorageFault::Refused));
