@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::middleware::{Next, from_fn};
-use keydb_client::{AdminClient, AdminError, Claim, NodeEntry, NodeId, Ttl};
+use keydb_client::{AdminClient, AdminError, Claim, NodeId, Ttl};
 use keydb_proto::text::{
     ClaimAnswer, ClaimRequest, ClaimResponse, CreateSnapshotsRequest, CreateSnapshotsResponse,
     GetNodeInfoRequest, GetNodeInfoResponse, GetRequest, GetResponse, LoadSnapshotsRequest,
@@ -18,7 +18,7 @@ use crate::{
     Cluster, input,
     keys::{self, Name, Read, Write},
     limits::{BODY_BYTES_MAX, CALL_TIMEOUT, PATIENCE},
-    problem::Problem,
+    problem::{Problem, failures},
 };
 
 /// The service's full name.
@@ -105,15 +105,6 @@ impl Text {
     fn patient(&self) -> Result<AdminClient, Problem> {
         let client = self.cluster.client()?;
         Ok(AdminClient::from(client.with_call_timeout(PATIENCE)))
-    }
-
-    /// What has failed of what all nodes were asked for; empty: nothing.
-    fn failures<T>(asked: Vec<(NodeEntry, Result<T, AdminError>)>) -> String {
-        let failed = asked.into_iter().filter_map(|(member, outcome)| {
-            let error = outcome.err()?;
-            Some(format!("node {}: {error}", member.id))
-        });
-        failed.collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -228,7 +219,7 @@ impl NodeService for Text {
         let _entered = self.cluster.enter_admin()?;
         let full = request.into_inner().full_sync;
         let made = self.patient()?.create_snapshots(full).await;
-        let error_message = Self::failures(made);
+        let error_message = failures(&made).join("; ");
         Ok(Response::new(CreateSnapshotsResponse {
             success: error_message.is_empty(),
             error_message,
@@ -242,7 +233,7 @@ impl NodeService for Text {
     ) -> Answer<LoadSnapshotsResponse> {
         let _entered = self.cluster.enter_admin()?;
         let loaded = self.patient()?.load_snapshots().await;
-        let error_message = Self::failures(loaded);
+        let error_message = failures(&loaded).join("; ");
         Ok(Response::new(LoadSnapshotsResponse {
             success: error_message.is_empty(),
             error_message,

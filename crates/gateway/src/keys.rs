@@ -97,9 +97,7 @@ impl KeysCall {
     pub fn namespace(&self) -> String {
         self.namespace.clone().unwrap_or_default()
     }
-}
 
-impl KeysCall {
     /// Takes it for a get.
     ///
     /// # Errors

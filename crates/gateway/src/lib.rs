@@ -15,6 +15,7 @@ pub mod keys;
 mod limits;
 mod lines;
 mod problem;
+pub mod query;
 
 pub use cluster::Cluster;
 pub use grpc::{SERVICE, services};
@@ -23,4 +24,4 @@ pub use limits::{
     ADMIN_CALLS_MAX, BODY_BYTES_MAX, CALLS_MAX, KEYS_MAX, READ_TIMEOUT, READS_MAX, STREAMS_MAX,
     WRITE_TIMEOUT,
 };
-pub use problem::Problem;
+pub use problem::{Problem, failures};

@@ -5,11 +5,11 @@
 //! Where something fails, nothing of that batch was sent on unless the error says so, and the last line is `{"error": …}`, with the
 //! problem. The lines before it are answered.
 
-use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, BodyDataStream},
-    extract::{Query, Request},
+    extract::Request,
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
 };
@@ -27,6 +27,7 @@ use crate::{
     keys::{self, Encoding, KeysCall, Name, Read, Write},
     limits::{READ_TIMEOUT, WRITE_TIMEOUT},
     problem::Problem,
+    query::Query,
 };
 
 /// Lines that are sent on together.
@@ -150,29 +151,12 @@ async fn answer(work: &mut Work, batch: u64, keys: Vec<Vec<u8>>) -> Result<Bytes
 
 /// What the query says of all keys.
 fn of_query(request: &Request) -> Result<KeysCall, Problem> {
-    let Query(pairs) = Query::<Vec<(String, String)>>::try_from_uri(request.uri())
-        .map_err(|error| Problem::bad(format!("the query cannot be read: {error}")))?;
-    let mut given = HashMap::new();
-    for (name, value) in pairs {
-        let Some(known) = PARAMETERS.into_iter().find(|known| *known == name) else {
-            return Err(Problem::bad_field(
-                &name,
-                format!(
-                    "there is no such parameter; there is {}",
-                    PARAMETERS.join(", ")
-                ),
-            ));
-        };
-        if given.insert(known, value).is_some() {
-            return Err(Problem::bad_field(known, "is given twice; give it once"));
-        }
-    }
-    let mut take = |name| given.remove(name);
-    let seconds = take("ttlSeconds").map(|text: String| {
+    let query = Query::of(request, &PARAMETERS)?;
+    let seconds = query.one("ttlSeconds")?.map(|text| {
         let number = text.parse::<u64>();
         number.map_err(|_| Problem::bad_field("ttlSeconds", format!("{text:?} is not a number")))
     });
-    let encoding = match take("encoding").as_deref() {
+    let encoding = match query.one("encoding")?.as_deref() {
         None | Some("text") => Encoding::Text,
         Some("base64") => Encoding::Base64,
         Some(other) => {
@@ -184,9 +168,9 @@ fn of_query(request: &Request) -> Result<KeysCall, Problem> {
     };
     Ok(KeysCall {
         encoding,
-        ttl: take("ttl").map(TtlText::Text),
+        ttl: query.one("ttl")?.map(TtlText::Text),
         ttl_seconds: seconds.transpose()?,
-        namespace: take("namespace"),
+        namespace: query.one("namespace")?,
         ..KeysCall::default()
     })
 }

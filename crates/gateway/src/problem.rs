@@ -4,7 +4,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use keydb_client::{AdminError, ErrorKind, GetError, OperationId, WriteError};
+use keydb_client::{AdminError, ErrorKind, GetError, NodeEntry, OperationId, WriteError};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tonic::{Code, Status};
@@ -200,4 +200,13 @@ impl From<AdminError> for Problem {
         };
         Self::new(status, error.to_string())
     }
+}
+
+/// What has failed of what nodes were asked for, in words.
+pub fn failures<T>(asked: &[(NodeEntry, Result<T, AdminError>)]) -> Vec<String> {
+    let failed = asked.iter().filter_map(|(member, outcome)| {
+        let error = outcome.as_ref().err()?;
+        Some(format!("node {}: {error}", member.id))
+    });
+    failed.collect()
 }

@@ -7,11 +7,11 @@ use axum::{
 };
 use keydb_client::{AdminClient, AdminError, NodeEntry, NodeId, NodeStatus, RangeState};
 use keydb_core::NodeState;
-use keydb_gateway::{Problem, input};
+use keydb_gateway::{Problem, failures, input, query::Query};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{config::SNAPSHOT_WAIT_MAX, operator::Shared, query::Query};
+use crate::{config::SNAPSHOT_WAIT_MAX, operator::Shared};
 
 /// What all members hold, or the one that is asked about.
 pub(crate) async fn info(
@@ -143,13 +143,7 @@ fn outcome<T>(
     have_not: &str,
     done: impl Fn(&T) -> Value,
 ) -> Result<Json<Value>, Problem> {
-    let failed: Vec<String> = asked
-        .iter()
-        .filter_map(|(member, outcome)| {
-            let error = outcome.as_ref().err()?;
-            Some(format!("node {}: {error}", member.id))
-        })
-        .collect();
+    let failed = failures(&asked);
     let nodes = asked.iter().map(|(member, outcome)| {
         let mut node = match outcome {
             Ok(outcome) => done(outcome),

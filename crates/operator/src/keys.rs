@@ -7,10 +7,11 @@ use axum::{
 use keydb_gateway::{
     Problem, input,
     keys::{self, ClaimAnswer, KeysCall},
+    query::Query,
 };
 use serde_json::{Value, json};
 
-use crate::{operator::Shared, query::Query};
+use crate::operator::Shared;
 
 pub(crate) async fn get(
     State(operator): State<Shared>,

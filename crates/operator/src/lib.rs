@@ -13,7 +13,6 @@ mod config;
 mod health;
 mod keys;
 mod operator;
-mod query;
 mod scaling;
 mod server;
 

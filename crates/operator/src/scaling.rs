@@ -11,15 +11,14 @@ use axum::{
 use keydb_client::{
     AdminClient, AdminError, NodeId, OperationId, Phase, ScalePlanned, ScaleProgress,
 };
-use keydb_gateway::{Problem, input};
+use keydb_gateway::{
+    Problem, input,
+    query::{self, Query},
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{
-    config::SCALE_WAIT_MAX,
-    operator::Shared,
-    query::{self, Query},
-};
+use crate::{config::SCALE_WAIT_MAX, operator::Shared};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]

@@ -26,11 +26,8 @@ use crate::{
 
 /// How long calls in progress have to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// What the operator can be asked.
-const PATHS: [&str; 20] = [
-    "/v1/get",
-    "/v1/put",
-    "/v1/claim",
+/// What the operator can be asked, besides what the gateway serves.
+const PATHS: [&str; 17] = [
     "/get",
     "/info",
     "/put",
@@ -50,6 +47,10 @@ const PATHS: [&str; 20] = [
     OTHER,
 ];
 const OTHER: &str = "other";
+
+fn paths() -> impl Iterator<Item = &'static str> {
+    keydb_gateway::PATHS.into_iter().chain(PATHS)
+}
 
 /// What ended an operator.
 #[derive(Debug, thiserror::Error)]
@@ -145,7 +146,7 @@ fn router(operator: Shared) -> Router {
 
 async fn limit_and_count(State(operator): State<Shared>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    let path = PATHS.into_iter().find(|it| *it == path).unwrap_or(OTHER);
+    let path = paths().find(|it| *it == path).unwrap_or(OTHER);
     let is_call = !matches!(path, "/live" | "/ready" | "/metrics");
     let response = match operator.room.try_acquire() {
         Err(_) if is_call => Problem::unavailable(format!(
@@ -159,7 +160,7 @@ async fn limit_and_count(State(operator): State<Shared>, request: Request, next:
 }
 
 async fn no_such_path(uri: Uri) -> Problem {
-    let calls = PATHS.into_iter().filter(|path| *path != OTHER);
+    let calls = paths().filter(|path| *path != OTHER);
     Problem::new(
         StatusCode::NOT_FOUND,
         format!(

@@ -1,15 +1,20 @@
 //! Reading the query of a call: nothing is guessed, and what cannot be is refused by its name.
 
 use axum::extract::Request;
-use keydb_gateway::Problem;
 use percent_encoding::percent_decode_str;
 
+use crate::problem::Problem;
+
 /// The parameters of a query, in order.
-pub(crate) struct Query(Vec<(String, String)>);
+#[derive(Debug)]
+pub struct Query(Vec<(String, String)>);
 
 impl Query {
     /// Of a call that takes only these.
-    pub(crate) fn of(request: &Request, known: &[&str]) -> Result<Self, Problem> {
+    ///
+    /// # Errors
+    /// What is wrong with it, by the parameter's name.
+    pub fn of(request: &Request, known: &[&str]) -> Result<Self, Problem> {
         let query = request.uri().query().unwrap_or_default();
         let pairs = query.split('&').filter(|pair| !pair.is_empty());
         let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
@@ -26,7 +31,7 @@ impl Query {
     }
 
     /// Everything that is listed under `name`: with commas between, in one parameter or several. A comma of a value itself is `%2C`.
-    pub(crate) fn list(&self, name: &str) -> Vec<Vec<u8>> {
+    pub fn list(&self, name: &str) -> Vec<Vec<u8>> {
         let values = self.0.iter().filter(|(it, _)| it == name);
         values
             .flat_map(|(_, value)| value.split(','))
@@ -35,7 +40,10 @@ impl Query {
     }
 
     /// The text of the one `name`, if there is any.
-    pub(crate) fn one(&self, name: &str) -> Result<Option<String>, Problem> {
+    ///
+    /// # Errors
+    /// What is wrong with it, by the parameter's name.
+    pub fn one(&self, name: &str) -> Result<Option<String>, Problem> {
         let mut values = self.0.iter().filter(|(it, _)| it == name);
         let value = values.next().map(|(_, value)| value.replace('+', " "));
         if values.next().is_some() {
@@ -47,6 +55,9 @@ impl Query {
 }
 
 /// A value that has to be text.
-pub(crate) fn text(name: &str, value: Vec<u8>) -> Result<String, Problem> {
+///
+/// # Errors
+/// What is wrong with it, by the parameter's name.
+pub fn text(name: &str, value: Vec<u8>) -> Result<String, Problem> {
     String::from_utf8(value).map_err(|_| Problem::bad_field(name, "is not UTF-8"))
 }
