@@ -109,8 +109,10 @@ async fn work(
         if keys.is_empty() {
             return Ok(());
         }
-        let _entered = cluster.enter_again().await?;
+        let entered = cluster.enter_again().await?;
         let text = answer(&mut work, batch, keys).await?;
+        // The caller may be slow to read it.
+        drop(entered);
         if !send(answers, text).await {
             return Ok(());
         }
