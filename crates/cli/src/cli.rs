@@ -17,6 +17,7 @@ use crate::{
         operator::OperatorArgs,
         recover::RecoverArgs,
         scale::{ScaleArgs, operations::OperationsArgs},
+        certs::CertsArgs,
         snapshot::SnapshotArgs,
         status::StatusArgs,
     },
@@ -59,6 +60,8 @@ pub(crate) enum Command {
     Operator(OperatorArgs),
     /// Ask whether the node or operator beside it is well, for health checks of containers
     Health(HealthArgs),
+    /// Make a CA and certificates, for TLS
+    Certs(CertsArgs),
     /// Run a whole cluster in this process, to try KeyDB on one machine
     Dev(DevArgs),
     /// Store keys

@@ -49,15 +49,8 @@ pub(crate) fn config(args: &ConnectArgs) -> Result<ClientConfig, Failure> {
     Ok(config_by(args, settings))
 }
 
-/// The same of an operator, and the port that it listens on.
-pub(crate) fn operator_config(args: &ConnectArgs) -> Result<(ClientConfig, u16), Failure> {
-    let settings = ClientSettings::of_operator(settings::environment()?)?;
-    logging::start(settings.log.as_deref().unwrap_or("info"));
-    let port = settings.operator_port;
-    Ok((config_by(args, settings), port))
-}
-
-fn config_by(args: &ConnectArgs, settings: ClientSettings) -> ClientConfig {
+/// How a cluster is found. The flag outranks the environment.
+pub(crate) fn config_by(args: &ConnectArgs, settings: ClientSettings) -> ClientConfig {
     let addresses = match (&args.addresses, settings.addresses) {
         (Some(Addresses(flag)), _) => flag.clone(),
         (None, Some(environment)) => environment,
@@ -66,6 +59,7 @@ fn config_by(args: &ConnectArgs, settings: ClientSettings) -> ClientConfig {
     let mut config = ClientConfig::new(addresses);
     config.call_timeout = args.timeout;
     config.namespace = settings.namespace.unwrap_or_default();
+    config.outgoing = settings.outgoing;
     config
 }
 

@@ -2,7 +2,7 @@
 
 use std::{fmt, process::ExitCode};
 
-use keydb_client::{AdminError, ConnectError, GetError, NotApplied, WriteError};
+use keydb_client::{AdminError, ConnectError, FileError, GetError, NotApplied, WriteError};
 use keydb_storage::UpdateError;
 
 /// The exit codes of every command, as `--help` prints them. [`Code`] holds the numbers.
@@ -144,11 +144,17 @@ impl From<AdminError> for Failure {
     }
 }
 
+impl From<FileError> for Failure {
+    fn from(error: FileError) -> Self {
+        Self::usage(error.to_string())
+    }
+}
+
 impl From<ConnectError> for Failure {
     fn from(error: ConnectError) -> Self {
         let code = match error {
             ConnectError::Unreachable { .. } => Code::Unreachable,
-            ConnectError::Map(_) => Code::Failed,
+            ConnectError::Map(_) | ConnectError::Denied { .. } => Code::Failed,
             _ => Code::Usage,
         };
         Self::new(code, error.to_string())

@@ -1,11 +1,10 @@
 //! Keys as text, beside a node's own services.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use keydb_client::ClientConfig;
-use keydb_core::NodeId;
+use keydb_client::{ClientConfig, FileError};
 use keydb_gateway::{Cluster, SERVICE, router, services};
-use keydb_node::Guests;
+use keydb_node::{Guests, NodeConfig};
 use tokio::task::JoinHandle;
 
 /// How long calls that are being worked on have to end before the node begins to stop.
@@ -18,12 +17,24 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// What node `id` serves of its cluster. That is found through the node itself, at this port of this machine, since nobody else is
-    /// certainly of the same one. Requests to a node have so many keys at most.
-    pub(crate) fn of_node(id: NodeId, port: u16, request_keys_max: usize) -> (Self, Guests) {
-        let config = ClientConfig::new([format!("localhost:{port}")]);
-        let keys_per_request_max = config.keys_per_request_max.min(request_keys_max);
-        let config = config.with_keys_per_request_max(keys_per_request_max);
+    /// What a node serves of its cluster. That is found through the node itself, which listens at `own`, since nobody else is certainly
+    /// of the same one.
+    ///
+    /// # Errors
+    /// When the node's certificate is for nobody: the node could not be asked.
+    pub(crate) fn of_node(
+        node: &NodeConfig,
+        own: SocketAddr,
+    ) -> Result<(Self, Guests), FileError> {
+        let id = node.id;
+        let config = ClientConfig::new([own.to_string()]);
+        let keys_per_request_max = config
+            .keys_per_request_max
+            .min(node.limits.request_keys_max);
+        let config = config
+            .with_keys_per_request_max(keys_per_request_max)
+            .with_outgoing(node.outgoing.clone())
+            .with_first_outgoing(Some(node.outgoing.to_itself()?));
         let cluster = Arc::new(Cluster::new(config));
         let guests = Guests {
             grpc: services(&cluster, id),
@@ -36,7 +47,7 @@ impl Gateway {
                 tracing::error!(node = %id, "keys as text cannot be served: {error}");
             }
         });
-        (Self { cluster, finding }, guests)
+        Ok((Self { cluster, finding }, guests))
     }
 
     /// Takes no new calls, and waits for a while until those that are being worked on have ended: before the node refuses their keys.

@@ -42,6 +42,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Init(args) => commands::init::run(&args),
         Command::Node(args) => commands::node::run(&args),
+        Command::Certs(args) => commands::certs::run(&args),
         Command::Operator(args) => commands::operator::run(&args),
         Command::Health(args) => commands::health::run(&args),
         Command::Dev(args) => commands::dev::run(&args),

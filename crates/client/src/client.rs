@@ -95,11 +95,7 @@ impl Client {
         let routing = connect(&config).await?;
         let seed = routing.map.hash.seed.in_namespace(&config.namespace);
         let shared = Arc::new(Shared {
-            router: Router::new(
-                routing,
-                config.addresses.clone(),
-                config.requests_in_flight_max,
-            ),
+            router: Router::new(routing, &config),
             config,
             counters: Counters::default(),
             closed: CancellationToken::new(),

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use keydb_core::{Namespace, random};
+use keydb_transport::Outgoing;
 
 use crate::observer::{Observer, SharedObserver};
 
@@ -41,6 +42,11 @@ pub struct ClientConfig {
     pub keys_per_request_max: usize,
     /// How many requests may be on their way to one node at a time; further ones wait.
     pub requests_in_flight_max: usize,
+    /// How nodes are reached: plain by default, or over TLS, with a token.
+    pub outgoing: Outgoing,
+    /// How [`addresses`](Self::addresses) are reached, where those are not what the nodes' certificates are for: a loopback address, or
+    /// that of a load balancer.
+    pub first_outgoing: Option<Outgoing>,
     /// Who is told what the client does, see [`with_observer`](Self::with_observer).
     pub(crate) observer: Option<SharedObserver>,
 }
@@ -85,6 +91,8 @@ impl ClientConfig {
             coalescing: Some(Coalescing::default()),
             keys_per_request_max: 8192,
             requests_in_flight_max: 16,
+            outgoing: Outgoing::plain(),
+            first_outgoing: None,
             observer: None,
         }
     }
@@ -98,6 +106,8 @@ impl ClientConfig {
         with_coalescing, coalescing: Option<Coalescing>;
         with_keys_per_request_max, keys_per_request_max: usize;
         with_requests_in_flight_max, requests_in_flight_max: usize;
+        with_outgoing, outgoing: Outgoing;
+        with_first_outgoing, first_outgoing: Option<Outgoing>;
     }
 
     /// Has `observer` told what the client does.
@@ -105,6 +115,11 @@ impl ClientConfig {
     pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observer = Some(SharedObserver(observer));
         self
+    }
+
+    /// How the configured addresses are reached.
+    pub(crate) fn first_outgoing(&self) -> &Outgoing {
+        self.first_outgoing.as_ref().unwrap_or(&self.outgoing)
     }
 
     /// The first setting that cannot be: its name, its value and what would be right.

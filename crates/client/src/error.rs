@@ -42,6 +42,8 @@ pub enum ErrorKind {
     WrongCluster,
     /// An operation id was used before, see [`Operation::first`](crate::Operation::first).
     OperationIdUsed,
+    /// A node does not take the client's token, or that allows less.
+    Denied,
     /// A node takes the request for wrong: it and this client do not agree on something.
     InvalidRequest,
     /// The call's time was up, and no node had refused anything.
@@ -378,6 +380,14 @@ pub enum ConnectError {
         timeout: Duration,
         /// The last error of each address.
         errors: String,
+    },
+    /// A node does not take the client's token, or misses one.
+    #[error("{address} lets nobody in without leave: {reason}")]
+    Denied {
+        /// The node.
+        address: String,
+        /// What it says.
+        reason: String,
     },
     /// The cluster has another number of hash ranges than configured.
     #[error(

@@ -70,6 +70,7 @@ pub use keydb_core::{
     NAMESPACE_BYTES_MAX, Namespace, NamespaceError, NodeEntry, NodeId, OperationId, Phase,
     RangeEntry, RangeId, Ttl, TtlError, UnixMillis,
 };
+pub use keydb_transport::{ClientTls, FileError, Outgoing, OwnCertificate};
 pub use observer::{CallKind, Observer};
 pub use operation::Operation;
 pub use status::{DiskStatus, NodeStatus, RangeState, RangeStatus};

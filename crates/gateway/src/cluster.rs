@@ -88,7 +88,10 @@ impl Cluster {
                     let _ = self.found.set((client, admin));
                     return Ok(());
                 }
-                Err(error @ ConnectError::Unreachable { .. }) => warn!("{error}; trying again"),
+                // Tokens may be replaced on both sides, one after the other.
+                Err(
+                    error @ (ConnectError::Unreachable { .. } | ConnectError::Denied { .. }),
+                ) => warn!("{error}; trying again"),
                 Err(error) => return Err(error),
             }
             tokio::time::sleep(CONNECT_PAUSE).await;

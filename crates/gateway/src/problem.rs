@@ -166,7 +166,9 @@ fn of_kind(kind: ErrorKind, detail: String) -> Problem {
     let status = match kind {
         ErrorKind::InvalidKey => StatusCode::BAD_REQUEST,
         ErrorKind::OperationIdUsed => StatusCode::CONFLICT,
-        ErrorKind::WrongCluster | ErrorKind::InvalidRequest => StatusCode::BAD_GATEWAY,
+        ErrorKind::WrongCluster | ErrorKind::InvalidRequest | ErrorKind::Denied => {
+            StatusCode::BAD_GATEWAY
+        },
         ErrorKind::DiskFull | ErrorKind::MemoryLimit | ErrorKind::RangeFull => {
             StatusCode::INSUFFICIENT_STORAGE
         }

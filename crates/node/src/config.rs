@@ -4,6 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use keydb_core::NodeId;
 use keydb_storage::{S3Options, StorageUrl};
+use keydb_transport::Outgoing;
 
 use crate::NodeError;
 
@@ -31,6 +32,8 @@ pub struct NodeConfig {
     pub storage_url: Option<StorageUrl>,
     /// How S3 is reached, where a backup goes there.
     pub s3: S3Options,
+    /// How other nodes are reached.
+    pub outgoing: Outgoing,
 }
 
 /// What moving hash ranges may take of a node, so that requests hardly notice it: whichever is used up first. What is committed while
@@ -88,6 +91,7 @@ impl NodeConfig {
             moves: MoveBudget::default(),
             storage_url: None,
             s3: S3Options::default(),
+            outgoing: Outgoing::plain(),
         }
     }
 

@@ -8,6 +8,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use axum::Router;
 use keydb_core::{Clock, Provisioner};
 use keydb_storage::{MapStore, ObjectStorage};
+use keydb_transport::ListenerSecurity;
 use tokio::{
     net::TcpListener,
     task::{JoinError, JoinSet},
@@ -40,6 +41,8 @@ pub struct Listeners {
     pub http: Option<TcpListener>,
     /// What is served there as well.
     pub guests: Guests,
+    /// What protects both.
+    pub security: ListenerSecurity,
 }
 
 /// What is served on a node's listeners besides its own services. Whoever asks the node to stop sees to it before that these take no new
@@ -60,6 +63,7 @@ impl From<TcpListener> for Listeners {
             grpc,
             http: None,
             guests: Guests::default(),
+            security: ListenerSecurity::default(),
         }
     }
 }
@@ -121,7 +125,7 @@ struct Running {
     server: JoinSet<Result<(), tonic::transport::Error>>,
     membership: JoinSet<NodeError>,
     sweeper: JoinSet<()>,
-    http: JoinSet<std::io::Result<()>>,
+    http: JoinSet<()>,
     /// Answer probes no more.
     stop_http: CancellationToken,
     /// Accept no more connections, and close each when its last request has ended.
@@ -144,7 +148,7 @@ impl Running {
         server.spawn(serve(
             Arc::clone(node),
             store.clone(),
-            listeners.grpc,
+            (listeners.grpc, listeners.security.clone()),
             (listeners.guests.grpc, listeners.guests.grpc_names),
             stop.clone(),
             cut.clone(),
@@ -155,7 +159,7 @@ impl Running {
             let node = Arc::clone(node);
             let status = move || crate::server::status::snapshot(&node);
             http.spawn(crate::server::http::serve(
-                listener,
+                (listener, listeners.security),
                 status,
                 listeners.guests.http,
                 stop_http.clone(),
@@ -200,8 +204,7 @@ impl Running {
                 Err(error) => failed("sweeper", &error),
             },
             Some(ended) = self.http.join_next() => match ended {
-                Ok(Ok(())) => NodeError::Task { task: "http", reason: ended_early() },
-                Ok(Err(error)) => NodeError::Task { task: "http", reason: error.to_string() },
+                Ok(()) => NodeError::Task { task: "http", reason: ended_early() },
                 Err(error) => failed("http", &error),
             },
             else => NodeError::Task { task: "server", reason: ended_early() },

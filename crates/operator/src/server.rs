@@ -12,6 +12,7 @@ use axum::{
 };
 use keydb_client::ConnectError;
 use keydb_gateway::Problem;
+use keydb_transport::{ListenerSecurity, serve_http};
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -70,7 +71,7 @@ pub enum OperatorError {
 /// What ended it, other than `shutdown`.
 pub async fn run(
     config: OperatorConfig,
-    listener: TcpListener,
+    (listener, security): (TcpListener, ListenerSecurity),
     shutdown: impl Future<Output = ()> + Send,
 ) -> Result<(), OperatorError> {
     match listener.local_addr() {
@@ -80,9 +81,11 @@ pub async fn run(
     let operator = Arc::new(Operator::new(config));
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    let server = axum::serve(listener, router(Arc::clone(&operator)))
-        .with_graceful_shutdown(stop.clone().cancelled_owned());
-    tasks.spawn(async move { server.await.map_err(OperatorError::from) });
+    let (serves, is_over) = (router(Arc::clone(&operator)), stop.clone());
+    tasks.spawn(async move {
+        serve_http(listener, &security, serves, is_over).await;
+        Ok(())
+    });
     let cluster = Arc::clone(&operator.cluster);
     let is_over = stop.clone();
     tasks.spawn(async move {

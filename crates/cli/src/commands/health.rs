@@ -8,16 +8,17 @@ use std::{
 };
 
 use clap::Args;
+use keydb_transport::Outgoing;
 
 use crate::{
     exit::{Code, Failure},
     output::Stdout,
-    settings::{self, HTTP_PORT_SETTING},
+    settings::{self, HTTP_PORT_SETTING, HealthSettings},
 };
 
 const EXAMPLES: &str = "\
 Exits with 0 when the answer is yes, 1 when it is no, which is said with the reason, and 3 when there is none in time.
-It asks 127.0.0.1 at KEYDB_HTTP_PORT (50080), an operator at KEYDB_OPERATOR_PORT (8080).
+It asks this machine at KEYDB_HTTP_PORT (50080), an operator at KEYDB_OPERATOR_PORT (8080); by TLS where KEYDB_TLS_CERT_FILE is set.
 
 Examples:
   keydb health                                   whether the node of this container can be sent requests
@@ -49,11 +50,12 @@ pub(crate) struct HealthArgs {
 const REPLY_BYTES_MAX: usize = 64 << 10;
 
 pub(crate) fn run(args: &HealthArgs) -> Result<ExitCode, Failure> {
-    let url = match &args.url {
-        Some(url) => url.clone(),
-        None => own(args)?,
+    let settings = settings::of_health(settings::environment()?, args.operator)?;
+    let (url, tls) = match &args.url {
+        Some(url) => (url.clone(), settings.tls),
+        None => own(args, settings)?,
     };
-    let reply = ask(&url, args.timeout).map_err(|error| {
+    let reply = ask(&url, tls.as_ref(), args.timeout).map_err(|error| {
         Failure::new(Code::Unreachable, format!("{url} gives no answer: {error}"))
     })?;
     if reply.status != 200 {
@@ -68,46 +70,51 @@ pub(crate) fn run(args: &HealthArgs) -> Result<ExitCode, Failure> {
 }
 
 /// What the process with the settings of this one is asked.
-fn own(args: &HealthArgs) -> Result<Url, Failure> {
-    let vars = settings::environment()?;
-    let port = if args.operator {
-        settings::ClientSettings::of_operator(vars)?.operator_port
-    } else {
-        settings::node_http_port(vars)?.ok_or_else(|| {
-            Failure::usage(format!(
-                "{HTTP_PORT_SETTING} is off, so there is nothing to ask"
-            ))
-        })?
-    };
+fn own(args: &HealthArgs, settings: HealthSettings) -> Result<(Url, Option<Outgoing>), Failure> {
+    let listening = settings.listening.ok_or_else(|| {
+        Failure::usage(format!(
+            "{HTTP_PORT_SETTING} is off, so there is nothing to ask"
+        ))
+    })?;
+    let tls = settings.tls.as_ref().map(Outgoing::to_itself).transpose()?;
     let path = match (args.live, args.startup) {
         (true, _) => "/live",
         (_, true) => "/startup",
         _ => READY,
     };
-    Ok(Url {
-        authority: format!("127.0.0.1:{port}"),
+    let url = Url {
+        is_https: tls.is_some(),
+        authority: listening.from_here().to_string(),
         path: path.to_owned(),
-    })
+    };
+    Ok((url, tls))
 }
 
 const READY: &str = "/ready";
 
-/// `http://host:port/path`.
+/// `http://host:port/path`, or the same with `https`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Url {
+    is_https: bool,
     authority: String,
     path: String,
 }
 
 impl std::fmt::Display for Url {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "http://{}{}", self.authority, self.path)
+        let scheme = if self.is_https { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority, self.path)
     }
 }
 
 fn url(text: &str) -> Result<Url, String> {
     let right = "give http://host:port/path, such as http://127.0.0.1:50080/ready";
-    let rest = text.strip_prefix("http://").ok_or(right)?;
+    let (scheme, rest) = text.split_once("://").ok_or(right)?;
+    let is_https = match scheme {
+        "http" => false,
+        "https" => true,
+        _ => return Err(right.to_owned()),
+    };
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     settings::host_and_port(authority).map_err(|problem| format!("it {problem}; {right}"))?;
     if path.contains(|c: char| c.is_whitespace() || c.is_control()) {
@@ -119,6 +126,7 @@ fn url(text: &str) -> Result<Url, String> {
         path
     };
     Ok(Url {
+        is_https,
         authority: authority.to_owned(),
         path: path.to_owned(),
     })
@@ -130,7 +138,7 @@ struct Reply {
 }
 
 /// One request, whole within `timeout`. HTTP/1.0: the connection's end is the answer's end.
-fn ask(url: &Url, timeout: Duration) -> io::Result<Reply> {
+fn ask(url: &Url, tls: Option<&Outgoing>, timeout: Duration) -> io::Result<Reply> {
     let deadline = Instant::now() + timeout;
     let left = || {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -150,9 +158,22 @@ fn ask(url: &Url, timeout: Duration) -> io::Result<Reply> {
             Err(error) => failure = error,
         }
     }
-    let mut stream = connected.ok_or(failure)?;
-    stream.set_write_timeout(Some(left()?))?;
-    let Url { authority, path } = url;
+    let tcp = connected.ok_or(failure)?;
+    tcp.set_write_timeout(Some(left()?))?;
+    tcp.set_read_timeout(Some(left()?))?;
+    let times = tcp.try_clone()?;
+    let Url {
+        authority, path, ..
+    } = url;
+    let mut stream: Box<dyn Stream> = if url.is_https {
+        let host = settings::host_and_port(authority).map_or("", |(host, _)| host);
+        let tls = tls.ok_or_else(|| {
+            io::Error::other("KEYDB_TLS_CERT_FILE and KEYDB_TLS_CA_FILE do not say whom to trust")
+        })?;
+        Box::new(tls.handshake(host, tcp)?)
+    } else {
+        Box::new(tcp)
+    };
     write!(
         stream,
         "GET {path} HTTP/1.0\r\nHost: {authority}\r\nUser-Agent: keydb-health\r\n\r\n"
@@ -160,11 +181,13 @@ fn ask(url: &Url, timeout: Duration) -> io::Result<Reply> {
     let mut bytes = Vec::new();
     let mut chunk = [0; 4096];
     while bytes.len() < REPLY_BYTES_MAX {
-        stream.set_read_timeout(Some(left()?))?;
+        times.set_read_timeout(Some(left()?))?;
         match stream.read(&mut chunk) {
             Ok(0) => break,
             Ok(count) => bytes.extend_from_slice(&chunk[..count]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // A connection over TLS that ends without a word, after the answer.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
             // What a socket says whose time is up.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 return Err(io::ErrorKind::TimedOut.into());
@@ -175,6 +198,10 @@ fn ask(url: &Url, timeout: Duration) -> io::Result<Reply> {
     parse(&String::from_utf8_lossy(&bytes))
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "what it says is not HTTP"))
 }
+
+/// A connection, plain or over TLS.
+trait Stream: Read + Write {}
+impl<T: Read + Write> Stream for T {}
 
 /// The status and the body of an HTTP/1 answer.
 fn parse(text: &str) -> Option<Reply> {
@@ -201,13 +228,14 @@ mod tests {
             ("http://keydb-0:50080", "http://keydb-0:50080/ready"),
             ("http://keydb-0:50080/", "http://keydb-0:50080/ready"),
             ("http://[::1]:50080/live", "http://[::1]:50080/live"),
+            ("https://keydb-0:50080", "https://keydb-0:50080/ready"),
         ] {
             assert_eq!(shown(text), Ok(meant.to_owned()));
         }
         for text in [
             "",
             "keydb-0:50080",
-            "https://keydb-0:50080/ready",
+            "ftp://keydb-0:50080/ready",
             "http://keydb-0/ready",
             "http://:50080/ready",
             "http://keydb-0:0/ready",

@@ -1,6 +1,7 @@
 //! One command a file.
 
 pub(crate) mod backup;
+pub(crate) mod certs;
 pub(crate) mod completions;
 pub(crate) mod dev;
 pub(crate) mod health;

@@ -1,6 +1,6 @@
 //! `keydb node`: one node of a cluster.
 
-use std::{future::Future, io, process::ExitCode, sync::Arc, time::Duration};
+use std::{future::Future, io, net::Ipv6Addr, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
 use keydb_core::NodeId;
@@ -15,7 +15,7 @@ use crate::{
     gateway::Gateway,
     logging,
     output::{Align, answer, say, table},
-    settings::{self, Effective, HTTP_PORT_SETTING, Settings},
+    settings::{self, Effective, Listening, Security, Settings},
     signals::StopSignals,
 };
 
@@ -60,6 +60,7 @@ pub(crate) fn run(args: &NodeArgs) -> Result<ExitCode, Failure> {
     if settings.init.value {
         settings.required_addresses()?;
     }
+    let security = settings.security()?;
     if args.check {
         return check(&settings, args.json);
     }
@@ -67,7 +68,8 @@ pub(crate) fn run(args: &NodeArgs) -> Result<ExitCode, Failure> {
     for warning in &settings.warnings {
         tracing::warn!("{warning}");
     }
-    connect::runtime()?.block_on(serve(&settings, id))?;
+    settings.warn_of_exposure(&security);
+    connect::runtime()?.block_on(serve(&settings, security, id))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -97,7 +99,7 @@ fn as_text(effective: &[Effective]) -> String {
     table(&header, &rows.collect::<Vec<_>>())
 }
 
-async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
+async fn serve(settings: &Settings, security: Security, id: NodeId) -> Result<(), Failure> {
     let mut signals = StopSignals::listen()?;
     if !settings.storage_is_given() {
         tracing::info!(
@@ -105,17 +107,19 @@ async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
             settings.storage_text()
         );
     }
-    let config = config(settings, id)?;
+    let mut config = config(settings, id)?;
+    config.outgoing = security.outgoing;
     let storage = settings.open_storage()?;
-    let (gateway, guests) =
-        Gateway::of_node(id, settings.port.value, config.limits.request_keys_max);
+    let listening = settings.listening();
+    let (gateway, guests) = Gateway::of_node(&config, listening.from_here())?;
     let listeners = Listeners {
         guests,
-        grpc: listen(settings.port.value, "KEYDB_PORT").await?,
-        http: match settings.http_port.value {
-            Some(port) => Some(listen(port, HTTP_PORT_SETTING).await?),
+        grpc: listen(&listening).await?,
+        http: match settings.http_listening() {
+            Some(listening) => Some(listen(&listening).await?),
             None => None,
         },
+        security: security.listeners,
     };
     // One that was a member goes by the map that it kept, should the storage have lost its own.
     let was_member = !matches!(saved_map(&config.data_dir), Ok(None));
@@ -195,11 +199,17 @@ pub(super) fn failure(id: NodeId, error: &NodeError) -> Failure {
     failure
 }
 
-/// Listens at `port`, which `setting` gave, on every interface, with IPv6 where the machine has it.
-pub(super) async fn listen(port: u16, setting: &str) -> Result<TcpListener, Failure> {
-    let listener = match TcpListener::bind(("::", port)).await {
+/// Listens where settings say. Every interface is those of IPv4 where the machine has no IPv6.
+pub(super) async fn listen(listening: &Listening) -> Result<TcpListener, Failure> {
+    let Listening {
+        address,
+        port_setting,
+        ..
+    } = listening;
+    let port = address.port();
+    let listener = match TcpListener::bind(address).await {
         Err(error)
-            if matches!(
+            if address.ip() == Ipv6Addr::UNSPECIFIED && matches!(
                 error.kind(),
                 io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
             ) || error.raw_os_error() == Some(ADDRESS_FAMILY_NOT_SUPPORTED) =>
@@ -209,7 +219,10 @@ pub(super) async fn listen(port: u16, setting: &str) -> Result<TcpListener, Fail
         other => other,
     };
     listener.map_err(|error| {
-        Failure::failed(format!("cannot listen on port {port} ({setting}): {error}"))
+        Failure::failed(format!(
+            "cannot listen on port {port} ({port_setting}) of {}: {error}",
+            address.ip()
+        ))
     })
 }
 

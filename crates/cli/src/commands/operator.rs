@@ -10,7 +10,8 @@ use crate::{
     args::ConnectArgs,
     connect,
     exit::{Code, Failure},
-    settings::OPERATOR_PORT_SETTING,
+    logging,
+    settings::{self, OperatorSettings},
     signals::StopSignals,
 };
 
@@ -31,16 +32,21 @@ pub(crate) struct OperatorArgs {
 }
 
 pub(crate) fn run(args: &OperatorArgs) -> Result<ExitCode, Failure> {
-    let (client, port) = connect::operator_config(&args.connect)?;
+    let settings = OperatorSettings::read(settings::environment()?)?;
+    logging::start(settings.client.log.as_deref().unwrap_or("info"));
+    if settings.insecure && !settings.security.is_protected() {
+        settings::warn_insecure();
+    }
+    let client = connect::config_by(&args.connect, settings.client);
     connect::runtime()?.block_on(async {
         let mut signals = StopSignals::listen()?;
-        let listener = listen(port, OPERATOR_PORT_SETTING).await?;
+        let listener = listen(&settings.listening).await?;
         let config = OperatorConfig { client };
         let stopped = async {
             let name = signals.next().await;
             tracing::info!("{name}: stopping");
         };
-        keydb_operator::run(config, listener, stopped)
+        keydb_operator::run(config, (listener, settings.security), stopped)
             .await
             .map_err(|error| failure(&error))
     })?;

@@ -1,7 +1,7 @@
 //! Every setting, declared once: its name, default, parser and how it is shown. All else that is the same for each follows
 //! from that.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use keydb_core::{Durability, HASH_RANGES_MAX, Namespace, NodeId};
 use keydb_node::{Limits, MemoryPolicy, MoveBudget};
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     memory::{self, MemoryLimit},
     parse::{self, duration_text},
+    security::{self, file_text},
     storage::{self, Bucket, Secret},
 };
 
@@ -110,6 +111,24 @@ settings! {
     /// /v1, /startup, /ready, /live and /metrics (50080; off)
     Node "KEYDB_HTTP_PORT" http_port: Option<u16> = Some(HTTP_PORT_DEFAULT), parse::http_port,
         |port| port.map_or_else(|| "off".to_owned(), |port| port.to_string());
+    /// the IP address of both: 127.0.0.1, or :: and 0.0.0.0 for all; of HTTP alone
+    Server "KEYDB_BIND_ADDRESS" bind_address: IpAddr = security::BIND_DEFAULT, security::bind_address, ToString::to_string;
+    /// (as above)
+    Node "KEYDB_HTTP_BIND_ADDRESS" http_bind_address: Option<IpAddr> = None, security::bind_address, if_set;
+    /// PEM: what this node shows, and its key; TLS on both ports
+    Both "KEYDB_TLS_CERT_FILE" tls_cert_file: Option<PathBuf> = None, security::file, file_text;
+    /// PEM
+    Both "KEYDB_TLS_KEY_FILE" tls_key_file: Option<PathBuf> = None, security::file, file_text;
+    /// PEM: the CA of the other nodes
+    Both "KEYDB_TLS_CA_FILE" tls_ca_file: Option<PathBuf> = None, security::file, file_text;
+    /// PEM: callers have to show a certificate of this CA
+    Server "KEYDB_TLS_CLIENT_CA_FILE" tls_client_ca_file: Option<PathBuf> = None, security::file, file_text;
+    /// callers have to send one of these tokens: lines of ROLE TOKEN; roles: read, write, admin
+    Server "KEYDB_ACCEPTED_TOKENS_FILE" accepted_tokens_file: Option<PathBuf> = None, security::file, file_text;
+    /// the token that this node sends to others: one of the role admin
+    Both "KEYDB_TOKEN_FILE" token_file: Option<PathBuf> = None, security::file, file_text;
+    /// true: listen without TLS, tokens or certificates where others can reach it
+    Server "KEYDB_INSECURE" insecure: bool = false, parse::truth, ToString::to_string;
     Node "KEYDB_TOTAL_HASH_RANGES" total_hash_ranges: u32 = HASH_RANGES_DEFAULT, parse::number(1..=HASH_RANGES_MAX),
         ToString::to_string;
     /// s3://bucket/prefix or file:///dir (./keydb-storage); or, for S3, instead of it:
@@ -187,13 +206,18 @@ pub(super) enum Reader {
     Client,
     /// Operators.
     Operator,
+    /// Whoever listens: nodes and operators.
+    Server,
     /// All of them.
     Both,
 }
 
 impl Declared {
     pub(super) fn is_read_by(&self, reader: Reader) -> bool {
-        self.reader == reader || self.reader == Reader::Both
+        let serves = matches!(reader, Reader::Node | Reader::Operator);
+        self.reader == reader
+            || self.reader == Reader::Both
+            || (self.reader == Reader::Server && serves)
     }
 }
 

@@ -10,6 +10,7 @@ mod names;
 mod parse;
 mod problems;
 mod read;
+mod security;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -21,5 +22,6 @@ pub(crate) use declared::{
 pub(crate) use environment::environment;
 pub(crate) use memory::available_bytes as available_memory_bytes;
 pub(crate) use parse::{addresses, duration, host_and_port, namespace};
-pub(crate) use read::{ClientSettings, load, node_http_port};
+pub(crate) use read::{ClientSettings, HealthSettings, OperatorSettings, load, of_health};
+pub(crate) use security::{Listening, Security, warn_insecure};
 pub(crate) use storage::url as storage_url;

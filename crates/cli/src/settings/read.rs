@@ -4,17 +4,19 @@ use std::{path::Path, sync::Arc};
 
 use keydb_core::{ClusterMap, Namespace, NodeId};
 use keydb_storage::{ObjectStorage, S3Options, StorageError, StorageUrl};
+use keydb_transport::{ListenerSecurity, Outgoing};
 
 use super::{
     declared::{Reader, Settings},
     environment::{environment, known},
     parse,
     problems::{Problems, SettingsError, missing},
+    security::Listening,
 };
 use crate::exit::Failure;
 
 /// What a client goes by.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct ClientSettings {
     /// The cluster's nodes.
     pub(crate) addresses: Option<Vec<String>>,
@@ -22,8 +24,20 @@ pub(crate) struct ClientSettings {
     pub(crate) namespace: Option<Namespace>,
     /// The log filter.
     pub(crate) log: Option<String>,
-    /// Where an operator listens.
-    pub(crate) operator_port: u16,
+    /// How nodes are reached.
+    pub(crate) outgoing: Outgoing,
+}
+
+/// What an operator goes by: it is a client that listens.
+pub(crate) struct OperatorSettings {
+    /// As of every client.
+    pub(crate) client: ClientSettings,
+    /// Where it listens.
+    pub(crate) listening: Listening,
+    /// What protects the listener.
+    pub(crate) security: ListenerSecurity,
+    /// Whether it need not be protected.
+    pub(crate) insecure: bool,
 }
 
 impl ClientSettings {
@@ -31,30 +45,70 @@ impl ClientSettings {
     pub(crate) fn read(
         vars: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, SettingsError> {
-        Self::of(vars, Reader::Client)
-    }
-
-    /// The same of an operator, which has a setting of its own.
-    pub(crate) fn of_operator(
-        vars: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<Self, SettingsError> {
-        Self::of(vars, Reader::Operator)
-    }
-
-    fn of(
-        vars: impl IntoIterator<Item = (String, String)>,
-        reader: Reader,
-    ) -> Result<Self, SettingsError> {
         let mut problems = Problems::default();
-        let settings = each(vars, reader, &mut problems);
+        let settings = each(vars, Reader::Client, &mut problems);
+        let outgoing = settings.outgoing(&mut problems);
         problems.into_result()?;
-        Ok(Self {
+        Ok(Self::of(settings, outgoing))
+    }
+
+    fn of(settings: Settings, outgoing: Outgoing) -> Self {
+        Self {
             addresses: settings.node_addresses.value,
             namespace: settings.namespace.value,
             log: settings.log.value,
-            operator_port: settings.operator_port.value,
+            outgoing,
+        }
+    }
+}
+
+impl OperatorSettings {
+    /// Reads the settings of an operator.
+    pub(crate) fn read(
+        vars: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, SettingsError> {
+        let mut problems = Problems::default();
+        let settings = each(vars, Reader::Operator, &mut problems);
+        let security = settings.security_of_operator(&mut problems);
+        problems.into_result()?;
+        Ok(Self {
+            listening: settings.operator_listening(),
+            insecure: settings.insecure.value,
+            security: security.listeners,
+            client: ClientSettings::of(settings, security.outgoing),
         })
     }
+}
+
+/// How the HTTP listener of a process with these settings is asked.
+pub(crate) struct HealthSettings {
+    /// Where, if there is one.
+    pub(crate) listening: Option<Listening>,
+    /// Whom to trust there, where it speaks TLS.
+    pub(crate) tls: Option<Outgoing>,
+}
+
+/// How the node with these variables answers probes, or the operator.
+pub(crate) fn of_health(
+    vars: impl IntoIterator<Item = (String, String)>,
+    is_operator: bool,
+) -> Result<HealthSettings, SettingsError> {
+    let mut problems = Problems::default();
+    let reader = if is_operator {
+        Reader::Operator
+    } else {
+        Reader::Node
+    };
+    let settings = each(vars, reader, &mut problems);
+    let outgoing = settings.outgoing(&mut problems);
+    problems.into_result()?;
+    let listening = if is_operator {
+        Some(settings.operator_listening())
+    } else {
+        settings.http_listening()
+    };
+    let tls = settings.tls_cert_file.given.then_some(outgoing);
+    Ok(HealthSettings { listening, tls })
 }
 
 /// The settings of this process.
@@ -62,16 +116,6 @@ pub(crate) fn load() -> Result<Settings, Failure> {
     let directory = std::env::current_dir()
         .map_err(|error| Failure::failed(format!("there is no working directory: {error}")))?;
     Ok(Settings::read(environment()?, &directory)?)
-}
-
-/// Where a node with these variables answers probes, if it does.
-pub(crate) fn node_http_port(
-    vars: impl IntoIterator<Item = (String, String)>,
-) -> Result<Option<u16>, SettingsError> {
-    let mut problems = Problems::default();
-    let settings = each(vars, Reader::Node, &mut problems);
-    problems.into_result()?;
-    Ok(settings.http_port.value)
 }
 
 /// Reads the settings of `reader`, each by itself; the others have their defaults.

@@ -26,7 +26,7 @@ pub use self::scale_progress::{ScalePlanned, ScalePreview, ScaleProgress};
 use crate::{
     call::{Kind, run_entries, run_part},
     client::Client,
-    cluster::{Node, Routing, describe},
+    cluster::{Node, Routing, describe, is_denied},
     config::ClientConfig,
     error::{ConnectError, ErrorKind, GetError, WriteError},
     shared::{Deadline, Shared},
@@ -513,7 +513,7 @@ fn is_refusal(status: &Status) -> bool {
                 | ErrorCode::StorageUnavailable
         ),
         // A node that does not know the call.
-        None => status.code() == Code::Unimplemented,
+        None => status.code() == Code::Unimplemented || is_denied(status),
     }
 }
 

@@ -15,7 +15,7 @@ use tonic::Status;
 
 use super::{hand_over::HandOver, kind::Kind};
 use crate::{
-    cluster::{Holder, MapVersion, Node, Share, describe, was_never_sent},
+    cluster::{Holder, MapVersion, Node, Share, describe, is_denied, was_never_sent},
     error::{ErrorKind, NotApplied},
     shared::Shared,
 };
@@ -134,10 +134,11 @@ impl RequestFailure {
     /// A request that failed as a whole.
     fn of_request(status: &Status, node: &Node) -> Self {
         let code = error_code(status);
+        let is_denied = is_denied(status);
         Self {
             message: format!("{node}: {}", describe(status)).into(),
-            maybe_applied: code.is_none() && !was_never_sent(status),
-            permanent: matches!(
+            maybe_applied: code.is_none() && !is_denied && !was_never_sent(status),
+            permanent: is_denied || matches!(
                 code,
                 Some(
                     ErrorCode::InvalidRequest
@@ -146,7 +147,11 @@ impl RequestFailure {
                         | ErrorCode::OperationIdUsed
                 )
             ),
-            kind: code.map_or(ErrorKind::Unreachable, kind_of),
+            kind: match code {
+                Some(code) => kind_of(code),
+                None if is_denied => ErrorKind::Denied,
+                None => ErrorKind::Unreachable,
+            },
             moving: None,
         }
     }

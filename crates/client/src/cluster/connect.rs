@@ -2,11 +2,11 @@
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use keydb_proto::shard::{GetMapRequest, shard_service_client::ShardServiceClient};
+use keydb_transport::Channel;
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::transport::Channel;
 
 use super::{
-    node::{connection, describe},
+    node::{connection, describe, is_denied},
     routing::{Routing, read_map},
 };
 use crate::{
@@ -28,9 +28,11 @@ pub(crate) async fn connect(config: &ClientConfig) -> Result<Routing, ConnectErr
     }
     let mut asked = Vec::with_capacity(config.addresses.len());
     for address in &config.addresses {
-        let connection = connection(address).map_err(|reason| ConnectError::InvalidAddress {
-            address: address.clone(),
-            reason,
+        let connection = connection(address, config.first_outgoing()).map_err(|reason| {
+            ConnectError::InvalidAddress {
+                address: address.clone(),
+                reason,
+            }
         })?;
         asked.push(Asked {
             address,
@@ -88,12 +90,18 @@ impl Asked<'_> {
     async fn map(&mut self, config: &ClientConfig) -> Result<Routing, ConnectError> {
         for retry in 0.. {
             self.last_error = match self.connection.get_map(GetMapRequest::default()).await {
+                Err(status) if is_denied(&status) => {
+                    return Err(ConnectError::Denied {
+                        address: self.address.to_owned(),
+                        reason: describe(&status),
+                    });
+                }
                 Err(status) => describe(&status),
                 Ok(reply) => match read_map(reply.get_ref()) {
                     Ok(None) => "the node has no cluster map yet".to_owned(),
                     Ok(Some((map, clock))) => {
-                        let max = config.requests_in_flight_max;
-                        match Routing::new(map, None, max, clock) {
+                        let (max, outgoing) = (config.requests_in_flight_max, &config.outgoing);
+                        match Routing::new(map, None, max, outgoing, clock) {
                             Ok(routing) => return Ok(routing),
                             Err(error) => error.to_string(),
                         }

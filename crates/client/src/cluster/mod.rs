@@ -9,7 +9,7 @@ mod split;
 pub(crate) use self::{
     connect::connect,
     holder::{Holder, Redirect},
-    node::{Node, describe, was_never_sent},
+    node::{Node, describe, is_denied, was_never_sent},
     routing::{MapVersion, Router, Routing},
     split::{Share, split},
 };

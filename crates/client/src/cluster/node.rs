@@ -10,11 +10,9 @@ use keydb_core::{Durability, Incarnation, NodeEntry, NodeId, UnixMillis};
 use keydb_proto::shard::{
     ReplyHeader, admin_service_client::AdminServiceClient, shard_service_client::ShardServiceClient,
 };
+use keydb_transport::{Channel, Outgoing, is_certificate_refused};
 use tokio::{sync::Semaphore, time::Instant};
-use tonic::{
-    ConnectError, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, ConnectError, Status};
 
 /// A connection that does not come about in this time is given up: nothing has been sent.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -30,30 +28,33 @@ const REPLY_BYTES_MAX: usize = 64 << 20;
 ///
 /// # Errors
 /// What is wrong with the address.
-pub(crate) fn connection(address: &str) -> Result<ShardServiceClient<Channel>, String> {
-    Ok(speaking_of_keys(channel(address)?))
+pub(crate) fn connection(
+    address: &str,
+    outgoing: &Outgoing,
+) -> Result<ShardServiceClient<Channel>, String> {
+    Ok(speaking_of_keys(channel(address, outgoing)?))
 }
 
 fn speaking_of_keys(channel: Channel) -> ShardServiceClient<Channel> {
     ShardServiceClient::new(channel).max_decoding_message_size(REPLY_BYTES_MAX)
 }
 
-fn channel(address: &str) -> Result<Channel, String> {
+fn channel(address: &str, outgoing: &Outgoing) -> Result<Channel, String> {
     let port = address
         .rsplit_once(':')
         .map(|(host, port)| (host, port.parse::<u16>()));
     if !matches!(port, Some((host, Ok(port))) if !host.is_empty() && port != 0) {
         return Err("the port, 1 to 65535, or the host is missing".to_owned());
     }
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+    let endpoint = outgoing
+        .endpoint(address)
         .map_err(|error| with_sources(&error))?
         .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
         .http2_keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-    Ok(endpoint.connect_lazy())
+    Ok(outgoing.connect_lazy(&endpoint))
 }
 
 /// What a node's clock showed, and when we learned it.
@@ -102,11 +103,12 @@ impl Node {
         entry: &NodeEntry,
         requests_in_flight_max: usize,
         clock: ClockSample,
+        outgoing: &Outgoing,
     ) -> Result<Self, String> {
         Ok(Self {
             id: entry.id,
             address: entry.address.clone(),
-            channel: channel(&entry.address)?,
+            channel: channel(&entry.address, outgoing)?,
             in_flight: Arc::new(Semaphore::new(requests_in_flight_max)),
             seen: Mutex::new(Seen {
                 incarnation: None,
@@ -193,12 +195,20 @@ impl std::fmt::Display for Node {
 pub(crate) fn was_never_sent(status: &Status) -> bool {
     let mut source = status.source();
     while let Some(error) = source {
-        if error.is::<ConnectError>() {
+        if error.is::<ConnectError>() || is_certificate_refused(error) {
             return true;
         }
         source = error.source();
     }
     false
+}
+
+/// Whether a node says that this client may not: it has done nothing.
+pub(crate) fn is_denied(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Code::Unauthenticated | Code::PermissionDenied
+    )
 }
 
 /// A status as a person reads it.
@@ -261,7 +271,7 @@ mod tests {
             durability: Durability::Memory,
         })
         .unwrap();
-        let node = Node::new(&map.nodes[0], 1, ClockSample::of(&header(0, 5))).unwrap();
+        let node = Node::new(&map.nodes[0], 1, ClockSample::of(&header(0, 5)), &Outgoing::plain()).unwrap();
         let (log, lines) = mpsc::channel();
         let log = Log(log);
         let subscriber = tracing_subscriber::fmt()

@@ -13,19 +13,19 @@ use bytes::Bytes;
 use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
 use keydb_core::{ClusterId, ClusterMap, Durability, NodeId, RangeId};
 use keydb_proto::shard::{GetMapReply, GetMapRequest, shard_service_client::ShardServiceClient};
+use keydb_transport::{Channel, Outgoing};
 use tokio::{
     join,
     sync::{Notify, watch},
     time::timeout,
 };
-use tonic::transport::Channel;
 
 use super::{
     holder::{Holder, Redirect},
     node::{ClockSample, Node, connection, describe},
     split::SlotTable,
 };
-use crate::error::MapRejected;
+use crate::{config::ClientConfig, error::MapRejected};
 
 /// How long one node may take to answer with its map.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(1);
@@ -49,6 +49,7 @@ impl Routing {
         map: ClusterMap,
         before: Option<&Self>,
         requests_in_flight_max: usize,
+        outgoing: &Outgoing,
         clock: ClockSample,
     ) -> Result<Self, MapRejected> {
         let mut nodes = Vec::with_capacity(map.nodes.len());
@@ -56,12 +57,13 @@ impl Routing {
             let known = before.and_then(|it| it.nodes.iter().find(|node| node.is(entry)));
             let node = match known {
                 Some(known) => Arc::clone(known),
-                None => Arc::new(Node::new(entry, requests_in_flight_max, clock).map_err(
-                    |reason| MapRejected::Address {
+                None => {
+                    let node = Node::new(entry, requests_in_flight_max, clock, outgoing);
+                    Arc::new(node.map_err(|reason| MapRejected::Address {
                         address: entry.address.clone(),
                         reason,
-                    },
-                )?),
+                    })?)
+                }
             };
             nodes.push(node);
         }
@@ -117,6 +119,8 @@ pub(crate) struct Router {
     /// Asked when no member of the map has a newer one: the cluster may have moved away from all of them.
     addresses: Vec<String>,
     requests_in_flight_max: usize,
+    outgoing: Outgoing,
+    first_outgoing: Outgoing,
     current: RwLock<Arc<Routing>>,
     /// Held by whoever replaces `current`.
     replacing: Mutex<()>,
@@ -139,17 +143,15 @@ struct Requests {
 const ANY_NEWER: MapVersion = (u64::MAX, u64::MAX);
 
 impl Router {
-    pub(crate) fn new(
-        routing: Routing,
-        addresses: Vec<String>,
-        requests_in_flight_max: usize,
-    ) -> Self {
+    pub(crate) fn new(routing: Routing, config: &ClientConfig) -> Self {
         Self {
             cluster_id: routing.map.cluster_id,
             cluster_id_bytes: routing.map.cluster_id.to_bytes().to_vec().into(),
             durability: routing.map.durability,
-            addresses,
-            requests_in_flight_max,
+            addresses: config.addresses.clone(),
+            requests_in_flight_max: config.requests_in_flight_max,
+            outgoing: config.outgoing.clone(),
+            first_outgoing: config.first_outgoing().clone(),
             current: RwLock::new(Arc::new(routing)),
             replacing: Mutex::default(),
             taken_over: Notify::new(),
@@ -296,7 +298,7 @@ impl Router {
             .addresses
             .iter()
             .filter(|address| known.nodes().iter().all(|node| node.address() != *address))
-            .filter_map(|address| Some((connection(address).ok()?, address.as_str(), None)));
+            .filter_map(|address| Some((connection(address, &self.first_outgoing).ok()?, address.as_str(), None)));
         let mut asked: FuturesUnordered<_> = members
             .chain(others)
             .map(|(connection, address, node)| self.ask(connection, address, node, &known))
@@ -360,7 +362,8 @@ impl Router {
         if map.version() <= before.map.version() {
             return Ok(false);
         }
-        let next = Routing::new(map, Some(&before), self.requests_in_flight_max, clock)?;
+        let max = self.requests_in_flight_max;
+        let next = Routing::new(map, Some(&before), max, &self.outgoing, clock)?;
         tracing::debug!(
             lineage = next.map.lineage,
             epoch = next.map.epoch,

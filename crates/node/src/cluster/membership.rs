@@ -384,16 +384,17 @@ impl Membership {
             check_unconfirmed(&*self.node.clock, root, map.clock_error_max_ms)?;
         }
         let disk_id = self.open_disk(&map).await?;
+        let outgoing = &self.node.config.outgoing;
         if entry.disk_id == Some(disk_id) {
             if map.durability.has_disk() && self.predecessor.is_none() {
                 // A copy of the disk may run elsewhere.
-                refuse_to_be_second(self.node.incarnation, &map, &entry).await?;
+                refuse_to_be_second(self.node.incarnation, &map, &entry, outgoing).await?;
             }
             // Either the disk was here before, or an earlier attempt, whose outcome was not known, has succeeded.
             return self.registered(map);
         }
         if let Some(found) = entry.disk_id {
-            refuse_to_be_second(self.node.incarnation, &map, &entry).await?;
+            refuse_to_be_second(self.node.incarnation, &map, &entry, outgoing).await?;
             if map.durability == Durability::Journal {
                 return Err(NodeError::OtherDisk {
                     node: entry.id,

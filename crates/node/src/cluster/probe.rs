@@ -6,8 +6,8 @@ use keydb_core::{ClusterMap, Incarnation, NodeEntry};
 use keydb_proto::shard::{
     NodeStatusReply, NodeStatusRequest, shard_service_client::ShardServiceClient,
 };
+use keydb_transport::Outgoing;
 use tokio::time::timeout;
-use tonic::transport::Endpoint;
 
 use crate::NodeError;
 
@@ -19,8 +19,9 @@ pub(super) async fn refuse_to_be_second(
     own: Incarnation,
     map: &ClusterMap,
     entry: &NodeEntry,
+    outgoing: &Outgoing,
 ) -> Result<(), NodeError> {
-    let Ok(Ok(answered)) = timeout(PROBE_TIMEOUT, ask(&entry.address)).await else {
+    let Ok(Ok(answered)) = timeout(PROBE_TIMEOUT, ask(&entry.address, outgoing)).await else {
         return Ok(());
     };
     let incarnation = answered
@@ -41,10 +42,11 @@ pub(super) async fn refuse_to_be_second(
     }
 }
 
-async fn ask(address: &str) -> Result<NodeStatusReply, Box<dyn std::error::Error + Send + Sync>> {
-    let channel = Endpoint::from_shared(format!("http://{address}"))?
-        .connect()
-        .await?;
+async fn ask(
+    address: &str,
+    outgoing: &Outgoing,
+) -> Result<NodeStatusReply, Box<dyn std::error::Error + Send + Sync>> {
+    let channel = outgoing.connect(&outgoing.endpoint(address)?).await?;
     let reply = ShardServiceClient::new(channel)
         .node_status(NodeStatusRequest::default())
         .await?;

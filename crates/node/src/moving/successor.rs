@@ -24,7 +24,6 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
 use tracing::{info, warn};
 
 use super::{
@@ -189,12 +188,13 @@ async fn run(node: &Arc<Node>, owner: NodeId, link: &Link) -> Result<(), String>
     if journal.is_none() && node.recorder().is_none() {
         return Err("the journal is not open yet".to_owned());
     }
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+    let outgoing = &node.config.outgoing;
+    let endpoint = outgoing
+        .endpoint(&address)
         .map_err(|error| error.to_string())?
         .initial_stream_window_size(4 << 20)
-        .initial_connection_window_size(8 << 20)
-        .tcp_nodelay(true);
-    let channel = timeout(CONNECT_TIMEOUT, endpoint.connect())
+        .initial_connection_window_size(8 << 20);
+    let channel = timeout(CONNECT_TIMEOUT, outgoing.connect(&endpoint))
         .await
         .map_err(|_| format!("{address} does not answer"))?
         .map_err(|error| format!("{address}: {error}"))?;

@@ -15,7 +15,6 @@ use tokio::{
     task::JoinSet,
     time::{Instant, timeout},
 };
-use tonic::transport::Endpoint;
 use tracing::debug;
 
 use crate::{disk::failpoint, node::Node};
@@ -83,9 +82,8 @@ async fn say(
         target_node: peer.0,
         words,
     };
-    let channel = Endpoint::from_shared(format!("http://{address}"))?
-        .connect()
-        .await?;
+    let outgoing = &node.config.outgoing;
+    let channel = outgoing.connect(&outgoing.endpoint(address)?).await?;
     let reply = MoveServiceClient::new(channel).tell(request).await?;
     for word in reply.into_inner().words {
         take_in(node, peer, &word);

@@ -2,19 +2,12 @@
 
 use std::{
     convert::Infallible,
-    future::Future,
-    io::{self, IoSlice},
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use futures_util::{
-    FutureExt,
-    future::Map,
-    stream::{Stream, unfold},
-};
+use futures_util::{FutureExt, future::Map};
 use keydb_proto::{
     refusal_status,
     shard::{
@@ -23,37 +16,27 @@ use keydb_proto::{
     },
 };
 use keydb_storage::MapStore;
+use keydb_transport::{GrpcAccess, Incoming, ListenerSecurity, Protocol};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    net::TcpListener,
     time::{Timeout, error::Elapsed, timeout},
 };
-use tokio_util::{
-    sync::{CancellationToken, WaitForCancellationFutureOwned},
-    task::AbortOnDropHandle,
-};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{
     Code, Status,
     body::Body,
     codegen::{Service as TowerService, http},
     server::NamedService,
     service::Routes,
-    transport::{
-        Server,
-        server::{Connected, TcpConnectInfo},
-    },
+    transport::Server,
 };
-use tracing::{debug, warn};
+use tower_layer::layer_fn;
 
 use crate::{
     moving::MoveRequests,
     node::Node,
     server::{admin::Admin, health, service::Service, snapshots::SNAPSHOT_TIMEOUT},
 };
-
-/// Connections at the same time; more wait to be accepted.
-const CONNECTIONS_MAX: usize = 8192;
 
 /// How long a request may take from its first byte on: a caller that never sends the rest does not hold it for ever.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -69,18 +52,21 @@ const SNAPSHOT_PATHS: [&str; 3] = [
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// All headers of a request together.
+const HEADERS_BYTES_MAX: u32 = 16 << 10;
+/// Requests of a connection that were given up before the node looked at them; a caller that makes more is cut off, since it would
+/// cost the node more than itself.
+const RESETS_PENDING_MAX: usize = 256;
+
 /// What may be sent to the node before it says that it has read it. Room for many requests in flight on one connection.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
-
-/// How long no connection is accepted after a failure, for want of file descriptors perhaps.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves the connections that `listener` accepts, until `stop`; then until the last request in progress has ended, or `cut`.
 pub(crate) async fn serve(
     node: Arc<Node>,
     store: MapStore,
-    listener: TcpListener,
+    (listener, security): (TcpListener, ListenerSecurity),
     (guests, guest_names): (Routes, Vec<&'static str>),
     stop: CancellationToken,
     cut: CancellationToken,
@@ -111,12 +97,17 @@ pub(crate) async fn serve(
     ];
     let names = [&named[..], &guest_names].concat();
     let _tells = AbortOnDropHandle::new(tokio::spawn(health::tell(node, told, names)));
+    let access = security.access;
+    let incoming = Incoming::new(listener, security.tls, Protocol::Grpc, cut);
     Server::builder()
         .max_concurrent_streams(streams_max)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_max_header_list_size(HEADERS_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING_MAX))
+        .layer(layer_fn(move |inner| GrpcAccess::new(access.clone(), inner)))
         .add_routes(guests)
         .add_service(NamedLimit(service))
         .add_service(NamedLimit(admin))
@@ -124,121 +115,8 @@ pub(crate) async fn serve(
         .add_service(health)
         .add_service(reflection_v1)
         .add_service(reflection_v1alpha)
-        .serve_with_incoming_shutdown(connections(listener, cut), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(incoming.into_stream(), stop.cancelled_owned())
         .await
-}
-
-fn connections(
-    listener: TcpListener,
-    cut: CancellationToken,
-) -> impl Stream<Item = io::Result<Connection>> {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    unfold((listener, room, cut), async |(listener, room, cut)| {
-        let place = match Arc::clone(&room).try_acquire_owned() {
-            Ok(place) => place,
-            Err(_) => {
-                warn!(
-                    "{CONNECTIONS_MAX} connections are open, which is the limit; more have to wait"
-                );
-                // The semaphore is never closed; if it were, there would be no more connections.
-                Arc::clone(&room).acquire_owned().await.ok()?
-            }
-        };
-        let stream = accept(&listener).await;
-        let connection = Connection {
-            stream,
-            cut: Box::pin(cut.clone().cancelled_owned()),
-            _place: place,
-        };
-        Some((Ok(connection), (listener, room, cut)))
-    })
-}
-
-async fn accept(listener: &TcpListener) -> TcpStream {
-    let mut failed = false;
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                // Requests are written whole, so waiting for more only delays them. Without it they still arrive.
-                if let Err(error) = stream.set_nodelay(true) {
-                    debug!(%error, "cannot set TCP_NODELAY");
-                }
-                return stream;
-            }
-            // Each of these failures concerns one connection, or passes when other files are closed.
-            Err(error) => {
-                if !std::mem::replace(&mut failed, true) {
-                    warn!(%error, "cannot accept a connection, trying again");
-                }
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-/// A connection that can be cut off from this side.
-struct Connection {
-    stream: TcpStream,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Connection {
-    /// The connection's stream, unless it has been cut.
-    fn stream(&mut self, context: &mut Context<'_>) -> io::Result<Pin<&mut TcpStream>> {
-        match self.cut.as_mut().poll(context) {
-            Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
-            Poll::Pending => Ok(Pin::new(&mut self.stream)),
-        }
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.stream(context)?.poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.stream(context)?.poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.stream(context)?.poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream(context)?.poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream(context)?.poll_shutdown(context)
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
-    }
 }
 
 /// Names the limit, and says that nothing was applied, where the server below refuses a message for its size. Ends what takes too

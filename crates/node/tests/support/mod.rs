@@ -23,6 +23,7 @@ use keydb_proto::{
     },
 };
 use keydb_storage::{Init, MapStore, testing::FaultyStorage};
+use keydb_transport::ListenerSecurity;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -112,6 +113,7 @@ impl World {
             grpc: listener,
             http: Some(probes),
             guests: Guests::default(),
+            security: ListenerSecurity::default(),
         };
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(keydb_node::run(

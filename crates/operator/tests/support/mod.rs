@@ -8,6 +8,7 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use keydb_core::{ClusterMap, NodeId};
 use keydb_node::NodeConfig;
 use keydb_operator::{OperatorConfig, OperatorError};
+use keydb_transport::ListenerSecurity;
 use serde_json::Value;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 
@@ -61,6 +62,7 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap().to_string();
         let (stop, stopped) = oneshot::channel::<()>();
+        let listener = (listener, ListenerSecurity::default());
         let ended = tokio::spawn(keydb_operator::run(config, listener, async {
             let _ = stopped.await;
         }));

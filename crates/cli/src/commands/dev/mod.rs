@@ -18,6 +18,7 @@ use keydb_client::{Client, ClientConfig, NodeStatus, RangeState};
 use keydb_core::{Clock, NodeId};
 use keydb_node::{Listeners, NodeError, SystemClock};
 use keydb_operator::{OperatorConfig, OperatorError};
+use keydb_transport::ListenerSecurity;
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -114,11 +115,13 @@ async fn serve(args: &DevArgs) -> Result<(), Failure> {
         let mut stopped = stopped.clone();
         let config = home.node_config(id);
         let port = ports[id.0 as usize];
-        let (gateway, guests) = Gateway::of_node(id, port, config.limits.request_keys_max);
+        let own = (Ipv4Addr::LOCALHOST, port).into();
+        let (gateway, guests) = Gateway::of_node(&config, own)?;
         let listeners = Listeners {
             grpc,
             http: Some(http),
             guests,
+            security: ListenerSecurity::default(),
         };
         let node = keydb_node::run(
             config,
@@ -134,6 +137,7 @@ async fn serve(args: &DevArgs) -> Result<(), Failure> {
         nodes.spawn(async move { Ended::Node(id, node.await) });
     }
     let mut stop_operator = stopped.clone();
+    let of_operator = (of_operator, ListenerSecurity::default());
     let operator = keydb_operator::run(OperatorConfig::new(&addresses), of_operator, async move {
         let _ = stop_operator.changed().await;
     });

@@ -10,8 +10,9 @@ use keydb_proto::{
         ErrorCode, NodeStatusReply, NodeStatusRequest, shard_service_client::ShardServiceClient,
     },
 };
+use keydb_transport::Outgoing;
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::{Status, transport::Endpoint};
+use tonic::Status;
 
 /// How long all of them have to answer, connecting included.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -30,7 +31,11 @@ pub(super) const MEMBERS_MAX: usize = 4096;
 ///
 /// # Errors
 /// A refusal that names every address that cannot be, and why.
-pub(super) async fn members(map: &ClusterMap, addresses: &[String]) -> Result<Vec<Member>, Status> {
+pub(super) async fn members(
+    map: &ClusterMap,
+    addresses: &[String],
+    outgoing: &Outgoing,
+) -> Result<Vec<Member>, Status> {
     if addresses.len() > MEMBERS_MAX {
         let message = format!(
             "{} addresses are more than a cluster may have nodes, which is {MEMBERS_MAX}",
@@ -39,7 +44,7 @@ pub(super) async fn members(map: &ClusterMap, addresses: &[String]) -> Result<Ve
         return Err(refusal_status(ErrorCode::InvalidRequest, message));
     }
     let deadline = Instant::now() + ASK_TIMEOUT;
-    let asked = addresses.iter().map(|address| who_is_at(address, deadline));
+    let asked = addresses.iter().map(|address| who_is_at(address, outgoing, deadline));
     let mut problems = Vec::new();
     let mut members: Vec<Member> = Vec::new();
     for (address, answer) in addresses.iter().zip(join_all(asked).await) {
@@ -85,15 +90,19 @@ struct There {
 
 /// Asks until there is an answer, or says what is wrong with the address. A node that has just left the cluster is about to be started
 /// again, or nobody will be there.
-async fn who_is_at(address: &str, deadline: Instant) -> Result<There, String> {
-    let first = ask(address, deadline).await;
+async fn who_is_at(
+    address: &str,
+    outgoing: &Outgoing,
+    deadline: Instant,
+) -> Result<There, String> {
+    let first = ask(address, outgoing, deadline).await;
     if !matches!(&first, Ok(there) if there.has_left) {
         return first;
     }
     let restarted_by = Instant::now() + RESTART_TIMEOUT;
     loop {
         sleep(ASK_PAUSE).await;
-        match ask(address, restarted_by).await {
+        match ask(address, outgoing, restarted_by).await {
             Ok(there) if !there.has_left => return Ok(there),
             _ if Instant::now() < restarted_by => {}
             _ => {
@@ -105,17 +114,17 @@ async fn who_is_at(address: &str, deadline: Instant) -> Result<There, String> {
     }
 }
 
-async fn ask(address: &str, deadline: Instant) -> Result<There, String> {
+async fn ask(address: &str, outgoing: &Outgoing, deadline: Instant) -> Result<There, String> {
     let nobody = |why: &dyn Display| format!("no node answers at {address}: {why}");
     let is_host_and_port = address
         .rsplit_once(':')
         .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|it| it > 0));
-    let endpoint = Endpoint::from_shared(format!("http://{address}"));
+    let endpoint = outgoing.endpoint(address);
     let Some(endpoint) = endpoint.ok().filter(|_| is_host_and_port) else {
         return Err(format!("{address:?} is not host:port"));
     };
     let asked = async {
-        let channel = endpoint.connect().await;
+        let channel = outgoing.connect(&endpoint).await;
         let channel = channel.map_err(|error| nobody(&innermost(&error)))?;
         let mut client = ShardServiceClient::new(channel);
         loop {

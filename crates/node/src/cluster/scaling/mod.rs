@@ -40,7 +40,7 @@ pub(crate) async fn scale(
         .ok_or_else(|| invalid("operation_id is missing; it has 16 bytes"))?;
     let now = node.clock.now();
     let stored = stored_map(store).await.map_err(|error| failure(&error))?;
-    let members = ask::members(&stored, &request.addresses).await?;
+    let members = ask::members(&stored, &request.addresses, &node.config.outgoing).await?;
     if request.preview {
         let plan =
             plan_scale(&stored, &members, operation, now).map_err(|error| refusal(&error))?;

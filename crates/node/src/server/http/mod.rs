@@ -3,7 +3,7 @@
 //! | path | 200 when | for |
 //! | --- | --- | --- |
 //! | `/live` | the process answers | a liveness probe |
-//! | `/startup` | the node is registered in the cluster map, and has loaded its ranges | a start-up probe |
+//! | `/startup` | the node is registered in the cluster map, and has loaded its ranges | whoever waits for the first start (not a start-up probe: a node that is no member yet has to live) |
 //! | `/ready` | as well, and the node is not on its way down | a readiness probe |
 //! | `/metrics` | always | Prometheus |
 //!
@@ -12,7 +12,7 @@
 
 mod metrics;
 
-use std::{fmt::Write, sync::Arc, time::Duration};
+use std::{fmt::Write, pin::pin, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -23,6 +23,7 @@ use axum::{
 };
 use keydb_core::MetricsText;
 use keydb_proto::shard::{NodeStatusReply, RangeState};
+use keydb_transport::{ListenerSecurity, serve_http};
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -78,25 +79,20 @@ impl StatusSnapshot {
     }
 }
 
-/// Serves the connections that `listener` accepts, until `stop`.
-///
-/// # Errors
-/// When the listener cannot be used any more.
+/// Serves the connections that the listener accepts, until `stop`.
 pub(crate) async fn serve(
-    listener: TcpListener,
+    (listener, security): (TcpListener, ListenerSecurity),
     status: impl Fn() -> StatusSnapshot + Send + Sync + 'static,
     guests: Router,
     stop: CancellationToken,
-) -> std::io::Result<()> {
-    let ended = stop.clone();
-    let serving = axum::serve(listener, router(status).merge(guests))
-        .with_graceful_shutdown(async move { stop.cancelled().await });
-    let mut serving = std::pin::pin!(serving.into_future());
+) {
+    let router = router(status).merge(guests);
+    let mut serving = pin!(serve_http(listener, &security, router, stop.clone()));
     tokio::select! {
-        result = &mut serving => result,
-        () = ended.cancelled() => {
+        () = &mut serving => {}
+        () = stop.cancelled() => {
             // A connection in the middle of a request that never ends is left.
-            timeout(CLOSE_TIMEOUT, serving).await.unwrap_or(Ok(()))
+            let _ = timeout(CLOSE_TIMEOUT, serving).await;
         }
     }
 }
