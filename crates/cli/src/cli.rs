@@ -6,6 +6,7 @@ use crate::{
     bench::BenchArgs,
     commands::{
         backup::BackupArgs,
+        certs::CertsArgs,
         completions::CompletionsArgs,
         dev::DevArgs,
         health::HealthArgs,
@@ -17,7 +18,6 @@ use crate::{
         operator::OperatorArgs,
         recover::RecoverArgs,
         scale::{ScaleArgs, operations::OperationsArgs},
-        certs::CertsArgs,
         snapshot::SnapshotArgs,
         status::StatusArgs,
     },

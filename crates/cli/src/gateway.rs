@@ -22,10 +22,7 @@ impl Gateway {
     ///
     /// # Errors
     /// When the node's certificate is for nobody: the node could not be asked.
-    pub(crate) fn of_node(
-        node: &NodeConfig,
-        own: SocketAddr,
-    ) -> Result<(Self, Guests), FileError> {
+    pub(crate) fn of_node(node: &NodeConfig, own: SocketAddr) -> Result<(Self, Guests), FileError> {
         let id = node.id;
         let config = ClientConfig::new([own.to_string()]);
         let keys_per_request_max = config

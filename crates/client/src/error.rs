@@ -382,7 +382,7 @@ pub enum ConnectError {
         errors: String,
     },
     /// A node does not take the client's token, or misses one.
-    #[error("{address} lets nobody in without leave: {reason}")]
+    #[error("{address} does not let this client in: {reason}")]
     Denied {
         /// The node.
         address: String,

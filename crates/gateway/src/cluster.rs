@@ -89,9 +89,9 @@ impl Cluster {
                     return Ok(());
                 }
                 // Tokens may be replaced on both sides, one after the other.
-                Err(
-                    error @ (ConnectError::Unreachable { .. } | ConnectError::Denied { .. }),
-                ) => warn!("{error}; trying again"),
+                Err(error @ (ConnectError::Unreachable { .. } | ConnectError::Denied { .. })) => {
+                    warn!("{error}; trying again")
+                }
                 Err(error) => return Err(error),
             }
             tokio::time::sleep(CONNECT_PAUSE).await;

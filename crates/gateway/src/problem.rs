@@ -168,7 +168,7 @@ fn of_kind(kind: ErrorKind, detail: String) -> Problem {
         ErrorKind::OperationIdUsed => StatusCode::CONFLICT,
         ErrorKind::WrongCluster | ErrorKind::InvalidRequest | ErrorKind::Denied => {
             StatusCode::BAD_GATEWAY
-        },
+        }
         ErrorKind::DiskFull | ErrorKind::MemoryLimit | ErrorKind::RangeFull => {
             StatusCode::INSUFFICIENT_STORAGE
         }

@@ -67,7 +67,12 @@ impl Role {
     fn of_http(path: &str) -> Option<Self> {
         Some(match path {
             "/live" | "/ready" | "/startup" => return None,
-            "/metrics" | "/openapi.json" | "/v1/get" | "/get" | "/info" | "/hashRangeMovements"
+            "/metrics"
+            | "/openapi.json"
+            | "/v1/get"
+            | "/get"
+            | "/info"
+            | "/hashRangeMovements"
             | "/lastOperation" => Self::Read,
             "/v1/put" | "/v1/claim" | "/put" | "/claim" => Self::Write,
             _ => Self::Admin,
@@ -277,7 +282,8 @@ mod tests {
 
     #[test]
     fn a_file_of_tokens_has_a_role_and_a_token_a_line() {
-        let text = "# ours\n\nread  aaaaaaaaaaaaaaaa\nadmin bbbbbbbbbbbbbbbb\r\nwrite aaaaaaaaaaaaaaaa\n";
+        let text =
+            "# ours\n\nread  aaaaaaaaaaaaaaaa\nadmin bbbbbbbbbbbbbbbb\r\nwrite aaaaaaaaaaaaaaaa\n";
         let read = tokens(&content(text)).ok().unwrap();
         assert_eq!(read.role(b"bbbbbbbbbbbbbbbb"), Some(Role::Admin));
         assert_eq!(read.role(b"aaaaaaaaaaaaaaaa"), Some(Role::Write));
@@ -312,7 +318,8 @@ mod tests {
 
     #[test]
     fn the_scheme_is_bearer_in_any_case() {
-        let token = |text: &'static str| bearer(&HeaderValue::from_static(text)).map(<[u8]>::to_vec);
+        let token =
+            |text: &'static str| bearer(&HeaderValue::from_static(text)).map(<[u8]>::to_vec);
         assert_eq!(token("Bearer abc"), Some(b"abc".to_vec()));
         assert_eq!(token("bearer  abc"), Some(b"abc".to_vec()));
         for other in ["", "abc", "Basic abc", "Bearerabc"] {

@@ -107,12 +107,7 @@ struct Gate {
 }
 
 impl Gate {
-    fn check(
-        &self,
-        path: &str,
-        headers: &HeaderMap,
-        has_certificate: bool,
-    ) -> Result<(), Refusal> {
+    fn check(&self, path: &str, headers: &HeaderMap, has_certificate: bool) -> Result<(), Refusal> {
         if self.asks_for_certificates && !has_certificate && !Access::is_open(path) {
             return Err(Refusal::NoCertificate);
         }

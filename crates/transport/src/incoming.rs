@@ -46,9 +46,9 @@ pub struct ListenerSecurity {
 impl ListenerSecurity {
     /// Whether nobody but those who are known can do anything, and nobody can read along.
     pub fn is_protected(&self) -> bool {
-        self.tls.as_ref().is_some_and(|tls| {
-            tls.asks_for_certificates() || self.access.asks_for_tokens()
-        })
+        self.tls
+            .as_ref()
+            .is_some_and(|tls| tls.asks_for_certificates() || self.access.asks_for_tokens())
     }
 }
 

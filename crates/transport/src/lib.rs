@@ -24,7 +24,7 @@ pub use files::FileError;
 pub use http::{HEADER_TIMEOUT, serve as serve_http};
 #[cfg(feature = "server")]
 pub use incoming::{CONNECTIONS_MAX, Connection, Incoming, ListenerSecurity, Protocol};
-pub use outgoing::{Channel, Outgoing, is_certificate_refused};
+pub use outgoing::{Channel, Outgoing};
 #[cfg(feature = "server")]
 pub use tls::ServerTls;
 pub use tls::{ClientTls, OwnCertificate};

@@ -9,6 +9,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use hyper::{
@@ -17,9 +18,10 @@ use hyper::{
 };
 use hyper_util::{client::legacy::connect::HttpConnector, rt::TokioIo};
 use rustls::{
-    AlertDescription, ClientConnection, StreamOwned,
+    ClientConnection, StreamOwned,
     pki_types::{InvalidDnsNameError, ServerName},
 };
+use tokio::{io::AsyncBufReadExt, time::timeout};
 use tokio_rustls::{TlsConnector, TlsStream};
 use tonic::{
     body::Body,
@@ -106,7 +108,9 @@ impl Outgoing {
 
     /// What the header `Authorization` says.
     pub fn authorization(&self) -> Option<HeaderValue> {
-        self.token.as_ref().map(|token| HeaderValue::clone(&token.get()))
+        self.token
+            .as_ref()
+            .map(|token| HeaderValue::clone(&token.get()))
     }
 
     /// Who is reached at `host:port`, not connected yet.
@@ -203,6 +207,9 @@ impl Service<http::Request<Body>> for Channel {
     }
 }
 
+/// How long the other end of a new TLS connection may be silent before it is taken for well: one that is no node may wait to be spoken to.
+const FIRST_WORD_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Makes connections.
 #[derive(Clone)]
 struct Connector {
@@ -231,7 +238,13 @@ impl Service<Uri> for Connector {
             };
             let name = expected(name, &host)?;
             let connector = TlsConnector::from(tls.grpc_config());
-            let stream = connector.connect(name, stream).await.map_err(Handshake)?;
+            let mut stream = connector.connect(name, stream).await.map_err(Handshake)?;
+            // What the other end says to the certificate comes after the handshake: it is taken for a part of it. A node speaks first.
+            if let Ok(spoken) = timeout(FIRST_WORD_TIMEOUT, stream.fill_buf()).await
+                && spoken.map_err(Handshake)?.is_empty()
+            {
+                return Err(Handshake(io::ErrorKind::UnexpectedEof.into()).into());
+            }
             let stream = Box::new(TlsStream::Client(stream));
             Ok(TokioIo::new(Stream::Tls(stream)))
         })
@@ -254,9 +267,8 @@ struct Handshake(io::Error);
 impl fmt::Display for Handshake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the TLS handshake failed: {}", self.0)?;
-        let is_from_tls = tls_error(&self.0).is_some_and(|error| {
-            !matches!(error, rustls::Error::InvalidMessage(_))
-        });
+        let is_from_tls = tls_error(&self.0)
+            .is_some_and(|error| !matches!(error, rustls::Error::InvalidMessage(_)));
         if !is_from_tls {
             f.write_str(" (perhaps the other end does not speak TLS)")?;
         }
@@ -265,36 +277,6 @@ impl fmt::Display for Handshake {
 }
 
 impl Error for Handshake {}
-
-/// Whether a request failed since the other end does not take the certificate that this process shows, or misses one: it says so at the
-/// begin of a connection, before it reads any request.
-pub fn is_certificate_refused(error: &(dyn Error + 'static)) -> bool {
-    let mut source = Some(error);
-    while let Some(error) = source {
-        let alert = error.downcast_ref::<io::Error>().and_then(tls_error);
-        if let Some(rustls::Error::AlertReceived(alert)) = alert {
-            return is_of_certificates(*alert);
-        }
-        source = error.source();
-    }
-    false
-}
-
-fn is_of_certificates(alert: AlertDescription) -> bool {
-    use AlertDescription as Alert;
-    matches!(
-        alert,
-        Alert::CertificateRequired
-            | Alert::BadCertificate
-            | Alert::UnsupportedCertificate
-            | Alert::CertificateRevoked
-            | Alert::CertificateExpired
-            | Alert::CertificateUnknown
-            | Alert::UnknownCA
-            | Alert::AccessDenied
-            | Alert::DecryptError
-    )
-}
 
 fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()

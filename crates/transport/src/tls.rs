@@ -2,13 +2,13 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-#[cfg(feature = "server")]
-use rustls::{ServerConfig, server::WebPkiClientVerifier};
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
+#[cfg(feature = "server")]
+use rustls::{ServerConfig, server::WebPkiClientVerifier};
 
 use crate::files::{Content, FileError, Watched};
 
@@ -224,9 +224,15 @@ fn misfit(own: &[Content], error: &rustls::Error) -> FileError {
     let (certificates, key) = (&own[0].path, &own[1].path);
     let problem = match error {
         rustls::Error::InconsistentKeys(_) => {
-            format!("it is not the key of the certificate in {}", certificates.display())
+            format!(
+                "it is not the key of the certificate in {}",
+                certificates.display()
+            )
         }
-        error => format!("with the certificate in {}: {error}", certificates.display()),
+        error => format!(
+            "with the certificate in {}: {error}",
+            certificates.display()
+        ),
     };
     FileError::new(key, problem)
 }

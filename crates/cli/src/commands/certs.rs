@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
+    net::IpAddr,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::ExitCode,
@@ -30,7 +31,7 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct CertsArgs {
     /// Host names and IP addresses of nodes and operators, *.domain among them; localhost, 127.0.0.1 and ::1 are always added
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", value_parser = host)]
     pub(crate) names: Vec<String>,
     /// Where the files are
     #[arg(long, value_name = "DIR", default_value = "keydb-certs")]
@@ -38,6 +39,19 @@ pub(crate) struct CertsArgs {
     /// How long the certificates are valid; the CA ten times as long
     #[arg(long, value_name = "DAYS", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub(crate) days: u32,
+}
+
+/// An IP address, a host name, or all of a domain.
+fn host(text: &str) -> Result<String, String> {
+    let name = text.strip_prefix("*.").unwrap_or(text);
+    let is_label = |label: &str| {
+        let mut bytes = label.bytes();
+        !label.is_empty() && bytes.all(|it| it.is_ascii_alphanumeric() || it == b'-' || it == b'_')
+    };
+    let is_one = text.parse::<IpAddr>().is_ok() || name.split('.').all(is_label);
+    is_one.then(|| text.to_owned()).ok_or_else(|| {
+        "it is neither an IP address nor a host name, such as keydb-0.keydb or *.keydb".to_owned()
+    })
 }
 
 const LOCAL: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
@@ -89,12 +103,15 @@ impl Ca {
             (true, true) => {
                 let text = fs::read_to_string(&key).map_err(|error| failed(&key, &error))?;
                 // What is wrong is not shown: it might quote the key.
-                KeyPair::from_pem(&text)
-                    .map_err(|_| Failure::failed(format!("{}: there is no private key in it", key.display())))?
+                KeyPair::from_pem(&text).map_err(|_| {
+                    Failure::failed(format!("{}: there is no private key in it", key.display()))
+                })?
             }
             (false, false) => {
                 let pair = KeyPair::generate().map_err(|error| impossible(&error))?;
-                let ca = params.self_signed(&pair).map_err(|error| impossible(&error))?;
+                let ca = params
+                    .self_signed(&pair)
+                    .map_err(|error| impossible(&error))?;
                 write(&key, &pair.serialize_pem())?;
                 write(&certificate, &ca.pem())?;
                 pair
@@ -127,12 +144,7 @@ impl Ca {
         usages: &[ExtendedKeyUsagePurpose],
         days: u32,
     ) -> Result<(), Failure> {
-        let listed = hosts.join(", ");
-        let mut params = CertificateParams::new(hosts).map_err(|error| {
-            Failure::usage(format!(
-                "{listed}: one of these is neither a host name nor an IP address ({error})"
-            ))
-        })?;
+        let mut params = CertificateParams::new(hosts).map_err(|error| impossible(&error))?;
         valid_for(&mut params, days);
         params
             .distinguished_name
@@ -144,7 +156,10 @@ impl Ca {
         let certificate = params
             .signed_by(&key, &self.issuer)
             .map_err(|error| impossible(&error))?;
-        write(&self.dir.join(format!("{name}-key.pem")), &key.serialize_pem())?;
+        write(
+            &self.dir.join(format!("{name}-key.pem")),
+            &key.serialize_pem(),
+        )?;
         write(&self.dir.join(format!("{name}.pem")), &certificate.pem())
     }
 }

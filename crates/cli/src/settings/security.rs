@@ -214,14 +214,13 @@ impl Settings {
             return;
         }
         let lacks = if security.listeners.tls.is_none() {
-            format!("{CERT}, {KEY} and {CA}, and for who may come in {CLIENT_CA} or {ACCEPTED_TOKENS}")
+            format!(
+                "{CERT}, {KEY} and {CA}, and for who may come in {CLIENT_CA} or {ACCEPTED_TOKENS}"
+            )
         } else {
             format!("{CLIENT_CA} or {ACCEPTED_TOKENS}")
         };
-        for it in listening
-            .iter()
-            .filter(|it| !it.address.ip().is_loopback())
-        {
+        for it in listening.iter().filter(|it| !it.address.ip().is_loopback()) {
             problems.add(format!(
                 "{}={}: everybody who reaches this machine could read and change all keys at port {} ({}); give {lacks} (`keydb certs` makes certificates), listen on 127.0.0.1, or say KEYDB_INSECURE=true where the network keeps others out",
                 it.address_setting,

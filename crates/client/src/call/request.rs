@@ -138,15 +138,16 @@ impl RequestFailure {
         Self {
             message: format!("{node}: {}", describe(status)).into(),
             maybe_applied: code.is_none() && !is_denied && !was_never_sent(status),
-            permanent: is_denied || matches!(
-                code,
-                Some(
-                    ErrorCode::InvalidRequest
-                        | ErrorCode::WrongCluster
-                        | ErrorCode::OverMemoryLimit
-                        | ErrorCode::OperationIdUsed
-                )
-            ),
+            permanent: is_denied
+                || matches!(
+                    code,
+                    Some(
+                        ErrorCode::InvalidRequest
+                            | ErrorCode::WrongCluster
+                            | ErrorCode::OverMemoryLimit
+                            | ErrorCode::OperationIdUsed
+                    )
+                ),
             kind: match code {
                 Some(code) => kind_of(code),
                 None if is_denied => ErrorKind::Denied,

@@ -10,7 +10,7 @@ use keydb_core::{Durability, Incarnation, NodeEntry, NodeId, UnixMillis};
 use keydb_proto::shard::{
     ReplyHeader, admin_service_client::AdminServiceClient, shard_service_client::ShardServiceClient,
 };
-use keydb_transport::{Channel, Outgoing, is_certificate_refused};
+use keydb_transport::{Channel, Outgoing};
 use tokio::{sync::Semaphore, time::Instant};
 use tonic::{Code, ConnectError, Status};
 
@@ -195,7 +195,7 @@ impl std::fmt::Display for Node {
 pub(crate) fn was_never_sent(status: &Status) -> bool {
     let mut source = status.source();
     while let Some(error) = source {
-        if error.is::<ConnectError>() || is_certificate_refused(error) {
+        if error.is::<ConnectError>() {
             return true;
         }
         source = error.source();
@@ -271,7 +271,13 @@ mod tests {
             durability: Durability::Memory,
         })
         .unwrap();
-        let node = Node::new(&map.nodes[0], 1, ClockSample::of(&header(0, 5)), &Outgoing::plain()).unwrap();
+        let node = Node::new(
+            &map.nodes[0],
+            1,
+            ClockSample::of(&header(0, 5)),
+            &Outgoing::plain(),
+        )
+        .unwrap();
         let (log, lines) = mpsc::channel();
         let log = Log(log);
         let subscriber = tracing_subscriber::fmt()

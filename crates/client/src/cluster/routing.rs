@@ -298,7 +298,13 @@ impl Router {
             .addresses
             .iter()
             .filter(|address| known.nodes().iter().all(|node| node.address() != *address))
-            .filter_map(|address| Some((connection(address, &self.first_outgoing).ok()?, address.as_str(), None)));
+            .filter_map(|address| {
+                Some((
+                    connection(address, &self.first_outgoing).ok()?,
+                    address.as_str(),
+                    None,
+                ))
+            });
         let mut asked: FuturesUnordered<_> = members
             .chain(others)
             .map(|(connection, address, node)| self.ask(connection, address, node, &known))

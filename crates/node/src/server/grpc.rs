@@ -107,7 +107,9 @@ pub(crate) async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .http2_max_header_list_size(HEADERS_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING_MAX))
-        .layer(layer_fn(move |inner| GrpcAccess::new(access.clone(), inner)))
+        .layer(layer_fn(move |inner| {
+            GrpcAccess::new(access.clone(), inner)
+        }))
         .add_routes(guests)
         .add_service(NamedLimit(service))
         .add_service(NamedLimit(admin))

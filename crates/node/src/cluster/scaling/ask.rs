@@ -44,7 +44,9 @@ pub(super) async fn members(
         return Err(refusal_status(ErrorCode::InvalidRequest, message));
     }
     let deadline = Instant::now() + ASK_TIMEOUT;
-    let asked = addresses.iter().map(|address| who_is_at(address, outgoing, deadline));
+    let asked = addresses
+        .iter()
+        .map(|address| who_is_at(address, outgoing, deadline));
     let mut problems = Vec::new();
     let mut members: Vec<Member> = Vec::new();
     for (address, answer) in addresses.iter().zip(join_all(asked).await) {
@@ -90,11 +92,7 @@ struct There {
 
 /// Asks until there is an answer, or says what is wrong with the address. A node that has just left the cluster is about to be started
 /// again, or nobody will be there.
-async fn who_is_at(
-    address: &str,
-    outgoing: &Outgoing,
-    deadline: Instant,
-) -> Result<There, String> {
+async fn who_is_at(address: &str, outgoing: &Outgoing, deadline: Instant) -> Result<There, String> {
     let first = ask(address, outgoing, deadline).await;
     if !matches!(&first, Ok(there) if there.has_left) {
         return first;
