@@ -21,6 +21,7 @@ use support::{assert_code, keydb, stderr, stdout};
 
 /// The binary takes what each container of these resources gives it. Returns which commands they run.
 fn check_containers(resources: &[Value]) -> Vec<String> {
+    let secrets = Secrets::new();
     let mut commands = Vec::new();
     for (pod, pod_name) in resources.iter().filter_map(pod) {
         assert_eq!(pod["enableServiceLinks"], false, "{pod_name}");
@@ -30,6 +31,10 @@ fn check_containers(resources: &[Value]) -> Vec<String> {
                 panic!("{pod_name} has a container without a command");
             };
             let env = environment(container, &pod_name);
+            let env: Vec<_> = env
+                .into_iter()
+                .map(|(name, value)| (name, secrets.here(value)))
+                .collect();
             let asked: &[&str] = match command {
                 "node" => &["node", "--check"],
                 // There is no check of an operator's settings; this reads them, and asks nobody here.
@@ -53,6 +58,38 @@ fn check_containers(resources: &[Value]) -> Vec<String> {
         }
     }
     commands
+}
+
+/// What secrets hold that are mounted below `/etc/keydb`.
+struct Secrets(tempfile::TempDir);
+
+impl Secrets {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let mut certs = keydb();
+        certs.args(["certs", "*.dedup-headless.events.svc", "--dir"]);
+        assert_code(&certs.arg(at("tls")).output().unwrap(), 0);
+        for (made, mounted) in [
+            ("node.pem", "tls.crt"),
+            ("node-key.pem", "tls.key"),
+            ("keydb-ca.pem", "ca.crt"),
+        ] {
+            std::fs::rename(at("tls").join(made), at("tls").join(mounted)).unwrap();
+        }
+        std::fs::create_dir(at("tokens")).unwrap();
+        let token = "a-token-of-sixteen-or-more";
+        std::fs::write(at("tokens/accepted"), format!("admin {token}\n")).unwrap();
+        std::fs::write(at("tokens/own"), token).unwrap();
+        Self(directory)
+    }
+
+    fn here(&self, value: String) -> String {
+        match value.strip_prefix("/etc/keydb/") {
+            Some(file) => self.0.path().join(file).display().to_string(),
+            None => value,
+        }
+    }
 }
 
 /// The data directory lies below something that is mounted, as must a directory that is object storage.
@@ -151,6 +188,17 @@ fn wrong_values_are_refused_with_what_would_be_right() {
         ),
         (&["image.digest=\"latest\""], "digest"),
         (&["podDisruptionBudget.maxUnavailable=0"], "maxUnavailable"),
+        (
+            &["security.tokensSecret=\"tokens\""],
+            "tokens would be sent for everybody to read",
+        ),
+        (
+            &[
+                "security.tlsSecret=\"tls\"",
+                "security.clientCertificates=false",
+            ],
+            "says who may come in",
+        ),
         // Right each by itself.
         (&["replicas=2"], "set cluster.init to false"),
         (

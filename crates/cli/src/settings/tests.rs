@@ -313,7 +313,7 @@ fn only_an_operator_minds_what_hides_its_port() {
     let read = |value: &str| {
         let var = || [("KEYDB_OPERATOR_PORT".to_owned(), value.to_owned())];
         let client = ClientSettings::read(var()).is_ok();
-        let operator = ClientSettings::of_operator(var()).map(|it| it.operator_port);
+        let operator = OperatorSettings::read(var()).map(|it| it.listening.address.port());
         (client, operator.map_err(|error| error.to_string()))
     };
     assert_eq!(read("9090"), (true, Ok(9090)));

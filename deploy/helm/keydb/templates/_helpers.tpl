@@ -104,7 +104,70 @@ priorityClassName: {{ . }}
 {{- end -}}
 {{- end -}}
 
+{{/* https where there is TLS: as Kubernetes writes it for probes, and in lower case. */}}
+{{- define "keydb.scheme" -}}
+{{- ternary "HTTPS" "HTTP" (ne "" .Values.security.tlsSecret) -}}
+{{- end -}}
+
+{{/* Where containers listen, and what protects that. */}}
+{{- define "keydb.securityEnv" -}}
+{{- $security := .Values.security -}}
+- name: KEYDB_BIND_ADDRESS
+  value: "::"
+{{- if $security.tlsSecret }}
+- name: KEYDB_TLS_CERT_FILE
+  value: /etc/keydb/tls/tls.crt
+- name: KEYDB_TLS_KEY_FILE
+  value: /etc/keydb/tls/tls.key
+- name: KEYDB_TLS_CA_FILE
+  value: /etc/keydb/tls/ca.crt
+{{- if $security.clientCertificates }}
+- name: KEYDB_TLS_CLIENT_CA_FILE
+  value: /etc/keydb/tls/ca.crt
+{{- end }}
+{{- end }}
+{{- if $security.tokensSecret }}
+- name: KEYDB_ACCEPTED_TOKENS_FILE
+  value: /etc/keydb/tokens/accepted
+- name: KEYDB_TOKEN_FILE
+  value: /etc/keydb/tokens/own
+{{- end }}
+{{- if not $security.tlsSecret }}
+# Nothing but the network keeps others out.
+- name: KEYDB_INSECURE
+  value: "true"
+{{- end }}
+{{- end -}}
+
+{{- define "keydb.securityMounts" -}}
+{{- with .Values.security.tlsSecret }}
+- name: tls
+  mountPath: /etc/keydb/tls
+  readOnly: true
+{{- end }}
+{{- with .Values.security.tokensSecret }}
+- name: tokens
+  mountPath: /etc/keydb/tokens
+  readOnly: true
+{{- end }}
+{{- end -}}
+
+{{- define "keydb.securityVolumes" -}}
+{{- with .Values.security.tlsSecret }}
+- name: tls
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
+{{- with .Values.security.tokensSecret }}
+- name: tokens
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
+{{- end -}}
+
 {{/* The settings that the chart makes of other values. */}}
 {{- define "keydb.ownSettings" -}}
-KEYDB_NODE_ID KEYDB_INIT KEYDB_NODE_ADDRESSES KEYDB_TOTAL_HASH_RANGES KEYDB_DURABILITY KEYDB_DATA_DIR KEYDB_PORT KEYDB_HTTP_PORT KEYDB_OPERATOR_PORT KEYDB_STORAGE_URL KEYDB_STORAGE_REGION KEYDB_STORAGE_ENDPOINT KEYDB_STORAGE_ACCESSKEYID KEYDB_STORAGE_ACCESSKEY
+KEYDB_NODE_ID KEYDB_INIT KEYDB_NODE_ADDRESSES KEYDB_TOTAL_HASH_RANGES KEYDB_DURABILITY KEYDB_DATA_DIR KEYDB_PORT KEYDB_HTTP_PORT KEYDB_OPERATOR_PORT KEYDB_STORAGE_URL KEYDB_STORAGE_REGION KEYDB_STORAGE_ENDPOINT KEYDB_STORAGE_ACCESSKEYID KEYDB_STORAGE_ACCESSKEY KEYDB_BIND_ADDRESS KEYDB_HTTP_BIND_ADDRESS KEYDB_TLS_CERT_FILE KEYDB_TLS_KEY_FILE KEYDB_TLS_CA_FILE KEYDB_TLS_CLIENT_CA_FILE KEYDB_ACCEPTED_TOKENS_FILE KEYDB_TOKEN_FILE KEYDB_INSECURE
 {{- end -}}
