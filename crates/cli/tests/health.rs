@@ -100,7 +100,7 @@ fn what_cannot_be_asked_is_wrong_usage() {
     let mistyped = health(&["--operator"], &[("KEYDB_OPERATOR_PORT", "http")]);
     assert_says(&mistyped, 2, &["KEYDB_OPERATOR_PORT=http"]);
     assert_code(&health(&["--operator", "--startup"], &[]), 2);
-    assert_code(&health(&["--url", "https://localhost:1/ready"], &[]), 2);
+    assert_code(&health(&["--url", "ftp://localhost:1/ready"], &[]), 2);
 }
 
 /// A server that takes one connection, reads the request and then does as it is told.

@@ -5,7 +5,7 @@
 mod support;
 
 use bytes::Bytes;
-use h2::{Reason, client::SendRequest};
+use h2::client::SendRequest;
 use http::{Method, Request};
 use support::*;
 use tokio::{
@@ -27,20 +27,21 @@ async fn by_hand(
     (requests, tokio::spawn(connection))
 }
 
-fn request(header: &str) -> Request<()> {
+fn request(name: &str, value: &str) -> Request<()> {
     Request::builder()
         .method(Method::POST)
         .uri(format!("http://node{GET}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
-        .header("x-more", header)
+        .header(name, value)
         .body(())
         .unwrap()
 }
 
 /// The gRPC status of what is answered to one message, as bytes.
-async fn status_of(mut requests: SendRequest<Bytes>, message: &[u8]) -> String {
-    let (answer, mut body) = requests.send_request(request("none"), false).unwrap();
+async fn status_of(mut requests: SendRequest<Bytes>, encoding: &str, message: &[u8]) -> String {
+    let request = request("grpc-encoding", encoding);
+    let (answer, mut body) = requests.send_request(request, false).unwrap();
     body.send_data(Bytes::copy_from_slice(message), true)
         .unwrap();
     let answer = answer.await.unwrap();
@@ -74,7 +75,10 @@ async fn who_sends_what_no_client_does_is_refused_and_others_are_served() {
     // Headers beyond what is read.
     let (requests, _connection) = by_hand(&node.address).await;
     let huge = "h".repeat(40 << 10);
-    let (answer, _) = requests.clone().send_request(request(&huge), true).unwrap();
+    let (answer, _) = requests
+        .clone()
+        .send_request(request("x-more", &huge), true)
+        .unwrap();
     let refused = match answer.await {
         Ok(answer) => answer.status() == 431,
         Err(error) => error.is_reset() || error.is_go_away(),
@@ -87,16 +91,16 @@ async fn who_sends_what_no_client_does_is_refused_and_others_are_served() {
     let unimplemented = "12";
     let compressed = [1, 0, 0, 0, 4, 1, 2, 3, 4];
     assert_eq!(
-        status_of(requests.clone(), &compressed).await,
+        status_of(requests.clone(), "gzip", &compressed).await,
         unimplemented
     );
     // One that says that it is larger than any may be, and is not there.
     let out_of_range = "11";
     let announced = [0, 0xff, 0xff, 0xff, 0xff, 1];
-    let status = status_of(requests.clone(), &announced).await;
+    let status = status_of(requests.clone(), "identity", &announced).await;
     assert!(status == out_of_range || status == "3", "{status}");
     // One that breaks off.
-    let status = status_of(requests, &[0, 0, 0, 1, 0, 1, 2]).await;
+    let status = status_of(requests, "identity", &[0, 0, 0, 1, 0, 1, 2]).await;
     assert_ne!(status, "0");
     serves(&mut client).await;
 
@@ -133,25 +137,59 @@ async fn who_sends_what_no_client_does_is_refused_and_others_are_served() {
     node.stop().await;
 }
 
+/// A frame of HTTP/2 (RFC 9113, 4.1).
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = length[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+const HEADERS: u8 = 1;
+const END_HEADERS: u8 = 4;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const GO_AWAY: u8 = 7;
+const CANCEL: [u8; 4] = [0, 0, 0, 8];
+const ENHANCE_YOUR_CALM: u8 = 0xb;
+
 #[tokio::test]
 async fn who_gives_up_requests_faster_than_they_can_be_looked_at_is_cut_off() {
     let (cluster, map, node, mut client) = one_node().await;
     let present = keys(&map, 0..10);
-    let (mut requests, connection) = by_hand(&node.address).await;
-    for _ in 0..20_000 {
-        // It is over where the node has ended the connection.
-        let Ok(ready) = requests.clone().ready().await else {
-            break;
-        };
-        requests = ready;
-        let Ok((_answer, mut body)) = requests.send_request(request("none"), false) else {
-            break;
-        };
-        body.send_reset(Reason::CANCEL);
+    // POST, http, the path, and the authority (RFC 7541, appendix A).
+    let mut block = vec![0x83, 0x86, 4, GET.len() as u8];
+    block.extend(GET.as_bytes());
+    block.extend([1, 4]);
+    block.extend(b"node");
+    let mut all = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    all.extend(frame(SETTINGS, 0, 0, &[]));
+    for stream in (1..20_000).step_by(2) {
+        all.extend(frame(HEADERS, END_HEADERS, stream, &block));
+        all.extend(frame(RST_STREAM, 0, stream, &CANCEL));
     }
-    let ended = connection.await.unwrap();
-    let error = ended.unwrap_err();
-    assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM), "{error}");
+    let stream = TcpStream::connect(&node.address).await.unwrap();
+    let (mut read, mut write) = stream.into_split();
+    let writing = tokio::spawn(async move {
+        // It is over where the node has ended the connection.
+        let _ = write.write_all(&all).await;
+    });
+    let mut reason = None;
+    let mut head = [0; 9];
+    while read.read_exact(&mut head).await.is_ok() {
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        if read.read_exact(&mut payload).await.is_err() {
+            break;
+        }
+        if head[3] == GO_AWAY {
+            reason = Some(payload[7]);
+        }
+    }
+    assert_eq!(reason, Some(ENHANCE_YOUR_CALM));
+    writing.await.unwrap();
     client
         .get(cluster.get_request(&map, &present))
         .await

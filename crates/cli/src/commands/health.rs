@@ -52,10 +52,10 @@ const REPLY_BYTES_MAX: usize = 64 << 10;
 pub(crate) fn run(args: &HealthArgs) -> Result<ExitCode, Failure> {
     let settings = settings::of_health(settings::environment()?, args.operator)?;
     let (url, tls) = match &args.url {
-        Some(url) => (url.clone(), settings.tls),
+        Some(url) => (url.clone(), settings.outgoing),
         None => own(args, settings)?,
     };
-    let reply = ask(&url, tls.as_ref(), args.timeout).map_err(|error| {
+    let reply = ask(&url, &tls, args.timeout).map_err(|error| {
         Failure::new(Code::Unreachable, format!("{url} gives no answer: {error}"))
     })?;
     if reply.status != 200 {
@@ -70,20 +70,20 @@ pub(crate) fn run(args: &HealthArgs) -> Result<ExitCode, Failure> {
 }
 
 /// What the process with the settings of this one is asked.
-fn own(args: &HealthArgs, settings: HealthSettings) -> Result<(Url, Option<Outgoing>), Failure> {
+fn own(args: &HealthArgs, settings: HealthSettings) -> Result<(Url, Outgoing), Failure> {
     let listening = settings.listening.ok_or_else(|| {
         Failure::usage(format!(
             "{HTTP_PORT_SETTING} is off, so there is nothing to ask"
         ))
     })?;
-    let tls = settings.tls.as_ref().map(Outgoing::to_itself).transpose()?;
+    let tls = settings.outgoing.to_itself()?;
     let path = match (args.live, args.startup) {
         (true, _) => "/live",
         (_, true) => "/startup",
         _ => READY,
     };
     let url = Url {
-        is_https: tls.is_some(),
+        is_https: settings.is_tls,
         authority: listening.from_here().to_string(),
         path: path.to_owned(),
     };
@@ -138,7 +138,7 @@ struct Reply {
 }
 
 /// One request, whole within `timeout`. HTTP/1.0: the connection's end is the answer's end.
-fn ask(url: &Url, tls: Option<&Outgoing>, timeout: Duration) -> io::Result<Reply> {
+fn ask(url: &Url, tls: &Outgoing, timeout: Duration) -> io::Result<Reply> {
     let deadline = Instant::now() + timeout;
     let left = || {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -167,9 +167,11 @@ fn ask(url: &Url, tls: Option<&Outgoing>, timeout: Duration) -> io::Result<Reply
     } = url;
     let mut stream: Box<dyn Stream> = if url.is_https {
         let host = settings::host_and_port(authority).map_or("", |(host, _)| host);
-        let tls = tls.ok_or_else(|| {
-            io::Error::other("KEYDB_TLS_CERT_FILE and KEYDB_TLS_CA_FILE do not say whom to trust")
-        })?;
+        if !tls.has_tls() {
+            return Err(io::Error::other(
+                "KEYDB_TLS_CA_FILE does not say whom to trust",
+            ));
+        }
         Box::new(tls.handshake(host, tcp)?)
     } else {
         Box::new(tcp)

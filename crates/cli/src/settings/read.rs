@@ -1,6 +1,6 @@
 //! Reads the settings: each by itself, then how they fit each other.
 
-use std::{path::Path, sync::Arc};
+use std::{net::IpAddr, path::Path, sync::Arc};
 
 use keydb_core::{ClusterMap, Namespace, NodeId};
 use keydb_storage::{ObjectStorage, S3Options, StorageError, StorageUrl};
@@ -84,8 +84,10 @@ impl OperatorSettings {
 pub(crate) struct HealthSettings {
     /// Where, if there is one.
     pub(crate) listening: Option<Listening>,
-    /// Whom to trust there, where it speaks TLS.
-    pub(crate) tls: Option<Outgoing>,
+    /// Whether it speaks TLS.
+    pub(crate) is_tls: bool,
+    /// Whom to trust then.
+    pub(crate) outgoing: Outgoing,
 }
 
 /// How the node with these variables answers probes, or the operator.
@@ -107,8 +109,12 @@ pub(crate) fn of_health(
     } else {
         settings.http_listening()
     };
-    let tls = settings.tls_cert_file.given.then_some(outgoing);
-    Ok(HealthSettings { listening, tls })
+    let is_tls = settings.tls_cert_file.given;
+    Ok(HealthSettings {
+        listening,
+        is_tls,
+        outgoing,
+    })
 }
 
 /// The settings of this process.
@@ -130,6 +136,13 @@ fn each(
     });
     settings.warnings.extend(warning);
     settings
+}
+
+/// Whether a host of an address means the machine itself.
+fn is_of_this_machine(host: &str) -> bool {
+    let ip = host.trim_start_matches('[').trim_end_matches(']');
+    let ip = ip.parse::<IpAddr>();
+    host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback())
 }
 
 impl Settings {
@@ -340,6 +353,14 @@ impl Settings {
                     "KEYDB_NODE_ADDRESSES gives node {id} as {own}, but it will listen on port {} (KEYDB_PORT)",
                     self.port.value
                 )),
+                Some((own, Ok((host, _))))
+                    if self.bind_address.value.is_loopback() && !is_of_this_machine(host) =>
+                {
+                    self.warnings.push(format!(
+                        "KEYDB_NODE_ADDRESSES gives node {id} as {own}, but it will listen on {} (KEYDB_BIND_ADDRESS), where only this machine reaches it",
+                        self.bind_address.value
+                    ));
+                }
                 Some(_) => {}
             }
         }
