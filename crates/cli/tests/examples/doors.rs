@@ -267,7 +267,9 @@ fn clients_in_three_languages_agree_about_100_000_keys_through_nodes_that_do_not
             let mut share = 0..;
             let (mine, others) = left.into_iter().partition::<Vec<_>, _>(|key| {
                 door.takes(&key.bytes)
-                    && share.next().is_some_and(|it: usize| it % (number + 1) == 0)
+                    && share
+                        .next()
+                        .is_some_and(|it: usize| it.is_multiple_of(number + 1))
             });
             world.expect(door, operation, &mine, answer);
             left = others;
