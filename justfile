@@ -71,3 +71,15 @@ fuzz target *arguments:
 # Keys as text over gRPC and HTTP beside the routing client and a bare echo.
 bench-doors *arguments:
     cargo bench -p keydb-gateway --bench doors -- {{arguments}}
+
+# Writes the settings' reference, docs/settings.md, anew from the code.
+docs:
+    UPDATE_DOCS=1 cargo test -p keydb-cli --bin keydb settings::reference
+
+# Each link of the documentation leads somewhere, each page is in the book (needs lychee).
+check-docs:
+    scripts/check-docs
+
+# The user's guide as a book, in ./book (needs mdbook: cargo install --locked mdbook).
+book:
+    mdbook build

@@ -79,3 +79,8 @@ pub use status::{DiskStatus, NodeStatus, RangeState, RangeStatus};
 #[cfg(doctest)]
 #[doc = include_str!("../../../README.md")]
 struct Readme;
+
+/// What the user's guide shows.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/rust-client.md")]
+struct Guide;

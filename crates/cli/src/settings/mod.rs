@@ -10,6 +10,8 @@ mod names;
 mod parse;
 mod problems;
 mod read;
+#[cfg(test)]
+mod reference;
 mod security;
 mod storage;
 #[cfg(test)]
