@@ -84,7 +84,7 @@ fn own(args: &HealthArgs, settings: HealthSettings) -> Result<(Url, Outgoing), F
     };
     let url = Url {
         is_https: settings.is_tls,
-        authority: listening.from_here().to_string(),
+        authority: listening.own_address().to_string(),
         path: path.to_owned(),
     };
     Ok((url, tls))

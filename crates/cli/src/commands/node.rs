@@ -111,7 +111,7 @@ async fn serve(settings: &Settings, security: Security, id: NodeId) -> Result<()
     config.outgoing = security.outgoing;
     let storage = settings.open_storage()?;
     let listening = settings.listening();
-    let (gateway, guests) = Gateway::of_node(&config, listening.from_here())?;
+    let (gateway, guests) = Gateway::of_node(&config, listening.own_address())?;
     let listeners = Listeners {
         guests,
         grpc: listen(&listening).await?,

@@ -277,7 +277,7 @@ pub(crate) fn warn_insecure() {
 
 impl Listening {
     /// How this process reaches the listener itself.
-    pub(crate) fn from_here(&self) -> SocketAddr {
+    pub(crate) fn own_address(&self) -> SocketAddr {
         let ip = match self.address.ip() {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED) => IpAddr::V4(Ipv4Addr::LOCALHOST),
             // Where the machine has no IPv6, it listens on all of IPv4.
