@@ -1,50 +1,65 @@
 //! The wire's side of the node: hands requests on to where they are worked on.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use keydb_core::FINGERPRINT_BYTES;
 use keydb_proto::shard::{
     ClaimReply, ClaimRequest, CreateSnapshotsReply, CreateSnapshotsRequest, GetMapReply,
     GetMapRequest, GetReply, GetRequest, LoadSnapshotsReply, LoadSnapshotsRequest, NodeStatusReply,
-    NodeStatusRequest, OpenRangeReply, OpenRangeRequest, PutReply, PutRequest,
+    NodeStatusRequest, OpenRangeReply, OpenRangeRequest, PutReply, PutRequest, RangeKeys,
     shard_service_server::ShardService,
 };
 use tonic::{Request, Response, Status};
 
 use crate::{
-    node::Node, requests, server::request_counters::Operation, server::snapshots, server::status,
+    node::Node, requests, server::request_counters::KeysReply, server::snapshots, server::status,
 };
 
 /// `keydb.shard.v1.ShardService` of one node.
 #[derive(Debug)]
 pub(crate) struct Service(pub(crate) Arc<Node>);
 
+impl Service {
+    /// Counts a request that began at `since`.
+    fn count<R: KeysReply>(
+        &self,
+        ranges: &[RangeKeys],
+        fingerprints: &[u8],
+        since: Instant,
+        reply: &Result<R, Status>,
+    ) {
+        let keys = fingerprints.len() / FINGERPRINT_BYTES;
+        let counters = &self.0.request_counters;
+        counters.count(ranges, keys, since.elapsed(), reply);
+    }
+}
+
 #[tonic::async_trait]
 impl ShardService for Service {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
+        let since = Instant::now();
         let request = request.get_ref();
         let reply = requests::get(&self.0, request).await;
-        let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
-        let request_counters = &self.0.request_counters;
-        request_counters.count(Operation::Get, keys, &reply, |reply| &reply.refused);
+        self.count(&request.ranges, &request.fingerprints, since, &reply);
         reply.map(Response::new)
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutReply>, Status> {
+        let since = Instant::now();
         let request = request.get_ref();
         let reply = requests::put(&self.0, request).await;
-        let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
-        let request_counters = &self.0.request_counters;
-        request_counters.count(Operation::Put, keys, &reply, |reply| &reply.refused);
+        self.count(&request.ranges, &request.fingerprints, since, &reply);
         reply.map(Response::new)
     }
 
     async fn claim(&self, request: Request<ClaimRequest>) -> Result<Response<ClaimReply>, Status> {
+        let since = Instant::now();
         let request = request.get_ref();
         let reply = requests::claim(&self.0, request).await;
-        let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
-        let request_counters = &self.0.request_counters;
-        request_counters.count(Operation::Claim, keys, &reply, |reply| &reply.refused);
+        self.count(&request.ranges, &request.fingerprints, since, &reply);
         reply.map(Response::new)
     }
 
