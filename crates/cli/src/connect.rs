@@ -10,7 +10,7 @@ use crate::{
     exit::Failure,
     logging,
     output::say,
-    settings::{self, ClientSettings, Settings},
+    settings::{self, ClientSettings, LogSettings, Settings},
 };
 
 /// Where a cluster is looked for when nobody says.
@@ -36,7 +36,7 @@ pub(crate) fn settings() -> Result<Settings, Failure> {
 
 /// Starts logging, and says what is odd about the settings.
 pub(crate) fn announce(settings: &Settings) {
-    logging::start(settings.log.value.as_deref().unwrap_or("warn"));
+    logging::start_client(&settings.logging());
     for warning in &settings.warnings {
         say(&format!("warning: {warning}"));
     }
@@ -45,16 +45,17 @@ pub(crate) fn announce(settings: &Settings) {
 /// Starts logging and reads how the cluster is found. The flag outranks the environment.
 pub(crate) fn config(args: &ConnectArgs) -> Result<ClientConfig, Failure> {
     let settings = ClientSettings::read(settings::environment()?)?;
-    logging::start(settings.log.as_deref().unwrap_or("warn"));
+    logging::start_client(&settings.logging);
     Ok(config_by(args, settings))
 }
 
-/// The same of an operator, and the port that it listens on.
-pub(crate) fn operator_config(args: &ConnectArgs) -> Result<(ClientConfig, u16), Failure> {
+/// The same of an operator, the port that it listens on, and what it logs and traces.
+pub(crate) fn operator_config(
+    args: &ConnectArgs,
+) -> Result<(ClientConfig, u16, LogSettings), Failure> {
     let settings = ClientSettings::of_operator(settings::environment()?)?;
-    logging::start(settings.log.as_deref().unwrap_or("info"));
-    let port = settings.operator_port;
-    Ok((config_by(args, settings), port))
+    let (port, logging) = (settings.operator_port, settings.logging.clone());
+    Ok((config_by(args, settings), port, logging))
 }
 
 fn config_by(args: &ConnectArgs, settings: ClientSettings) -> ClientConfig {

@@ -3,10 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use keydb_client::ClientConfig;
-use keydb_core::NodeId;
+use keydb_core::{NodeId, metrics::MetricsText};
 use keydb_gateway::{Cluster, SERVICE, router, services};
 use keydb_node::Guests;
 use tokio::task::JoinHandle;
+
+use crate::logging::Logging;
 
 /// How long calls that are being worked on have to end before the node begins to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -19,16 +21,25 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     /// What node `id` serves of its cluster. That is found through the node itself, at this port of this machine, since nobody else is
-    /// certainly of the same one. Requests to a node have so many keys at most.
-    pub(crate) fn of_node(id: NodeId, port: u16, request_keys_max: usize) -> (Self, Guests) {
+    /// certainly of the same one. Requests to a node have so many keys at most. What is logged can be changed there, too.
+    pub(crate) fn of_node(
+        id: NodeId,
+        port: u16,
+        request_keys_max: usize,
+        logging: &Logging,
+    ) -> (Self, Guests) {
         let config = ClientConfig::new([format!("localhost:{port}")]);
         let keys_per_request_max = config.keys_per_request_max.min(request_keys_max);
         let config = config.with_keys_per_request_max(keys_per_request_max);
-        let cluster = Arc::new(Cluster::new(config));
+        let cluster = Arc::new(Cluster::at_node(config, id));
+        let measured = Arc::clone(&cluster);
         let guests = Guests {
             grpc: services(&cluster, id),
             grpc_names: vec![SERVICE],
-            http: router(&cluster),
+            http: router(&cluster).merge(logging.router()),
+            metrics: Some(Arc::new(move |text: &mut MetricsText| {
+                measured.write_metrics(text);
+            })),
         };
         let finds = Arc::clone(&cluster);
         let finding = tokio::spawn(async move {

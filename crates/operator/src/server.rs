@@ -77,10 +77,11 @@ pub async fn run(
         Ok(address) => info!(%address, "the operator listens"),
         Err(error) => warn!(%error, "the operator listens"),
     }
+    let guests = config.guests.clone();
     let operator = Arc::new(Operator::new(config));
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    let server = axum::serve(listener, router(Arc::clone(&operator)))
+    let server = axum::serve(listener, router(Arc::clone(&operator), guests))
         .with_graceful_shutdown(stop.clone().cancelled_owned());
     tasks.spawn(async move { server.await.map_err(OperatorError::from) });
     let cluster = Arc::clone(&operator.cluster);
@@ -116,7 +117,7 @@ async fn failure(tasks: &mut JoinSet<Result<(), OperatorError>>) -> Result<(), O
     Err(io::Error::other("it ended before it was told to").into())
 }
 
-fn router(operator: Shared) -> Router {
+fn router(operator: Shared, guests: Router) -> Router {
     Router::new()
         .route("/get", get(keys::get))
         .route("/put", post(keys::put))
@@ -142,6 +143,7 @@ fn router(operator: Shared) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(Arc::clone(&operator), limit_and_count))
         .with_state(operator)
+        .merge(guests)
 }
 
 async fn limit_and_count(State(operator): State<Shared>, request: Request, next: Next) -> Response {

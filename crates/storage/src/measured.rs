@@ -206,13 +206,16 @@ impl ObjectStorage for MeasuredStorage {
 
 #[cfg(test)]
 mod tests {
+    use keydb_core::ManualClock;
+
     use super::*;
     use crate::MemoryStorage;
 
     #[tokio::test]
     async fn calls_are_counted_by_kind_and_outcome() {
         let calls = Arc::new(StorageCalls::default());
-        let storage = MeasuredStorage::new(Arc::new(MemoryStorage::new()), Arc::clone(&calls));
+        let clock = Arc::new(ManualClock::new(UnixMillis(0)));
+        let storage = MeasuredStorage::new(Arc::new(MemoryStorage::new(clock)), Arc::clone(&calls));
         let put = |key| storage.put_if_absent(key, Bytes::from("x"));
         assert!(matches!(put("a").await, Ok(Put::Done(_))));
         assert_eq!(put("a").await, Ok(Put::Conflict));

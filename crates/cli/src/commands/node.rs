@@ -13,7 +13,7 @@ use crate::{
     connect,
     exit::Failure,
     gateway::Gateway,
-    logging,
+    logging::Logging,
     output::{Align, answer, say, table},
     settings::{self, Effective, HTTP_PORT_SETTING, Settings},
     signals::StopSignals,
@@ -63,11 +63,15 @@ pub(crate) fn run(args: &NodeArgs) -> Result<ExitCode, Failure> {
     if args.check {
         return check(&settings, args.json);
     }
-    logging::start(settings.log.value.as_deref().unwrap_or("info"));
-    for warning in &settings.warnings {
-        tracing::warn!("{warning}");
-    }
-    connect::runtime()?.block_on(serve(&settings, id))?;
+    connect::runtime()?.block_on(async {
+        let logging = Logging::start(&settings.logging(), "info", "keydb-node")?;
+        for warning in &settings.warnings {
+            tracing::warn!("{warning}");
+        }
+        let ended = serve(&settings, id, &logging).await;
+        logging.stop().await;
+        ended
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -97,7 +101,7 @@ fn as_text(effective: &[Effective]) -> String {
     table(&header, &rows.collect::<Vec<_>>())
 }
 
-async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
+async fn serve(settings: &Settings, id: NodeId, logging: &Logging) -> Result<(), Failure> {
     let mut signals = StopSignals::listen()?;
     if !settings.storage_is_given() {
         tracing::info!(
@@ -107,8 +111,12 @@ async fn serve(settings: &Settings, id: NodeId) -> Result<(), Failure> {
     }
     let config = config(settings, id)?;
     let storage = settings.open_storage()?;
-    let (gateway, guests) =
-        Gateway::of_node(id, settings.port.value, config.limits.request_keys_max);
+    let (gateway, guests) = Gateway::of_node(
+        id,
+        settings.port.value,
+        config.limits.request_keys_max,
+        logging,
+    );
     let listeners = Listeners {
         guests,
         grpc: listen(settings.port.value, "KEYDB_PORT").await?,

@@ -10,6 +10,7 @@ use crate::{
     args::ConnectArgs,
     connect,
     exit::{Code, Failure},
+    logging::Logging,
     settings::OPERATOR_PORT_SETTING,
     signals::StopSignals,
 };
@@ -31,18 +32,22 @@ pub(crate) struct OperatorArgs {
 }
 
 pub(crate) fn run(args: &OperatorArgs) -> Result<ExitCode, Failure> {
-    let (client, port) = connect::operator_config(&args.connect)?;
+    let (client, port, logging) = connect::operator_config(&args.connect)?;
     connect::runtime()?.block_on(async {
+        let logging = Logging::start(&logging, "info", "keydb-operator")?;
         let mut signals = StopSignals::listen()?;
         let listener = listen(port, OPERATOR_PORT_SETTING).await?;
-        let config = OperatorConfig { client };
+        let config = OperatorConfig {
+            client,
+            guests: logging.router(),
+        };
         let stopped = async {
             let name = signals.next().await;
             tracing::info!("{name}: stopping");
         };
-        keydb_operator::run(config, listener, stopped)
-            .await
-            .map_err(|error| failure(&error))
+        let ended = keydb_operator::run(config, listener, stopped).await;
+        logging.stop().await;
+        ended.map_err(|error| failure(&error))
     })?;
     Ok(ExitCode::SUCCESS)
 }

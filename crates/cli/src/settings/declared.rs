@@ -9,6 +9,7 @@ use keydb_storage::StorageUrl;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    log::LogFormat,
     memory::{self, MemoryLimit},
     parse::{self, duration_text},
     storage::{self, Bucket, Secret},
@@ -166,6 +167,12 @@ settings! {
     /// (info)
     Both "KEYDB_LOG" log: Option<String> = None, parse::log_filter,
         |log| log.clone().unwrap_or_else(|| "info".to_owned());
+    /// text, or json for an object a line (text)
+    Both "KEYDB_LOG_FORMAT" log_format: LogFormat = LogFormat::Text, parse::log_format, ToString::to_string;
+    /// where spans go, by OTLP over gRPC, such as http://localhost:4317 (none); and of calls without a trace of
+    Both "KEYDB_TRACES_ENDPOINT" traces_endpoint: Option<String> = None, parse::traces_endpoint, if_set;
+    /// their own, one in so many is traced (1)
+    Both "KEYDB_TRACES_ONE_IN" traces_one_in: u64 = 1, parse::number(1..=1_000_000_000_u64), ToString::to_string;
 }
 
 /// What is known of a setting before it is read.

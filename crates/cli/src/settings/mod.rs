@@ -5,6 +5,7 @@
 
 mod declared;
 mod environment;
+mod log;
 mod memory;
 mod names;
 mod parse;
@@ -19,7 +20,8 @@ pub(crate) use declared::{
     OPERATOR_PORT_SETTING, PORT_DEFAULT, Settings, help,
 };
 pub(crate) use environment::environment;
+pub(crate) use log::{LogFormat, LogSettings};
 pub(crate) use memory::available_bytes as available_memory_bytes;
-pub(crate) use parse::{addresses, duration, host_and_port, namespace};
+pub(crate) use parse::{addresses, duration, host_and_port, log_filter, namespace};
 pub(crate) use read::{ClientSettings, load, node_http_port};
 pub(crate) use storage::url as storage_url;

@@ -8,6 +8,7 @@ use keydb_storage::{ObjectStorage, S3Options, StorageError, StorageUrl};
 use super::{
     declared::{Reader, Settings},
     environment::{environment, known},
+    log::LogSettings,
     parse,
     problems::{Problems, SettingsError, missing},
 };
@@ -20,8 +21,8 @@ pub(crate) struct ClientSettings {
     pub(crate) addresses: Option<Vec<String>>,
     /// The key space.
     pub(crate) namespace: Option<Namespace>,
-    /// The log filter.
-    pub(crate) log: Option<String>,
+    /// What is logged and traced.
+    pub(crate) logging: LogSettings,
     /// Where an operator listens.
     pub(crate) operator_port: u16,
 }
@@ -49,9 +50,9 @@ impl ClientSettings {
         let settings = each(vars, reader, &mut problems);
         problems.into_result()?;
         Ok(Self {
+            logging: settings.logging(),
             addresses: settings.node_addresses.value,
             namespace: settings.namespace.value,
-            log: settings.log.value,
             operator_port: settings.operator_port.value,
         })
     }

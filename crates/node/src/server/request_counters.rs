@@ -193,8 +193,8 @@ impl RequestCounters {
     }
 
     /// Requests and keys of each operation.
-    pub(crate) fn operations(&self) -> impl Iterator<Item = (Operation, u64, u64)> {
-        Operation::ALL.into_iter().map(|operation| {
+    pub(crate) fn operations(&self) -> [(Operation, u64, u64); Operation::ALL.len()] {
+        Operation::ALL.map(|operation| {
             let of = |counts: &[AtomicU64]| counts[operation as usize].load(Relaxed);
             (operation, of(&self.requests), of(&self.keys))
         })
@@ -269,9 +269,8 @@ mod tests {
         request_counters.count(&[range(2, 75)], 75, took, &claimed);
         request_counters.count(&[range(2, 4)], 4, took, &Ok(PutReply::default()));
 
-        let operations: Vec<_> = request_counters.operations().collect();
         assert_eq!(
-            operations,
+            request_counters.operations(),
             [
                 (Operation::Get, 1, 7),
                 (Operation::Put, 1, 4),

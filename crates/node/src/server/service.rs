@@ -6,13 +6,17 @@ use std::{
 };
 
 use keydb_core::FINGERPRINT_BYTES;
-use keydb_proto::shard::{
-    ClaimReply, ClaimRequest, CreateSnapshotsReply, CreateSnapshotsRequest, GetMapReply,
-    GetMapRequest, GetReply, GetRequest, LoadSnapshotsReply, LoadSnapshotsRequest, NodeStatusReply,
-    NodeStatusRequest, OpenRangeReply, OpenRangeRequest, PutReply, PutRequest, RangeKeys,
-    shard_service_server::ShardService,
+use keydb_proto::{
+    shard::{
+        ClaimReply, ClaimRequest, CreateSnapshotsReply, CreateSnapshotsRequest, GetMapReply,
+        GetMapRequest, GetReply, GetRequest, LoadSnapshotsReply, LoadSnapshotsRequest,
+        NodeStatusReply, NodeStatusRequest, OpenRangeReply, OpenRangeRequest, PutReply, PutRequest,
+        RangeKeys, shard_service_server::ShardService,
+    },
+    trace,
 };
 use tonic::{Request, Response, Status};
+use tracing::{Instrument, Span};
 
 use crate::{
     node::Node, requests, server::request_counters::KeysReply, server::snapshots, server::status,
@@ -23,17 +27,30 @@ use crate::{
 pub(crate) struct Service(pub(crate) Arc<Node>);
 
 impl Service {
-    /// Counts a request that began at `since`.
-    fn count<R: KeysReply>(
+    /// Of a request that comes in.
+    fn span<T>(&self, name: &'static str, request: &Request<T>) -> Span {
+        let metadata = request.metadata();
+        let span = trace::server(name, |header| metadata.get(header)?.to_str().ok());
+        span.record("keydb.node", self.0.config.id.0);
+        span
+    }
+
+    /// A request that began at `since` has ended.
+    fn ended<R: KeysReply>(
         &self,
         ranges: &[RangeKeys],
         fingerprints: &[u8],
         since: Instant,
+        span: &Span,
         reply: &Result<R, Status>,
     ) {
         let keys = fingerprints.len() / FINGERPRINT_BYTES;
         let counters = &self.0.request_counters;
         counters.count(ranges, keys, since.elapsed(), reply);
+        span.record("keydb.keys", keys);
+        if reply.is_err() {
+            trace::failed(span);
+        }
     }
 }
 
@@ -41,25 +58,34 @@ impl Service {
 impl ShardService for Service {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
         let since = Instant::now();
+        let span = self.span("keydb.shard.v1.ShardService/Get", &request);
         let request = request.get_ref();
-        let reply = requests::get(&self.0, request).await;
-        self.count(&request.ranges, &request.fingerprints, since, &reply);
+        let reply = requests::get(&self.0, request)
+            .instrument(span.clone())
+            .await;
+        self.ended(&request.ranges, &request.fingerprints, since, &span, &reply);
         reply.map(Response::new)
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutReply>, Status> {
         let since = Instant::now();
+        let span = self.span("keydb.shard.v1.ShardService/Put", &request);
         let request = request.get_ref();
-        let reply = requests::put(&self.0, request).await;
-        self.count(&request.ranges, &request.fingerprints, since, &reply);
+        let reply = requests::put(&self.0, request)
+            .instrument(span.clone())
+            .await;
+        self.ended(&request.ranges, &request.fingerprints, since, &span, &reply);
         reply.map(Response::new)
     }
 
     async fn claim(&self, request: Request<ClaimRequest>) -> Result<Response<ClaimReply>, Status> {
         let since = Instant::now();
+        let span = self.span("keydb.shard.v1.ShardService/Claim", &request);
         let request = request.get_ref();
-        let reply = requests::claim(&self.0, request).await;
-        self.count(&request.ranges, &request.fingerprints, since, &reply);
+        let reply = requests::claim(&self.0, request)
+            .instrument(span.clone())
+            .await;
+        self.ended(&request.ranges, &request.fingerprints, since, &span, &reply);
         reply.map(Response::new)
     }
 

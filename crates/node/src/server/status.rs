@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use keydb_core::ClusterMap;
 use keydb_proto::shard::{
-    GetMapReply, GetMapRequest, NodeStatusReply, NodeStatusRequest, RangeState, RangeStatus,
+    GetMapReply, GetMapRequest, NodeStatusReply, NodeStatusRequest, OperationCounts, RangeState,
+    RangeStatus,
 };
 use tonic::Status;
 
@@ -75,7 +76,14 @@ fn reply(node: &Node, membership_state: &MembershipState) -> NodeStatusReply {
         })
         .collect();
     let map = membership_state.map();
+    let [gets, puts, claims] = node
+        .request_counters
+        .operations()
+        .map(|(_, requests, keys)| Some(OperationCounts { requests, keys }));
     NodeStatusReply {
+        gets,
+        puts,
+        claims,
         header: Some(node.reply_header(map)),
         cluster_id: map
             .map(|map| map.cluster_id.to_bytes().to_vec())
