@@ -182,6 +182,9 @@ fn status_shows_nodes_keys_and_durability() {
     );
 }
 
+/// What is waited for is in one of so many lines.
+const LINES_MAX: usize = 200;
+
 /// The status again and again; its lines.
 fn watched(dev: &Dev, args: &[&str]) -> (Process, BufReader<ChildStdout>) {
     let mut watch = dev.client(["status", "--watch=100ms"]);
@@ -195,7 +198,7 @@ fn watched(dev: &Dev, args: &[&str]) -> (Process, BufReader<ChildStdout>) {
 fn a_watched_status_has_rates_and_ends_well_with_ctrl_c_and_without_a_reader() {
     let dev = Dev::start();
     let (mut process, lines) = watched(&dev, &[]);
-    let mut lines = lines.lines().map(Result::unwrap);
+    let mut lines = lines.lines().map(Result::unwrap).take(LINES_MAX);
     lines
         .find(|line| line.starts_with("rates       gets "))
         .unwrap();
@@ -211,6 +214,8 @@ fn a_watched_status_has_rates_and_ends_well_with_ctrl_c_and_without_a_reader() {
     dev.answer(["claim", "a", "b"]);
     let claims = |status: &serde_json::Value| status["keys_per_second"]["claim"].as_f64();
     lines
+        .by_ref()
+        .take(LINES_MAX)
         .find(|status| claims(status).is_some_and(|it| it > 0.0))
         .unwrap();
     drop(lines);

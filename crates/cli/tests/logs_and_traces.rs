@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -14,7 +16,7 @@ use opentelemetry_proto::tonic::{
 use rustix::process::Signal;
 use serde_json::Value;
 use support::{Dev, http, http_with, wait_for_line};
-use tokio::{net::TcpListener, sync::mpsc};
+use tokio::{net::TcpListener, sync::mpsc, time::timeout};
 use tonic::{
     Request, Response, Status,
     transport::{Server, server::TcpIncoming},
@@ -96,6 +98,8 @@ struct Traced {
 }
 
 const CALLER: &str = "00f067aa0ba902b7";
+/// Longer than spans are ever on their way.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -112,7 +116,10 @@ async fn spans_of(trace: &str, spans: &mut mpsc::UnboundedReceiver<Span>, name: 
         at_nodes(found) == 3 && found.iter().any(|it| hex(&it.parent_span_id) == CALLER)
     };
     while !is_whole(&found) {
-        let span = spans.recv().await.unwrap();
+        let Ok(span) = timeout(PATIENCE, spans.recv()).await else {
+            panic!("no more spans have come; of {trace} there are {found:#?}");
+        };
+        let span = span.unwrap();
         if hex(&span.trace_id) == trace {
             found.push(span);
         }

@@ -48,7 +48,7 @@ const CALLS: [&str; 8] = [
 
 /// How a call ends, as metrics name it.
 #[derive(Debug, Clone, Copy)]
-enum Outcome {
+enum Ended {
     Ok,
     Conflict,
     Unavailable,
@@ -67,7 +67,7 @@ const OUTCOMES: [&str; 5] = [
 /// Counts of calls that have ended.
 #[derive(Debug, Default)]
 pub struct StorageCalls {
-    /// By [`Call`] and [`Outcome`].
+    /// By [`Call`] and [`Ended`].
     ended: [[AtomicU64; OUTCOMES.len()]; CALLS.len()],
     /// By [`Call`].
     durations: [Histogram; CALLS.len()],
@@ -97,12 +97,12 @@ impl StorageCalls {
         let since = Instant::now();
         let result = work.await;
         let outcome = match &result {
-            Ok(done) if is_conflict(done) => Outcome::Conflict,
-            Ok(_) => Outcome::Ok,
+            Ok(done) if is_conflict(done) => Ended::Conflict,
+            Ok(_) => Ended::Ok,
             Err(error) => match error.kind() {
-                StorageErrorKind::Unavailable => Outcome::Unavailable,
-                StorageErrorKind::OutcomeUnknown => Outcome::OutcomeUnknown,
-                StorageErrorKind::Refused => Outcome::Refused,
+                StorageErrorKind::Unavailable => Ended::Unavailable,
+                StorageErrorKind::OutcomeUnknown => Ended::OutcomeUnknown,
+                StorageErrorKind::Refused => Ended::Refused,
             },
         };
         self.ended[call as usize][outcome as usize].fetch_add(1, Relaxed);
