@@ -55,6 +55,9 @@ fn the_log_is_json_if_wanted_and_takes_another_filter_while_it_runs() {
     serde_json::from_str::<Value>(&changed).unwrap();
 
     assert_eq!(http(&node, "PUT", "/log", "info,h2=trace").0, 200);
+    let get = "{\"keys\":[\"a\"]}";
+    let json = "Content-Type: application/json\r\n";
+    assert_eq!(http_with(&node, "POST", "/v1/get", json, get).0, 200);
     // Of another part of the program, which had been silent; spans of calls are no part of it.
     let frames = wait_for_line(&mut dev.process, "\"target\":\"h2");
     assert!(!frames.contains("keydb_trace"), "{frames}");
