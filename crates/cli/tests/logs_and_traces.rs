@@ -57,12 +57,19 @@ fn the_log_is_json_if_wanted_and_takes_another_filter_while_it_runs() {
     // Not all of it: nobody reads while the call is answered.
     let frames = "info,h2::codec::framed_read=debug";
     assert_eq!(http(&node, "PUT", "/log", frames).0, 200);
-    let get = "{\"keys\":[\"a\"]}";
-    let json = "Content-Type: application/json\r\n";
-    assert_eq!(http_with(&node, "POST", "/v1/get", json, get).0, 200);
+    get_once_found(&node);
     // Of another part of the program, which had been silent; spans of calls are no part of it.
     let frames = wait_for_line(&mut dev.process, "\"target\":\"h2");
     assert!(!frames.contains("keydb_trace"), "{frames}");
+}
+
+/// Asks for a key, until the node has found its cluster.
+fn get_once_found(node: &str) {
+    let json = "Content-Type: application/json\r\n";
+    let ask = || http_with(node, "POST", "/v1/get", json, "{\"keys\":[\"a\"]}").0;
+    let not_yet = |status: &u16| *status == 503;
+    let mut statuses = std::iter::repeat_with(ask).skip_while(not_yet);
+    assert_eq!(statuses.next(), Some(200));
 }
 
 #[derive(Debug)]
@@ -141,6 +148,7 @@ async fn a_call_is_followed_from_its_caller_through_the_node_that_it_came_to_to_
         ("OTEL_BSP_SCHEDULE_DELAY", "50"),
     ];
     let dev = Dev::with(&["--nodes", "3"], &env);
+    get_once_found(&dev.http[0]);
     let keys = |count: usize| {
         (0..count)
             .map(|key| format!("\"key-{key}\""))
