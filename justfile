@@ -14,6 +14,14 @@ test:
 check-deploy:
     TEST_HELM=$(scripts/helm install) cargo test -p keydb-cli --test kubernetes
 
+# Dashboard, alerts and what nodes and operators measure (gets promtool, once).
+check-metrics:
+    TEST_PROMTOOL=$(scripts/promtool install) cargo test -p keydb-cli --test metrics
+
+# Writes docs/metrics.md anew.
+metrics-docs:
+    UPDATE_DOCS=1 cargo test -p keydb-core --test metrics_docs
+
 # Writes the plain manifests anew: the chart with its defaults.
 manifests:
     scripts/helm manifests > deploy/kubernetes/keydb.yaml

@@ -43,7 +43,7 @@ Examples:
   keydb status                               nodes, keys, memory
 
 Settings come from the environment (KEYDB_…); `keydb node --check` shows them. KEYDB_LOG sets what is logged, to standard
-error, such as debug or keydb_node=debug,info.
+error, such as debug or keydb_node=debug,info, and KEYDB_LOG_FORMAT=json how.
 
 {}",
         exit::TABLE

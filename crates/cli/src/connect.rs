@@ -36,7 +36,7 @@ pub(crate) fn settings() -> Result<Settings, Failure> {
 
 /// Starts logging, and says what is odd about the settings.
 pub(crate) fn announce(settings: &Settings) {
-    logging::start(settings.log.value.as_deref().unwrap_or("warn"));
+    logging::start_client(&settings.logging());
     for warning in &settings.warnings {
         say(&format!("warning: {warning}"));
     }
@@ -45,7 +45,7 @@ pub(crate) fn announce(settings: &Settings) {
 /// Starts logging and reads how the cluster is found. The flag outranks the environment.
 pub(crate) fn config(args: &ConnectArgs) -> Result<ClientConfig, Failure> {
     let settings = ClientSettings::read(settings::environment()?)?;
-    logging::start(settings.log.as_deref().unwrap_or("warn"));
+    logging::start_client(&settings.logging);
     Ok(config_by(args, settings))
 }
 

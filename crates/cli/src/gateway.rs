@@ -3,9 +3,12 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use keydb_client::{ClientConfig, FileError};
+use keydb_core::metrics::MetricsText;
 use keydb_gateway::{Cluster, SERVICE, router, services};
 use keydb_node::{Guests, NodeConfig};
 use tokio::task::JoinHandle;
+
+use crate::logging::Logging;
 
 /// How long calls that are being worked on have to end before the node begins to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -18,11 +21,15 @@ pub(crate) struct Gateway {
 
 impl Gateway {
     /// What a node serves of its cluster. That is found through the node itself, which listens at `own`, since nobody else is certainly
-    /// of the same one.
+    /// of the same one. What is logged can be changed there, too.
     ///
     /// # Errors
     /// When the node's certificate is for nobody: the node could not be asked.
-    pub(crate) fn of_node(node: &NodeConfig, own: SocketAddr) -> Result<(Self, Guests), FileError> {
+    pub(crate) fn of_node(
+        node: &NodeConfig,
+        own: SocketAddr,
+        logging: &Logging,
+    ) -> Result<(Self, Guests), FileError> {
         let id = node.id;
         let config = ClientConfig::new([own.to_string()]);
         let keys_per_request_max = config
@@ -32,11 +39,15 @@ impl Gateway {
             .with_keys_per_request_max(keys_per_request_max)
             .with_outgoing(node.outgoing.clone())
             .with_first_outgoing(Some(node.outgoing.to_itself()?));
-        let cluster = Arc::new(Cluster::new(config));
+        let cluster = Arc::new(Cluster::at_node(config, id));
+        let measured = Arc::clone(&cluster);
         let guests = Guests {
             grpc: services(&cluster, id),
             grpc_names: vec![SERVICE],
-            http: router(&cluster),
+            http: router(&cluster).merge(logging.router()),
+            metrics: Some(Arc::new(move |text: &mut MetricsText| {
+                measured.write_metrics(text);
+            })),
         };
         let finds = Arc::clone(&cluster);
         let finding = tokio::spawn(async move {

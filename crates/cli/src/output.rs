@@ -47,6 +47,15 @@ impl Stdout {
             .map_err(|error| stdout_failure(&error))
     }
 
+    /// Writes all of `bytes`; false when the reader has closed the pipe.
+    pub(crate) fn write_unless_closed(&mut self, bytes: &[u8]) -> Result<bool, Failure> {
+        match self.0.write_all(bytes) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+            Err(error) => Err(stdout_failure(&error)),
+        }
+    }
+
     /// Writes `value` as one line of JSON.
     pub(crate) fn json(&mut self, value: &impl Serialize) -> Result<(), Failure> {
         let mut line = json_line(value)?;

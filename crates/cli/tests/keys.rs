@@ -6,12 +6,13 @@ mod support;
 
 use std::{
     ffi::OsStr,
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     os::unix::ffi::OsStrExt,
-    process::Stdio,
+    process::{ChildStdout, Stdio},
 };
 
-use support::{Dev, assert_code, assert_says, piped, run, stderr, stdout, with_input};
+use rustix::process::Signal;
+use support::{Dev, Process, assert_code, assert_says, piped, run, stderr, stdout, with_input};
 
 #[test]
 fn keys_as_arguments_are_answered_in_order() {
@@ -179,4 +180,55 @@ fn status_shows_nodes_keys_and_durability() {
             .iter()
             .all(|node| node["reachable"] == true && node["loss_count"] == 0)
     );
+}
+
+/// What is waited for is in one of so many lines.
+const LINES_MAX: usize = 200;
+
+/// The status again and again; its lines.
+fn watched(dev: &Dev, args: &[&str]) -> (Process, BufReader<ChildStdout>) {
+    let mut watch = dev.client(["status", "--watch=100ms"]);
+    watch.args(args).stdout(Stdio::piped());
+    let mut process = Process::start(&mut watch);
+    let lines = BufReader::new(process.child.stdout.take().unwrap());
+    (process, lines)
+}
+
+#[test]
+fn a_watched_status_has_rates_and_ends_well_with_ctrl_c_and_without_a_reader() {
+    let dev = Dev::start();
+    let (mut process, lines) = watched(&dev, &[]);
+    let mut lines = lines.lines().map(Result::unwrap).take(LINES_MAX);
+    lines
+        .find(|line| line.starts_with("rates       gets "))
+        .unwrap();
+    lines.find(|line| line.starts_with("cluster     ")).unwrap();
+    process.signal(Signal::INT);
+    assert_eq!(process.child.wait().unwrap().code(), Some(0));
+
+    let (mut process, lines) = watched(&dev, &["--json"]);
+    let mut lines = lines
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(&line.unwrap()).unwrap());
+    assert!(lines.next().unwrap()["keys_per_second"].is_null());
+    dev.answer(["claim", "a", "b"]);
+    let claims = |status: &serde_json::Value| status["keys_per_second"]["claim"].as_f64();
+    lines
+        .by_ref()
+        .take(LINES_MAX)
+        .find(|status| claims(status).is_some_and(|it| it > 0.0))
+        .unwrap();
+    drop(lines);
+    assert_eq!(process.child.wait().unwrap().code(), Some(0));
+
+    // Where nobody answers from the beginning, there is nothing to watch.
+    let wrong = [
+        "status",
+        "--watch",
+        "--addresses",
+        "127.0.0.1:1",
+        "--timeout",
+        "1s",
+    ];
+    assert_code(&dev.client(wrong).output().unwrap(), 3);
 }

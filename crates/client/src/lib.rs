@@ -70,10 +70,13 @@ pub use keydb_core::{
     NAMESPACE_BYTES_MAX, Namespace, NamespaceError, NodeEntry, NodeId, OperationId, Phase,
     RangeEntry, RangeId, Ttl, TtlError, UnixMillis,
 };
+/// The target of the spans that the client makes, one of level `debug` for each request to a node: what a filter of a program's own
+/// traces has to let through.
+pub use keydb_proto::trace::TARGET as TRACE_TARGET;
 pub use keydb_transport::{ClientTls, FileError, Outgoing, OwnCertificate};
 pub use observer::{CallKind, Observer};
 pub use operation::Operation;
-pub use status::{DiskStatus, NodeStatus, RangeState, RangeStatus};
+pub use status::{DiskStatus, NodeStatus, OperationCounts, RangeState, RangeStatus};
 
 /// What the README shows.
 #[cfg(doctest)]

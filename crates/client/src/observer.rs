@@ -2,6 +2,8 @@
 
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
+use keydb_core::NodeId;
+
 use crate::error::ErrorKind;
 
 /// What a call asks.
@@ -40,6 +42,11 @@ pub trait Observer: Debug + Send + Sync {
     /// A call of `keys` keys has ended after `took`, and what it failed for, if it did. A call that is dropped is not told of.
     fn call(&self, kind: CallKind, keys: usize, took: Duration, failed: Option<ErrorKind>) {
         let _ = (kind, keys, took, failed);
+    }
+
+    /// A request for `keys` keys goes to a node.
+    fn request(&self, node: NodeId, keys: usize) {
+        let _ = (node, keys);
     }
 
     /// `keys` keys are sent again, after an error of this kind.

@@ -45,6 +45,12 @@ pub struct NodeStatus {
     pub answer_operations: u64,
     /// Requests that the node is working on.
     pub requests_in_flight: u64,
+    /// Requests to get keys since the node's start.
+    pub gets: OperationCounts,
+    /// The same to put keys.
+    pub puts: OperationCounts,
+    /// The same to claim keys.
+    pub claims: OperationCounts,
     /// The hash ranges that the node owns.
     pub ranges: Vec<RangeStatus>,
     /// What the node has on its disk and in object storage; `None` with durability `memory`.
@@ -55,6 +61,34 @@ pub struct NodeStatus {
     pub shed_keys: u64,
     /// What the node wants somebody to know: a clock that is off, a storage that cannot be reached, a full disk.
     pub warnings: Vec<String>,
+}
+
+/// Requests of one kind since a node's start, refused ones included.
+///
+/// ```
+/// # mod cluster { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/cluster.rs")); }
+/// # cluster::example(async |client: keydb_client::Client| {
+/// client.put(["a", "b"], "30d".parse().unwrap()).await.unwrap();
+/// let (_, status) = client.node_statuses().await.remove(0);
+/// let puts = status.unwrap().puts;
+/// assert_eq!((puts.requests, puts.keys), (1, 2));
+/// # });
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct OperationCounts {
+    /// How many there were.
+    pub requests: u64,
+    /// How many keys they had.
+    pub keys: u64,
+}
+
+impl OperationCounts {
+    /// A build that does not count says nothing.
+    fn from_reply(counts: Option<shard::OperationCounts>) -> Self {
+        let shard::OperationCounts { requests, keys } = counts.unwrap_or_default();
+        Self { requests, keys }
+    }
 }
 
 /// What a node has on its disk and in object storage.
@@ -212,6 +246,9 @@ impl NodeStatus {
             answer_bytes: reply.answer_bytes,
             answer_operations: reply.answer_operations,
             requests_in_flight: reply.requests_in_flight,
+            gets: OperationCounts::from_reply(reply.gets),
+            puts: OperationCounts::from_reply(reply.puts),
+            claims: OperationCounts::from_reply(reply.claims),
             ranges: ranges.collect(),
             disk: reply.disk.map(DiskStatus::from_reply).transpose()?,
             memory_limit_bytes: reply.memory_limit_bytes,

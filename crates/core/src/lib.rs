@@ -27,7 +27,7 @@ mod journal;
 mod keyset;
 mod lsn;
 mod manifest;
-mod metrics_text;
+pub mod metrics;
 pub mod moving;
 mod namespace;
 mod operation_answers;
@@ -62,7 +62,6 @@ pub use journal::{
 pub use keyset::{Arena, Entry, InsertError, KeySet, Provisioner, Sweep, Times};
 pub use lsn::Lsn;
 pub use manifest::{Manifest, ManifestError, ManifestFile, ManifestRange, SnapshotKind};
-pub use metrics_text::MetricsText;
 pub use namespace::{NAMESPACE_BYTES_MAX, Namespace, NamespaceError};
 pub use operation_answers::{AnswersDraft, OperationAnswers, RangeAnswers};
 pub use origin::{Origin, OtherFile};

@@ -5,7 +5,8 @@ use std::{
     time::Duration,
 };
 
-use keydb_client::{AdminClient, Client, ClientConfig, ConnectError};
+use keydb_client::{AdminClient, Client, ClientConfig, ConnectError, NodeId};
+use keydb_core::metrics::MetricsText;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
+    counters::Counters,
     limits::{ADMIN_CALLS_MAX, CALLS_MAX, READS_MAX, STREAMS_MAX},
     problem::Problem,
 };
@@ -30,6 +32,7 @@ pub struct Cluster {
     reads: Room,
     streams: Room,
     admin_calls: Room,
+    counters: Arc<Counters>,
     /// No new calls are taken.
     stopping: CancellationToken,
 }
@@ -59,8 +62,19 @@ impl Room {
 impl Cluster {
     /// One that is found by this, which [`find`](Self::find) does.
     pub fn new(config: ClientConfig) -> Self {
+        Self::with(config, Counters::default())
+    }
+
+    /// The same, for node `id`, which serves it.
+    pub fn at_node(config: ClientConfig, id: NodeId) -> Self {
+        Self::with(config, Counters::at(id))
+    }
+
+    fn with(config: ClientConfig, counters: Counters) -> Self {
+        let counters = Arc::new(counters);
         Self {
-            config,
+            config: config.with_observer(Arc::<Counters>::clone(&counters)),
+            counters,
             found: OnceLock::new(),
             calls: Room::new("calls are being worked on", CALLS_MAX),
             reads: Room::new("calls are still being sent", READS_MAX),
@@ -112,6 +126,16 @@ impl Cluster {
     /// While it has not been found.
     pub fn admin(&self) -> Result<&AdminClient, Problem> {
         self.both().map(|(_, admin)| admin)
+    }
+
+    /// What is counted of calls for keys.
+    pub(crate) const fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// Writes what is measured of calls for keys as text.
+    pub fn write_metrics(&self, text: &mut MetricsText) {
+        self.counters.write(text);
     }
 
     fn both(&self) -> Result<&(Client, AdminClient), Problem> {

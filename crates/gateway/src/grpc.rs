@@ -2,20 +2,29 @@
 
 use std::{sync::Arc, time::Duration};
 
-use axum::middleware::{Next, from_fn};
+use axum::{
+    extract::State,
+    middleware::{Next, from_fn_with_state},
+};
 use keydb_client::{AdminClient, AdminError, Claim, NodeId, Ttl};
-use keydb_proto::text::{
-    ClaimAnswer, ClaimRequest, ClaimResponse, CreateSnapshotsRequest, CreateSnapshotsResponse,
-    GetNodeInfoRequest, GetNodeInfoResponse, GetRequest, GetResponse, LoadSnapshotsRequest,
-    LoadSnapshotsResponse, PutRequest, PutResponse, ScaleCompleteRequest, ScaleCompleteResponse,
-    ScaleRequest, ScaleResponse,
-    node_service_server::{NodeService, NodeServiceServer},
+use keydb_proto::{
+    text::{
+        ClaimAnswer, ClaimRequest, ClaimResponse, CreateSnapshotsRequest, CreateSnapshotsResponse,
+        GetNodeInfoRequest, GetNodeInfoResponse, GetRequest, GetResponse, LoadSnapshotsRequest,
+        LoadSnapshotsResponse, PutRequest, PutResponse, ScaleCompleteRequest,
+        ScaleCompleteResponse, ScaleRequest, ScaleResponse,
+        node_service_server::{NodeService, NodeServiceServer},
+    },
+    trace,
 };
 use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status, server::NamedService, service::Routes};
+use tracing::Instrument;
 
 use crate::{
-    Cluster, input,
+    Cluster,
+    counters::{Call, Outcome, Protocol, Verb},
+    input,
     keys::{self, Name, Read, Write},
     limits::{BODY_BYTES_MAX, CALL_TIMEOUT, PATIENCE},
     problem::{Problem, failures},
@@ -32,19 +41,59 @@ pub fn services(cluster: &Arc<Cluster>, id: NodeId) -> Routes {
     };
     let service = NodeServiceServer::new(service).max_decoding_message_size(BODY_BYTES_MAX);
     let router = Routes::new(service).into_axum_router();
-    router.layer(from_fn(within_limits)).into()
+    router
+        .layer(from_fn_with_state(Arc::clone(cluster), within_limits))
+        .into()
 }
 
 /// Ends what takes too long, from its first byte on, and names the limit of a message's size.
-async fn within_limits(request: axum::extract::Request, next: Next) -> axum::response::Response {
-    const OF_KEYS: [&str; 3] = ["/Get", "/Put", "/Claim"];
-    let path = request.uri().path();
-    let is_of_keys = OF_KEYS.into_iter().any(|verb| path.ends_with(verb));
-    let limit = if is_of_keys {
-        CALL_TIMEOUT
-    } else {
-        2 * PATIENCE
+async fn within_limits(
+    State(cluster): State<Arc<Cluster>>,
+    request: axum::extract::Request,
+    next: Next,
+) -> axum::response::Response {
+    let method = request.uri().path().rsplit('/').next();
+    let verb = match method {
+        Some("Get") => Verb::Get,
+        Some("Put") => Verb::Put,
+        Some("Claim") => Verb::Claim,
+        _ => return limited(2 * PATIENCE, request, next).await,
     };
+    let headers = request.headers();
+    let span = trace::server(verb.grpc_name(), |name| headers.get(name)?.to_str().ok());
+    let call = Call::begin(cluster.counters(), Protocol::Grpc, verb);
+    let response = limited(CALL_TIMEOUT, request, next);
+    let response = response.instrument(span.clone()).await;
+    let outcome = response.extensions().get().map_or(Outcome::Ok, outcome_of);
+    if outcome != Outcome::Ok {
+        trace::failed(&span);
+    }
+    call.end_as(outcome);
+    response
+}
+
+/// By whose doing a call failed.
+fn outcome_of(status: &Status) -> Outcome {
+    match status.code() {
+        Code::Ok => Outcome::Ok,
+        Code::InvalidArgument
+        | Code::OutOfRange
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::Cancelled
+        | Code::PermissionDenied
+        | Code::Unauthenticated => Outcome::ClientError,
+        _ => Outcome::ServerError,
+    }
+}
+
+async fn limited(
+    limit: Duration,
+    request: axum::extract::Request,
+    next: Next,
+) -> axum::response::Response {
     let Ok(response) = timeout(limit, next.run(request)).await else {
         return Status::deadline_exceeded(format!("the call took longer than {limit:?}"))
             .into_http();

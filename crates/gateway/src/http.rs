@@ -12,12 +12,16 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
+use keydb_proto::trace;
 use serde::Serialize;
+use tracing::Instrument;
 use utoipa::{OpenApi, ToSchema};
 
 use crate::{
-    Cluster, input,
-    keys::{self, ClaimAnswer, KeysCall},
+    Cluster,
+    counters::{Call, Protocol, Verb},
+    input,
+    keys::{self, ClaimAnswer, KeysCall, Name},
     lines,
     problem::{Problem, Refused},
 };
@@ -35,14 +39,6 @@ pub fn router<S: Clone + Send + Sync + 'static>(cluster: &Arc<Cluster>) -> Route
         .route("/v1/claim", post(claim))
         .route("/openapi.json", axum::routing::get(document))
         .with_state(Arc::clone(cluster))
-}
-
-/// What a call is to do with its keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verb {
-    Get,
-    Put,
-    Claim,
 }
 
 /// Which of the keys exist now.
@@ -130,16 +126,48 @@ async fn document() -> Response {
 }
 
 async fn serve(cluster: Arc<Cluster>, verb: Verb, request: Request) -> Result<Response, Problem> {
-    let name = keys::name_of(request.headers())?;
-    if name.is_some() && verb != Verb::Claim {
-        return Err(Problem::bad_field(
+    let headers = request.headers();
+    let span = trace::server(verb.http_name(), |name| headers.get(name)?.to_str().ok());
+    let work = async {
+        let headers = request.headers();
+        let is_lines = is_lines(headers);
+        let protocol = match is_lines {
+            Ok(true) => Protocol::Ndjson,
+            _ => Protocol::Http,
+        };
+        let call = Call::begin(cluster.counters(), protocol, verb);
+        match name_of(verb, headers).and_then(|name| Ok((name, is_lines?))) {
+            Ok((name, true)) => lines::serve(cluster, verb, name, request, call),
+            Ok((name, false)) => call.end(answer(&cluster, verb, name, request).await),
+            Err(problem) => call.end(Err(problem)),
+        }
+    };
+    let result = work.instrument(span.clone()).await;
+    if result.is_err() {
+        trace::failed(&span);
+    }
+    result
+}
+
+/// The name of a claim; nothing else has one.
+fn name_of(verb: Verb, headers: &HeaderMap) -> Result<Option<Name>, Problem> {
+    let name = keys::name_of(headers)?;
+    match verb {
+        Verb::Get | Verb::Put if name.is_some() => Err(Problem::bad_field(
             "Idempotency-Key",
             "is for claims; everything else can be repeated without it",
-        ));
+        )),
+        _ => Ok(name),
     }
-    if is_lines(request.headers())? {
-        return lines::serve(cluster, verb, name, request);
-    }
+}
+
+/// Answers a call whose body is one document.
+async fn answer(
+    cluster: &Cluster,
+    verb: Verb,
+    name: Option<Name>,
+    request: Request,
+) -> Result<Response, Problem> {
     if request.uri().query().is_some_and(|query| !query.is_empty()) {
         return Err(Problem::bad(
             "the query: of a JSON body everything stands in that; a query goes with application/x-ndjson",
@@ -152,19 +180,19 @@ async fn serve(cluster: Arc<Cluster>, verb: Verb, request: Request) -> Result<Re
     let namespace = call.namespace();
     Ok(match verb {
         Verb::Get => {
-            let read = call.read(&cluster)?;
+            let read = call.read(cluster)?;
             let present = read.client.get(&read.keys).await?;
             Json(Present { present }).into_response()
         }
         Verb::Put => {
-            let write = call.write(&cluster)?;
+            let write = call.write(cluster)?;
             write.client.put(&write.keys, write.ttl).await?;
             let stored = write.keys.len();
             Json(Stored { stored }).into_response()
         }
         Verb::Claim => {
             let named = name.map(|name| name.named(&namespace, None));
-            let claims = keys::claim(&call.write(&cluster)?, named).await?;
+            let claims = keys::claim(&call.write(cluster)?, named).await?;
             let claims = claims.into_iter().map(ClaimAnswer::from).collect();
             Json(Claims { claims }).into_response()
         }

@@ -1,13 +1,18 @@
 //! Calls for keys, however they came.
 
+use std::sync::Arc;
+
 use axum::http::HeaderMap;
 use base64::{Engine, engine::general_purpose::STANDARD};
-use keydb_client::{Claim, Client, ErrorKind, Namespace, Operation, OperationId, Ttl};
+use keydb_client::{
+    Claim, Client, ErrorKind, GetError, Namespace, Operation, OperationId, Ttl, WriteError,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
     Cluster,
+    counters::Counters,
     input::{self, TtlText},
     problem::Problem,
 };
@@ -72,11 +77,43 @@ fn shortened(key: &str) -> &str {
     &key[..key.floor_char_boundary(SHOWN_BYTES)]
 }
 
+/// A client whose answers are counted.
+#[derive(Debug)]
+pub struct Keys {
+    client: Client,
+    counters: Arc<Counters>,
+}
+
+impl Keys {
+    /// As [`Client::get`].
+    ///
+    /// # Errors
+    /// Those.
+    pub async fn get<K: AsRef<[u8]>>(
+        &self,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Result<Vec<bool>, GetError> {
+        let present = self.client.get(keys).await?;
+        self.counters.got(&present);
+        Ok(present)
+    }
+
+    /// As [`Client::put`].
+    ///
+    /// # Errors
+    /// Those.
+    pub async fn put<K: AsRef<[u8]>>(&self, keys: &[K], ttl: Ttl) -> Result<(), WriteError> {
+        self.client.put(keys, ttl).await?;
+        self.counters.stored(keys.len());
+        Ok(())
+    }
+}
+
 /// What is to be asked for, and of whom.
 #[derive(Debug)]
 pub struct Read {
     /// Of the namespace.
-    pub client: Client,
+    pub client: Keys,
     /// In order.
     pub keys: Vec<Vec<u8>>,
 }
@@ -85,7 +122,7 @@ pub struct Read {
 #[derive(Debug)]
 pub struct Write {
     /// Of the namespace.
-    pub client: Client,
+    pub client: Keys,
     /// In order.
     pub keys: Vec<Vec<u8>>,
     /// For how long.
@@ -151,9 +188,12 @@ impl KeysCall {
 ///
 /// # Errors
 /// While the cluster has not been found.
-pub fn in_namespace(cluster: &Cluster, namespace: Option<Namespace>) -> Result<Client, Problem> {
+pub fn in_namespace(cluster: &Cluster, namespace: Option<Namespace>) -> Result<Keys, Problem> {
     let client = cluster.client()?;
-    Ok(namespace.map_or_else(|| client.clone(), |it| client.in_namespace(&it)))
+    Ok(Keys {
+        client: namespace.map_or_else(|| client.clone(), |it| client.in_namespace(&it)),
+        counters: Arc::clone(cluster.counters()),
+    })
 }
 
 /// A claim's name.
@@ -206,7 +246,17 @@ pub struct Named {
 /// # Errors
 /// As [`Client::claim`].
 pub async fn claim(write: &Write, named: Option<Named>) -> Result<Vec<Claim>, Problem> {
-    let Write { client, keys, ttl } = write;
+    let claims = uncounted_claim(write, named).await?;
+    write.client.counters.claimed(&claims);
+    Ok(claims)
+}
+
+async fn uncounted_claim(write: &Write, named: Option<Named>) -> Result<Vec<Claim>, Problem> {
+    let Write {
+        client: Keys { client, .. },
+        keys,
+        ttl,
+    } = write;
     let Some(Named { id, is_repeat }) = named else {
         return Ok(client.claim(keys, *ttl).await?);
     };

@@ -5,9 +5,10 @@
 //! handlers.
 //!
 //! [`Cluster`] is the cluster, once it has been found. `http` and `grpc` read a call, `keys` does what it asks, and `problem` is how it
-//! is refused: as problem details (RFC 9457), or as a gRPC status.
+//! is refused: as problem details (RFC 9457), or as a gRPC status. `counters` is what metrics tell of calls.
 
 mod cluster;
+mod counters;
 mod grpc;
 mod http;
 pub mod input;

@@ -16,13 +16,18 @@ use axum::{
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
 use keydb_client::{Claim, KEY_BYTES_MAX};
+use keydb_proto::trace;
 use serde_json::json;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc},
+    time::timeout,
+};
 use tokio_stream::wrappers::ReceiverStream;
+use tracing::Instrument;
 
 use crate::{
     Cluster,
-    http::Verb,
+    counters::{Call, Verb},
     input::TtlText,
     keys::{self, Encoding, KeysCall, Name, Read, Write},
     limits::{READ_TIMEOUT, WRITE_TIMEOUT},
@@ -47,7 +52,34 @@ pub(crate) fn serve(
     verb: Verb,
     name: Option<Name>,
     request: Request,
+    call: Call,
 ) -> Result<Response, Problem> {
+    let (stream, todo, lines) = match prepare(&cluster, verb, name, request) {
+        Ok(prepared) => prepared,
+        Err(problem) => return call.end(Err(problem)),
+    };
+    let (answers, outgoing) = mpsc::channel(ANSWERS_MAX);
+    let answering = async move {
+        let _stream = stream;
+        let worked = call.end(work(&cluster, todo, lines, &answers).await);
+        if let Err(problem) = worked {
+            let error = format!("{}\n", json!({"error": problem.body()}));
+            send(&answers, error.into()).await;
+        }
+    };
+    // It ends by itself: reading, working and writing have their ends, and it stops with the server.
+    tokio::spawn(answering.instrument(trace::current()));
+    let kind = [(CONTENT_TYPE, "application/x-ndjson")];
+    Ok((kind, Body::from_stream(ReceiverStream::new(outgoing))).into_response())
+}
+
+/// Takes in what the query says, and finds room.
+fn prepare(
+    cluster: &Cluster,
+    verb: Verb,
+    name: Option<Name>,
+    request: Request,
+) -> Result<(OwnedSemaphorePermit, Work, Lines), Problem> {
     let stream = cluster.stream()?;
     let call = of_query(&request)?;
     let encoding = call.encoding;
@@ -55,11 +87,10 @@ pub(crate) fn serve(
     let may_be_short = name.is_none();
     // It has no keys of its own.
     let todo = match verb {
-        Verb::Get => Work::Get(call.reader(&cluster)?),
-        Verb::Put => Work::Put(call.writer(&cluster)?),
-        Verb::Claim => Work::Claim(call.writer(&cluster)?, name, namespace),
+        Verb::Get => Work::Get(call.reader(cluster)?),
+        Verb::Put => Work::Put(call.writer(cluster)?),
+        Verb::Claim => Work::Claim(call.writer(cluster)?, name, namespace),
     };
-    let (answers, outgoing) = mpsc::channel(ANSWERS_MAX);
     let lines = Lines {
         body: request.into_body().into_data_stream(),
         buffer: BytesMut::new(),
@@ -68,16 +99,7 @@ pub(crate) fn serve(
         encoding,
         count: 0,
     };
-    // It ends by itself: reading, working and writing have their ends, and it stops with the server.
-    tokio::spawn(async move {
-        let _stream = stream;
-        if let Err(problem) = work(&cluster, todo, lines, &answers).await {
-            let error = format!("{}\n", json!({"error": problem.body()}));
-            send(&answers, error.into()).await;
-        }
-    });
-    let kind = [(CONTENT_TYPE, "application/x-ndjson")];
-    Ok((kind, Body::from_stream(ReceiverStream::new(outgoing))).into_response())
+    Ok((stream, todo, lines))
 }
 
 /// What is done with each batch.

@@ -75,6 +75,10 @@ impl Problem {
         }
     }
 
+    pub(crate) const fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// The words for a person.
     pub(crate) fn words(&self) -> &str {
         &self.detail

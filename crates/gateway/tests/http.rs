@@ -291,3 +291,62 @@ async fn without_a_cluster_calls_are_refused_until_it_is_found() {
     world.gateway.close().await;
     call().await.refused(503, &["closed"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_and_answers_are_counted_by_door_and_outcome_and_keys_by_where_they_go() {
+    let world = World::start(2).await;
+    let keys: Vec<String> = (0..10).map(|key| format!("key-{key}")).collect();
+    let claim = json!({"keys": keys, "ttl": "1h"});
+    for _ in 0..2 {
+        assert_eq!(world.post("/v1/claim", claim.clone()).await.status, 200);
+    }
+    world
+        .post("/v1/claim", json!({"keys": []}))
+        .await
+        .refused(400, &["keys"]);
+    let get = json!({"keys": ["key-1", "other"]});
+    assert_eq!(world.post("/v1/get", get).await.status, 200);
+    let lines = world.post_lines("/v1/put?ttl=1h", "\"a\"\n\"b\"\n").await;
+    assert_eq!(lines.lines().len(), 2);
+    world
+        .post_lines("/v1/get?ttl=1h", "\"a\"\n")
+        .await
+        .refused(400, &["ttl"]);
+    let mut grpc = world.grpc().await;
+    let request = keydb_proto::text::GetRequest {
+        keys: vec!["a".to_owned()],
+        ..Default::default()
+    };
+    grpc.get(request).await.unwrap();
+    grpc.get(keydb_proto::text::GetRequest::default())
+        .await
+        .unwrap_err();
+
+    let mut text = keydb_core::metrics::MetricsText::default();
+    world.gateway.write_metrics(&mut text);
+    let text = text.into_text();
+    let not_zero: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("_total") && !line.starts_with('#') && !line.ends_with(" 0"))
+        .collect();
+    assert_eq!(
+        not_zero,
+        [
+            "keydb_text_calls_total{protocol=\"grpc\",operation=\"get\",outcome=\"ok\"} 1",
+            "keydb_text_calls_total{protocol=\"grpc\",operation=\"get\",outcome=\"client_error\"} 1",
+            "keydb_text_calls_total{protocol=\"http\",operation=\"get\",outcome=\"ok\"} 1",
+            "keydb_text_calls_total{protocol=\"http\",operation=\"claim\",outcome=\"ok\"} 2",
+            "keydb_text_calls_total{protocol=\"http\",operation=\"claim\",outcome=\"client_error\"} 1",
+            "keydb_text_calls_total{protocol=\"ndjson\",operation=\"get\",outcome=\"client_error\"} 1",
+            "keydb_text_calls_total{protocol=\"ndjson\",operation=\"put\",outcome=\"ok\"} 1",
+            "keydb_text_answers_total{operation=\"get\",answer=\"present\"} 2",
+            "keydb_text_answers_total{operation=\"get\",answer=\"absent\"} 1",
+            "keydb_text_answers_total{operation=\"put\",answer=\"stored\"} 2",
+            "keydb_text_answers_total{operation=\"claim\",answer=\"first\"} 10",
+            "keydb_text_answers_total{operation=\"claim\",answer=\"duplicate\"} 10",
+            "keydb_forwarded_keys_total{to=\"other\"} 25",
+        ]
+    );
+    let count = "keydb_text_call_duration_seconds_count{protocol=\"http\",operation=\"claim\"} 3\n";
+    assert!(text.contains(count), "{text}");
+}

@@ -40,4 +40,4 @@ pub use disk::data_dir::{DataDirError, saved_map};
 pub use disk::journal::bench;
 pub use disk::journal::{Found, JournalError, inspect};
 pub use error::NodeError;
-pub use run::{Guests, Listeners, run};
+pub use run::{Guests, Listeners, WriteMetrics, run};

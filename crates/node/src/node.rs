@@ -10,6 +10,7 @@ use keydb_proto::{
     refusal_status,
     shard::{ErrorCode, ReplyHeader},
 };
+use keydb_storage::StorageCalls;
 use tokio::sync::Notify;
 use tonic::Status;
 
@@ -43,6 +44,7 @@ pub(crate) struct Node {
     pub(crate) answers: Arc<AnswerMemory>,
     pub(crate) in_flight: InFlight,
     pub(crate) request_counters: Arc<RequestCounters>,
+    pub(crate) storage_calls: Arc<StorageCalls>,
     pub(crate) reclaiming: Reclaiming,
     pub(crate) warnings: Arc<Warnings>,
     pub(crate) membership: Arc<CurrentMembership>,
@@ -81,6 +83,7 @@ impl Node {
             answers: Arc::new(answers),
             in_flight: InFlight::new(limits.requests_in_flight_max),
             request_counters: Arc::default(),
+            storage_calls: Arc::default(),
             reclaiming: Reclaiming::default(),
             warnings: Arc::new(Warnings::new(config.id)),
             membership,

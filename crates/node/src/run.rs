@@ -3,11 +3,11 @@
 //! A node that was asked to stop refuses new requests, lets those in progress end, writes what it has to local files and, where
 //! that is quick, to object storage, and closes its connections. It needs no object storage for that.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use axum::Router;
-use keydb_core::{Clock, Provisioner};
-use keydb_storage::{MapStore, ObjectStorage};
+use keydb_core::{Clock, Provisioner, metrics::MetricsText};
+use keydb_storage::{MapStore, MeasuredStorage, ObjectStorage};
 use keydb_transport::ListenerSecurity;
 use tokio::{
     net::TcpListener,
@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     NodeConfig, NodeError, cluster::membership::Membership, moving, node::Node,
-    ranges::sweep::sweep, server::grpc::serve,
+    ranges::sweep::sweep, server::grpc::serve, server::http,
 };
 
 /// How long connections without requests have to close, also where the drain deadline has passed.
@@ -47,7 +47,7 @@ pub struct Listeners {
 
 /// What is served on a node's listeners besides its own services. Whoever asks the node to stop sees to it before that these take no new
 /// calls: they would be refused by the node itself.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Guests {
     /// gRPC services.
     pub grpc: Routes,
@@ -55,6 +55,19 @@ pub struct Guests {
     pub grpc_names: Vec<&'static str>,
     /// HTTP paths.
     pub http: Router,
+    /// What is measured of them, which `/metrics` has as well.
+    pub metrics: Option<Arc<WriteMetrics>>,
+}
+
+/// Writes series that nothing else writes.
+pub type WriteMetrics = dyn Fn(&mut MetricsText) + Send + Sync;
+
+impl fmt::Debug for Guests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guests")
+            .field("grpc_names", &self.grpc_names)
+            .finish_non_exhaustive()
+    }
 }
 
 impl From<TcpListener> for Listeners {
@@ -82,6 +95,10 @@ pub async fn run(
 ) -> Result<(), NodeError> {
     config.check()?;
     let node = Arc::new(Node::new(config, clock));
+    let storage = Arc::new(MeasuredStorage::new(
+        storage,
+        Arc::clone(&node.storage_calls),
+    ));
     let _provisioner = Provisioner::start(&node.arena);
     let _abandoned = Abandoned(Arc::clone(&node));
     let mut running = Running::start(&node, listeners.into(), MapStore::new(storage));
@@ -158,12 +175,12 @@ impl Running {
         if let Some(listener) = listeners.http {
             let node = Arc::clone(node);
             let status = move || crate::server::status::snapshot(&node);
-            http.spawn(crate::server::http::serve(
-                (listener, listeners.security),
-                status,
-                listeners.guests.http,
-                stop_http.clone(),
-            ));
+            let guests = http::Guests {
+                router: listeners.guests.http,
+                metrics: listeners.guests.metrics,
+            };
+            let listener = (listener, listeners.security);
+            http.spawn(http::serve(listener, status, guests, stop_http.clone()));
         }
         let mut membership = JoinSet::new();
         membership.spawn(moving::run(Arc::clone(node), store.clone()));

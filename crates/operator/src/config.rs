@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use axum::Router;
 use keydb_client::ClientConfig;
 
 /// Calls at the same time.
@@ -18,6 +19,8 @@ pub const SNAPSHOT_WAIT_MAX: Duration = Duration::from_secs(3600);
 pub struct OperatorConfig {
     /// How the cluster is found, and how long its nodes have to answer.
     pub client: ClientConfig,
+    /// Paths that are served as well.
+    pub guests: Router,
 }
 
 impl OperatorConfig {
@@ -25,6 +28,7 @@ impl OperatorConfig {
     pub fn new(addresses: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self {
             client: ClientConfig::new(addresses),
+            guests: Router::new(),
         }
     }
 }

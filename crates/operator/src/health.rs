@@ -1,7 +1,7 @@
 //! What probes and Prometheus ask. None of it goes to the cluster.
 
 use axum::{extract::State, http::header::CONTENT_TYPE, response::IntoResponse};
-use keydb_core::MetricsText;
+use keydb_core::metrics::{MetricsText, registry};
 use keydb_gateway::Problem;
 
 use crate::operator::Shared;
@@ -17,28 +17,16 @@ pub(crate) async fn ready(State(operator): State<Shared>) -> Result<&'static str
 
 pub(crate) async fn metrics(State(operator): State<Shared>) -> impl IntoResponse {
     let mut out = MetricsText::default();
-    out.metric("keydb_build_info", "gauge", "Which build runs.");
-    out.sample(&[("version", &env!("CARGO_PKG_VERSION"))], 1);
+    out.begin(&registry::BUILD_INFO)
+        .add(&[&env!("CARGO_PKG_VERSION")], 1);
     let map = operator.client().map(|client| client.cluster_map()).ok();
-    out.gauge(
-        "keydb_operator_ready",
-        "Whether the cluster has been found.",
-        u8::from(map.is_some()),
-    );
-    if let Some(map) = map {
-        out.gauge(
-            "keydb_operator_map_epoch",
-            "The epoch of the newest cluster map that the operator has heard of.",
-            map.epoch,
-        );
-    }
-    out.metric(
-        "keydb_operator_requests_total",
-        "counter",
-        "Calls that were answered, by path and HTTP status.",
-    );
+    out.value(&registry::OPERATOR_READY, u8::from(map.is_some()));
+    let epoch = map.map_or(0, |map| map.epoch);
+    out.value(&registry::OPERATOR_MAP_EPOCH, epoch);
+    let mut samples = out.begin(&registry::OPERATOR_REQUESTS);
     for ((path, status), count) in operator.answered() {
-        out.sample(&[("path", &path), ("status", &status)], count);
+        samples.add(&[&path, &status], count);
     }
+    operator.cluster.write_metrics(&mut out);
     ([(CONTENT_TYPE, MetricsText::CONTENT_TYPE)], out.into_text())
 }

@@ -33,7 +33,7 @@ pub(crate) async fn put(
 ) -> Result<Json<Value>, Problem> {
     let call: KeysCall = input::body(request).await?;
     let write = call.write(&operator.cluster)?;
-    write.client.put(write.keys, write.ttl).await?;
+    write.client.put(&write.keys, write.ttl).await?;
     Ok(Json(json!({"success": true})))
 }
 

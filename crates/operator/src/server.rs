@@ -78,10 +78,11 @@ pub async fn run(
         Ok(address) => info!(%address, "the operator listens"),
         Err(error) => warn!(%error, "the operator listens"),
     }
+    let guests = config.guests.clone();
     let operator = Arc::new(Operator::new(config));
     let stop = CancellationToken::new();
     let mut tasks = JoinSet::new();
-    let (serves, is_over) = (router(Arc::clone(&operator)), stop.clone());
+    let (serves, is_over) = (router(Arc::clone(&operator), guests), stop.clone());
     tasks.spawn(async move {
         serve_http(listener, &security, serves, is_over).await;
         Ok(())
@@ -119,7 +120,7 @@ async fn failure(tasks: &mut JoinSet<Result<(), OperatorError>>) -> Result<(), O
     Err(io::Error::other("it ended before it was told to").into())
 }
 
-fn router(operator: Shared) -> Router {
+fn router(operator: Shared, guests: Router) -> Router {
     Router::new()
         .route("/get", get(keys::get))
         .route("/put", post(keys::put))
@@ -145,6 +146,7 @@ fn router(operator: Shared) -> Router {
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(Arc::clone(&operator), limit_and_count))
         .with_state(operator)
+        .merge(guests)
 }
 
 async fn limit_and_count(State(operator): State<Shared>, request: Request, next: Next) -> Response {

@@ -1,6 +1,8 @@
-//! KeyDB's wire contract: the types generated from `proto/`, and their conversions to and from core types.
+//! KeyDB's wire contract: the types generated from `proto/`, and their conversions to and from core types; and [`trace`], which goes
+//! along with requests.
 
 mod convert;
+pub mod trace;
 
 pub use convert::{FieldError, error_code, id_field, refusal_status};
 

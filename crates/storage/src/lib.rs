@@ -5,6 +5,7 @@
 //! - [`StorageUrl`] is how settings name one: an S3 bucket, or a directory that processes of one machine share
 //!   ([`LocalStorage`]). [`MemoryStorage`] keeps objects in this process.
 //! - [`MapStore`] keeps the cluster map in object storage: it creates the map once, and changes it by compare-and-swap only.
+//! - [`MeasuredStorage`] counts the calls of another one, for metrics.
 //! - [`SnapshotStore`] keeps each node's snapshot files there, and the manifests that name them.
 //!
 //! ```
@@ -33,6 +34,7 @@ mod error;
 mod key;
 mod local;
 mod map_store;
+mod measured;
 mod memory;
 mod object;
 mod s3;
@@ -47,6 +49,7 @@ pub use local::LocalStorage;
 pub use map_store::{
     Init, InitError, MAP_KEY, MapStore, MapStoreError, OtherCluster, Restored, UpdateError,
 };
+pub use measured::{MeasuredStorage, StorageCalls};
 pub use memory::MemoryStorage;
 pub use object::{
     LIST_PAGE_MAX, ListPage, OBJECT_BYTES_MAX, Object, ObjectInfo, ObjectStorage, ObjectStream,

@@ -7,10 +7,12 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use clap::Args;
+use keydb_core::Clock;
+use keydb_node::SystemClock;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -177,8 +179,8 @@ fn ca_params(days: u32) -> Result<CertificateParams, Failure> {
 }
 
 fn valid_for(params: &mut CertificateParams, days: u32) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let begin = rcgen::date_time_ymd(1970, 1, 1) + now.unwrap_or_default();
+    let now = Duration::from_millis(SystemClock::new().now().0);
+    let begin = rcgen::date_time_ymd(1970, 1, 1) + now;
     params.not_before = begin - VALID_BEFORE;
     params.not_after = begin + DAY * days;
 }

@@ -13,7 +13,7 @@ use crate::{
     connect,
     exit::Failure,
     gateway::Gateway,
-    logging,
+    logging::Logging,
     output::{Align, answer, say, table},
     settings::{self, Effective, Listening, Security, Settings},
     signals::StopSignals,
@@ -64,12 +64,16 @@ pub(crate) fn run(args: &NodeArgs) -> Result<ExitCode, Failure> {
     if args.check {
         return check(&settings, args.json);
     }
-    logging::start(settings.log.value.as_deref().unwrap_or("info"));
-    for warning in &settings.warnings {
-        tracing::warn!("{warning}");
-    }
-    settings.warn_of_exposure(&security);
-    connect::runtime()?.block_on(serve(&settings, security, id))?;
+    connect::runtime()?.block_on(async {
+        let logging = Logging::start(&settings.logging(), "info", "keydb-node")?;
+        for warning in &settings.warnings {
+            tracing::warn!("{warning}");
+        }
+        settings.warn_of_exposure(&security);
+        let ended = serve(&settings, security, id, &logging).await;
+        logging.stop().await;
+        ended
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -99,7 +103,12 @@ fn as_text(effective: &[Effective]) -> String {
     table(&header, &rows.collect::<Vec<_>>())
 }
 
-async fn serve(settings: &Settings, security: Security, id: NodeId) -> Result<(), Failure> {
+async fn serve(
+    settings: &Settings,
+    security: Security,
+    id: NodeId,
+    logging: &Logging,
+) -> Result<(), Failure> {
     let mut signals = StopSignals::listen()?;
     if !settings.storage_is_given() {
         tracing::info!(
@@ -111,7 +120,7 @@ async fn serve(settings: &Settings, security: Security, id: NodeId) -> Result<()
     config.outgoing = security.outgoing;
     let storage = settings.open_storage()?;
     let listening = settings.listening();
-    let (gateway, guests) = Gateway::of_node(&config, listening.own_address())?;
+    let (gateway, guests) = Gateway::of_node(&config, listening.own_address(), logging)?;
     let listeners = Listeners {
         guests,
         grpc: listen(&listening).await?,

@@ -10,7 +10,7 @@ use crate::{
     args::ConnectArgs,
     connect,
     exit::{Code, Failure},
-    logging,
+    logging::Logging,
     settings::{self, OperatorSettings},
     signals::StopSignals,
 };
@@ -33,22 +33,24 @@ pub(crate) struct OperatorArgs {
 
 pub(crate) fn run(args: &OperatorArgs) -> Result<ExitCode, Failure> {
     let settings = OperatorSettings::read(settings::environment()?)?;
-    logging::start(settings.client.log.as_deref().unwrap_or("info"));
-    if settings.insecure && !settings.security.is_protected() {
-        settings::warn_insecure();
-    }
-    let client = connect::config_by(&args.connect, settings.client);
     connect::runtime()?.block_on(async {
+        let logging = Logging::start(&settings.client.logging, "info", "keydb-operator")?;
         let mut signals = StopSignals::listen()?;
+        if settings.insecure && !settings.security.is_protected() {
+            settings::warn_insecure();
+        }
         let listener = listen(&settings.listening).await?;
-        let config = OperatorConfig { client };
+        let config = OperatorConfig {
+            client: connect::config_by(&args.connect, settings.client),
+            guests: logging.router(),
+        };
         let stopped = async {
             let name = signals.next().await;
             tracing::info!("{name}: stopping");
         };
-        keydb_operator::run(config, (listener, settings.security), stopped)
-            .await
-            .map_err(|error| failure(&error))
+        let ended = keydb_operator::run(config, (listener, settings.security), stopped).await;
+        logging.stop().await;
+        ended.map_err(|error| failure(&error))
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -9,6 +9,7 @@ use keydb_storage::StorageUrl;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    log::LogFormat,
     memory::{self, MemoryLimit},
     parse::{self, duration_text},
     security::{self, file_text},
@@ -231,6 +232,15 @@ settings! {
     Both "KEYDB_LOG" log: Option<String> = None, parse::log_filter,
         |log| log.clone().unwrap_or_else(|| "info".to_owned()),
         "What is logged to standard error: `error`, `warn`, `info`, `debug`, `trace`, or by part, such as `keydb_node=debug,info`.";
+    /// text, or json for an object a line (text)
+    Both "KEYDB_LOG_FORMAT" log_format: LogFormat = LogFormat::Text, parse::log_format, ToString::to_string,
+        "How it is logged: `text`, or `json` for an object a line.";
+    /// where spans go, by OTLP over gRPC, such as http://localhost:4317 (none); and of calls without a trace of
+    Both "KEYDB_TRACES_ENDPOINT" traces_endpoint: Option<String> = None, parse::traces_endpoint, if_set,
+        "An OpenTelemetry collector that takes [traces](operations.md#what-to-look-at) by OTLP over gRPC, such as `http://localhost:4317`. Without it none are made.";
+    /// their own, one in so many is traced (1)
+    Both "KEYDB_TRACES_ONE_IN" traces_one_in: u64 = 1, parse::number(1..=1_000_000_000_u64), ToString::to_string,
+        "Of calls that have no trace of their own, one in so many is traced, 1 to 1000000000.";
 }
 
 /// What is known of a setting before it is read.

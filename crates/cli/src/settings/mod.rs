@@ -5,6 +5,7 @@
 
 mod declared;
 mod environment;
+mod log;
 mod memory;
 mod names;
 mod parse;
@@ -22,8 +23,9 @@ pub(crate) use declared::{
     OPERATOR_PORT_SETTING, PORT_DEFAULT, Settings, help,
 };
 pub(crate) use environment::environment;
+pub(crate) use log::{LogFormat, LogSettings};
 pub(crate) use memory::available_bytes as available_memory_bytes;
-pub(crate) use parse::{addresses, duration, host_and_port, namespace};
+pub(crate) use parse::{addresses, duration, host_and_port, log_filter, namespace};
 pub(crate) use read::{ClientSettings, HealthSettings, OperatorSettings, load, of_health};
 pub(crate) use security::{Listening, Security, warn_insecure};
 pub(crate) use storage::url as storage_url;

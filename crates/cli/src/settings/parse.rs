@@ -10,6 +10,7 @@ use std::{
 
 use keydb_core::{Durability, Namespace, NodeId};
 
+use super::log::LogFormat;
 use crate::output::bytes_text;
 
 /// `host:port`, addresses separated by commas or as a JSON array of strings.
@@ -207,7 +208,7 @@ pub(super) fn durability(text: &str) -> Result<Durability, String> {
 }
 
 /// What is logged.
-pub(super) fn log_filter(text: &str) -> Result<String, String> {
+pub(crate) fn log_filter(text: &str) -> Result<String, String> {
     // A word alone would be the name of a part of the program, of which everything is logged, and of others nothing.
     let is_level = |part: &str| {
         part.parse::<tracing_subscriber::filter::LevelFilter>()
@@ -227,6 +228,26 @@ pub(super) fn log_filter(text: &str) -> Result<String, String> {
     Err(format!(
         "is not a log filter ({error}); give a level such as debug, or keydb_node=debug,info"
     ))
+}
+
+/// How the log is written.
+pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("is neither text nor json".to_owned()),
+    }
+}
+
+/// Where an OpenTelemetry collector takes spans.
+pub(super) fn traces_endpoint(text: &str) -> Result<String, String> {
+    let right = "is no collector's address; give http://host:port of its OTLP over gRPC, such as http://localhost:4317";
+    let address = text.strip_prefix("http://").ok_or(right)?;
+    let address = address.strip_suffix('/').unwrap_or(address);
+    match host_and_port(address) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err(right.to_owned()),
+    }
 }
 
 /// A key space by its name.

@@ -9,6 +9,7 @@ use keydb_transport::{ListenerSecurity, Outgoing};
 use super::{
     declared::{Reader, Settings},
     environment::{environment, known},
+    log::LogSettings,
     parse,
     problems::{Problems, SettingsError, missing},
     security::Listening,
@@ -22,8 +23,8 @@ pub(crate) struct ClientSettings {
     pub(crate) addresses: Option<Vec<String>>,
     /// The key space.
     pub(crate) namespace: Option<Namespace>,
-    /// The log filter.
-    pub(crate) log: Option<String>,
+    /// What is logged and traced.
+    pub(crate) logging: LogSettings,
     /// How nodes are reached.
     pub(crate) outgoing: Outgoing,
 }
@@ -54,9 +55,9 @@ impl ClientSettings {
 
     fn of(settings: Settings, outgoing: Outgoing) -> Self {
         Self {
+            logging: settings.logging(),
             addresses: settings.node_addresses.value,
             namespace: settings.namespace.value,
-            log: settings.log.value,
             outgoing,
         }
     }

@@ -93,7 +93,7 @@ fn the_reference_has_the_bounds_that_the_parsers_go_by() {
         let stated = format!("{least} to {most}");
         assert!(about.contains(&stated), "{}: {stated}", setting.name);
     }
-    assert_eq!(bounded, 7);
+    assert_eq!(bounded, 8);
 }
 
 #[test]

@@ -95,6 +95,23 @@ fn a_wrong_value_names_the_variable_the_value_and_what_would_be_right() {
         ("KEYDB_REQUESTS_IN_FLIGHT_MAX", "-1", "1 to 65536"),
         ("KEYDB_LOG", "keydb=loud", "debug"),
         ("KEYDB_LOG", "chatty", "\"chatty\" is no level"),
+        ("KEYDB_LOG_FORMAT", "xml", "neither text nor json"),
+        (
+            "KEYDB_TRACES_ENDPOINT",
+            "localhost:4317",
+            "http://localhost:4317",
+        ),
+        (
+            "KEYDB_TRACES_ENDPOINT",
+            "https://collector:4317",
+            "http://localhost:4317",
+        ),
+        (
+            "KEYDB_TRACES_ENDPOINT",
+            "http://collector",
+            "http://localhost:4317",
+        ),
+        ("KEYDB_TRACES_ONE_IN", "0", "1 to 1000000000"),
     ] {
         let error = read(&[(name, value)]).unwrap_err();
         assert!(error.starts_with(&format!("{name}={value}: ")), "{error}");

@@ -1,11 +1,9 @@
 //! A CA of the test's own, which also makes what `keydb certs` does not.
 
-use std::{
-    fs,
-    path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{fs, path::Path, time::Duration};
 
+use keydb_core::Clock;
+use keydb_node::SystemClock;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
 };
@@ -34,7 +32,7 @@ impl Authority {
     pub(crate) fn sign(&self, directory: &Path, name: &str, until_seconds: i64) {
         let local = ["localhost", "127.0.0.1"].map(str::to_owned);
         let mut params = CertificateParams::new(local).unwrap();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let now = Duration::from_millis(SystemClock::new().now().0);
         let now = rcgen::date_time_ymd(1970, 1, 1) + now;
         params.not_before = now - Duration::from_secs(86_400);
         let span = Duration::from_secs(until_seconds.unsigned_abs());

@@ -7,7 +7,7 @@ pub(crate) mod cluster;
 use std::{
     ffi::OsStr,
     io::{BufRead, BufReader, Read, Write},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -124,6 +124,9 @@ pub(crate) struct Dev {
     pub(crate) greeting: String,
     /// Of all its nodes.
     pub(crate) addresses: Vec<String>,
+    /// The same for HTTP.
+    pub(crate) http: Vec<String>,
+    pub(crate) operator: String,
 }
 
 impl Dev {
@@ -132,10 +135,15 @@ impl Dev {
     }
 
     pub(crate) fn with_args(args: &[&str]) -> Self {
+        Self::with(args, &[])
+    }
+
+    pub(crate) fn with(args: &[&str], env: &[(&str, &str)]) -> Self {
         let mut process = Process::start(
             keydb()
                 .arg("dev")
                 .args(args)
+                .envs(env.iter().copied())
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped()),
@@ -150,15 +158,24 @@ impl Dev {
                 panic!("it ended before it was ready: {greeting}{said}");
             }
         }
-        let addresses = greeting
-            .lines()
-            .filter(|line| line.trim_start().starts_with("node "))
-            .map(|line| line.split_whitespace().nth(2).unwrap().to_owned())
+        let words =
+            |line: &str| -> Vec<String> { line.split_whitespace().map(str::to_owned).collect() };
+        let of_http = |line: &Vec<String>| {
+            let url = line.iter().find_map(|word| word.strip_prefix("http://"));
+            url.unwrap().to_owned()
+        };
+        let lines = greeting.lines().map(words);
+        let nodes: Vec<_> = lines
+            .clone()
+            .filter(|line| line.first().is_some_and(|it| it == "node"))
             .collect();
+        let operator = lines.filter(|line| line.first().is_some_and(|it| it == "operator"));
         Self {
+            addresses: nodes.iter().map(|line| line[2].clone()).collect(),
+            http: nodes.iter().map(of_http).collect(),
+            operator: operator.map(|line| of_http(&line)).next().unwrap(),
             process,
             greeting,
-            addresses,
         }
     }
 
@@ -179,6 +196,33 @@ impl Dev {
         assert_code(&output, 0);
         stdout(&output)
     }
+}
+
+/// Asks over HTTP; the status and the body of the answer.
+pub(crate) fn http(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
+    http_with(address, method, path, "", body)
+}
+
+/// The same with further header lines.
+pub(crate) fn http_with(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &str,
+) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.0\r\nHost: x\r\nContent-Length: {length}\r\n{headers}\r\n{body}"
+    )
+    .unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).unwrap();
+    let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, body.to_owned())
 }
 
 /// The last lines of a log, as far as it is there.

@@ -50,6 +50,15 @@ impl Kind {
         }
     }
 
+    /// What a request is called in traces.
+    pub(super) fn method(self) -> &'static str {
+        match self {
+            Self::Get => "keydb.shard.v1.ShardService/Get",
+            Self::Put { .. } | Self::PutEach => "keydb.shard.v1.ShardService/Put",
+            Self::Claim { .. } | Self::Recall { .. } => "keydb.shard.v1.ShardService/Claim",
+        }
+    }
+
     pub(super) fn is_claim(self) -> bool {
         matches!(self, Self::Claim { .. })
     }

@@ -13,7 +13,9 @@ mod request;
 use std::sync::Arc;
 
 use keydb_core::{Entry, Expiry, Fingerprint};
+use keydb_proto::trace;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use self::repeated_keys::RepeatedKeys;
 pub(crate) use self::{
@@ -96,10 +98,11 @@ async fn run_parts<A: Answer>(
             }
             let batch: Vec<Fingerprint> = positions.iter().map(|at| keys[*at]).collect();
             let shared = Arc::clone(shared);
-            running.spawn(async move {
+            let part = async move {
                 let done = run_part(&shared, kind.part(index), &batch, &[], deadline).await;
                 (positions, outcomes_of(done))
-            });
+            };
+            running.spawn(part.instrument(trace::current()));
         }
         let Some(done) = running.join_next().await else {
             break;

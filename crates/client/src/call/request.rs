@@ -10,8 +10,10 @@ use keydb_proto::{
         ClaimRequest, ErrorCode, GetRequest, PutRequest, RangeRefusal, RefusalCode, ReplyHeader,
         RequestHeader,
     },
+    trace,
 };
 use tonic::Status;
+use tracing::{Instrument, Span};
 
 use super::{hand_over::HandOver, kind::Kind};
 use crate::{
@@ -206,9 +208,14 @@ pub(super) async fn exchange(
         target_node: node.id().0,
         not_after_unix_ms: not_after.0,
     };
-    let sent = send(kind, header, node, share, expiries).await;
-    let (header, first, unknown, refused) =
-        sent.map_err(|status| RequestFailure::of_request(&status, node))?;
+    shared.observe(|it| it.request(node.id(), share.positions.len()));
+    let span = trace::client(kind.method(), node.id().0, share.positions.len());
+    let sent = send(kind, header, node, share, expiries, &span);
+    let sent = sent.instrument(span.clone()).await;
+    let (header, first, unknown, refused) = sent.map_err(|status| {
+        trace::failed(&span);
+        RequestFailure::of_request(&status, node)
+    })?;
     let header = header.ok_or_else(|| RequestFailure::of_reply(node, "it has no header"))?;
     node.heard(&header, shared.router.durability());
     let bytes = share.positions.len().div_ceil(8);
@@ -234,6 +241,7 @@ async fn send(
     node: &Node,
     share: &Share,
     expiries: &[Expiry],
+    span: &Span,
 ) -> Result<Fields, Status> {
     let header = Some(header);
     let ranges = share.ranges.clone();
@@ -246,6 +254,7 @@ async fn send(
                 ranges,
                 fingerprints,
             };
+            let request = trace::carrying(span, request);
             let reply = connection.get(request).await?.into_inner();
             (
                 reply.header,
@@ -266,6 +275,7 @@ async fn send(
                 ttl_seconds,
                 expiries,
             };
+            let request = trace::carrying(span, request);
             let reply = connection.put(request).await?.into_inner();
             (reply.header, None, Bytes::new(), reply.refused)
         }
@@ -278,6 +288,7 @@ async fn send(
                 operation_id: Bytes::copy_from_slice(&id.to_bytes()),
                 only_remembered: matches!(kind, Kind::Recall { .. }),
             };
+            let request = trace::carrying(span, request);
             let reply = connection.claim(request).await?.into_inner();
             (
                 reply.header,

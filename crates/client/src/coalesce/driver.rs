@@ -7,6 +7,7 @@ use tokio::{
     task::{JoinSet, yield_now},
     time::{Instant, sleep_until, timeout},
 };
+use tracing::Instrument;
 
 use super::{
     callers::Callers,
@@ -180,10 +181,13 @@ async fn run_batch<A: Coalesced>(
     let deadline = Deadline::new(first.since, shared.config.call_timeout);
     shared.observe(|it| it.batch(batch.calls.len(), batch.keys.len()));
     let kind = A::kind(id.ttl);
+    let span = batch.span.clone();
     let callers = Callers::new(batch, kind, Arc::clone(&coalescer));
     let mut callers = callers.taking_back().telling(waiting);
     let keys = callers.keys();
-    run_part_for(&mut callers, &shared, kind, &keys, &[], deadline).await;
+    run_part_for(&mut callers, &shared, kind, &keys, &[], deadline)
+        .instrument(span)
+        .await;
     for no_room in callers.into_taken_back() {
         no_room.run(&coalescer, id.ttl, deadline).await;
     }

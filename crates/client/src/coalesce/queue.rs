@@ -7,10 +7,12 @@ use std::{
 };
 
 use keydb_core::{Fingerprint, NodeId, Ttl};
+use keydb_proto::trace;
 use tokio::{
     sync::{Notify, oneshot},
     time::Instant,
 };
+use tracing::Span;
 
 use super::told::Told;
 use crate::error::{ErrorKind, NotApplied};
@@ -48,6 +50,8 @@ pub(super) struct Queue<A> {
     /// The keys of all calls.
     pub(super) keys: VecDeque<Fingerprint>,
     pub(super) waiting: VecDeque<Waiting<A>>,
+    /// That of the first call that is traced, of those that came since a batch was cut: the next batch is in its trace.
+    pub(super) span: Span,
     /// Told when the first call comes, when a batch is full, and when one has become slow.
     pub(super) news: Arc<Notify>,
 }
@@ -57,6 +61,7 @@ impl<A> Queue<A> {
         Self {
             keys: VecDeque::new(),
             waiting: VecDeque::new(),
+            span: Span::none(),
             news: Arc::default(),
         }
     }
@@ -80,6 +85,9 @@ impl<A> Queue<A> {
         }
         self.keys.extend(keys);
         self.waiting.push_back(waiting);
+        if self.span.is_none() {
+            self.span = trace::current();
+        }
         Ok(())
     }
 
@@ -95,13 +103,16 @@ impl<A> Queue<A> {
             calls += 1;
             keys += next.keys;
         }
+        let span = std::mem::replace(&mut self.span, Span::none());
         if calls == self.waiting.len() {
             return Batch {
+                span,
                 keys: std::mem::take(&mut self.keys).into(),
                 calls: std::mem::take(&mut self.waiting).into(),
             };
         }
         Batch {
+            span,
             keys: self.keys.drain(..keys).collect(),
             calls: self.waiting.drain(..calls).collect(),
         }
@@ -114,6 +125,8 @@ pub(super) struct Batch<A> {
     /// The keys of all calls, in their order.
     pub(super) keys: Vec<Fingerprint>,
     pub(super) calls: Vec<Waiting<A>>,
+    /// That of one of them.
+    pub(super) span: Span,
 }
 
 impl<A> Batch<A> {
@@ -122,6 +135,7 @@ impl<A> Batch<A> {
         Self {
             keys: Vec::new(),
             calls: Vec::new(),
+            span: Span::none(),
         }
     }
 
@@ -136,7 +150,10 @@ impl<A> Batch<A> {
         if !self.calls.iter().any(|call| call.reply.is_closed()) {
             return self;
         }
-        let mut left = Self::empty();
+        let mut left = Self {
+            span: self.span,
+            ..Self::empty()
+        };
         let mut keys = self.keys.into_iter();
         for call in self.calls {
             let own = keys.by_ref().take(call.keys);

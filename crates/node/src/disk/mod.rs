@@ -12,12 +12,16 @@ use std::{
     time::Duration,
 };
 
-use keydb_core::{Incarnation, NodeId};
+use keydb_core::{Incarnation, NodeId, metrics::Durations};
 use keydb_proto::shard::DiskStatus;
 use tokio::time::Instant;
 use tracing::{error, info};
 
-use crate::{disk::data_dir::DataDir, disk::journal::Journal, disk::snapshot::Snapshotter};
+use crate::{
+    disk::data_dir::DataDir,
+    disk::journal::Journal,
+    disk::snapshot::{SnapshotCounters, Snapshotter},
+};
 
 /// How long the last snapshot's upload may hold up a node that stops.
 const UPLOAD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,6 +35,13 @@ pub(crate) struct Disk {
     id: Incarnation,
     /// Held as long as something may be written.
     _data_dir: Arc<DataDir>,
+}
+
+/// What a disk's journal and snapshots have done since the start.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct DiskCounters {
+    pub(crate) journal_syncs: Durations,
+    pub(crate) snapshots: SnapshotCounters,
 }
 
 impl Disk {
@@ -90,6 +101,15 @@ impl Disk {
         self.journal.leave();
         if let Some(snapshots) = self.lock().take() {
             snapshots.leave();
+        }
+    }
+
+    /// What there was to count since the start.
+    pub(crate) fn counters(&self) -> DiskCounters {
+        let snapshots = self.snapshots().map(|snapshots| snapshots.status());
+        DiskCounters {
+            journal_syncs: self.journal.syncs(),
+            snapshots: snapshots.unwrap_or_default().counters,
         }
     }
 

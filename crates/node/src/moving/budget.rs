@@ -1,6 +1,12 @@
 //! What moving ranges may take of a node, so that requests hardly notice it.
 
-use std::{sync::Mutex, time::Duration};
+use std::{
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use tokio::time::{Instant, sleep_until};
 
@@ -15,6 +21,8 @@ pub(crate) struct Budget {
     limits: MoveBudget,
     /// Until then it is used up.
     used_until: Mutex<Option<Instant>>,
+    /// Bytes that were moved so far.
+    bytes: AtomicU64,
 }
 
 impl Budget {
@@ -22,7 +30,13 @@ impl Budget {
         Self {
             limits,
             used_until: Mutex::default(),
+            bytes: AtomicU64::new(0),
         }
+    }
+
+    /// Bytes of keys that were moved so far, and of backups.
+    pub(crate) fn spent_bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
     }
 
     /// Work has just been done that took `work` of a core and moved `bytes`. Waits until there may be more of it.
@@ -40,6 +54,7 @@ impl Budget {
 
     /// Returns when there may be more work.
     fn charge(&self, work: Duration, bytes: u64) -> Instant {
+        self.bytes.fetch_add(bytes, Relaxed);
         let by_work = work * 100 / self.limits.cpu_percent;
         let by_bytes = Duration::from_secs_f64(bytes as f64 / self.limits.bytes_per_second as f64);
         let cost = by_work.max(by_bytes).saturating_sub(work);

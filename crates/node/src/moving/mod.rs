@@ -20,4 +20,4 @@ mod words;
 pub(crate) use decisions::mark_lost;
 pub(crate) use run::run;
 pub(crate) use service::MoveRequests;
-pub(crate) use state::Moves;
+pub(crate) use state::{MoveCounts, Moves};

@@ -49,6 +49,7 @@ struct State {
     /// The ranges whose keys are here.
     ranges: BTreeMap<RangeId, Arc<OwnedRange>>,
     decisions: AllDecisions,
+    moved: MoveCounts,
     /// Where decisions are written down; nowhere in `memory` mode.
     root: Option<PathBuf>,
 }
@@ -61,6 +62,16 @@ pub(super) struct Deciding {
     root: Option<PathBuf>,
     /// The steps before and after them.
     pub(super) steps: BTreeSet<[&'static str; 2]>,
+    moved: MoveCounts,
+}
+
+/// Hash ranges that have changed their owner since the node's start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct MoveCounts {
+    /// To this node.
+    pub(crate) come: u64,
+    /// From it.
+    pub(crate) gone: u64,
 }
 
 impl Moves {
@@ -219,6 +230,7 @@ impl Moves {
         let state = &mut *state;
         let mut ranges = Vec::new();
         let mut steps = BTreeSet::new();
+        let mut moved = state.moved;
         let mut decisions = state.decisions.clone();
         for (id, machine) in &mut state.machines {
             let Some(decision) = machine.wants_decision() else {
@@ -231,10 +243,12 @@ impl Moves {
             let about = match decision {
                 Decision::Owner(it) => {
                     decided.as_owner = Some(it);
+                    moved.gone += u64::from(it.word == OwnerWord::Sealed);
                     (it.lineage, it.generation)
                 }
                 Decision::Successor(it) => {
                     decided.as_successor = Some(it);
+                    moved.come += u64::from(it.word == SuccessorWord::Begun);
                     (it.lineage, it.generation)
                 }
             };
@@ -245,6 +259,7 @@ impl Moves {
             decisions,
             root: state.root.clone(),
             steps,
+            moved,
         })
     }
 
@@ -252,6 +267,7 @@ impl Moves {
     pub(super) fn decided(&self, deciding: &Deciding) {
         let mut state = self.state();
         state.decisions.clone_from(&deciding.decisions);
+        state.moved = deciding.moved;
         for id in &deciding.ranges {
             if let Some(machine) = state.machines.get_mut(id) {
                 machine.on(Event::Decided);
@@ -350,6 +366,11 @@ impl Moves {
         let copies =
             self.look(|id, machine| machine.arriving().map(|_| (id, machine.is_secured())));
         copies.into_iter().collect()
+    }
+
+    /// How many ranges have come and gone.
+    pub(crate) fn counts(&self) -> MoveCounts {
+        self.state().moved
     }
 
     /// Has whoever waits look again.

@@ -1,50 +1,91 @@
 //! The wire's side of the node: hands requests on to where they are worked on.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use keydb_core::FINGERPRINT_BYTES;
-use keydb_proto::shard::{
-    ClaimReply, ClaimRequest, CreateSnapshotsReply, CreateSnapshotsRequest, GetMapReply,
-    GetMapRequest, GetReply, GetRequest, LoadSnapshotsReply, LoadSnapshotsRequest, NodeStatusReply,
-    NodeStatusRequest, OpenRangeReply, OpenRangeRequest, PutReply, PutRequest,
-    shard_service_server::ShardService,
+use keydb_proto::{
+    shard::{
+        ClaimReply, ClaimRequest, CreateSnapshotsReply, CreateSnapshotsRequest, GetMapReply,
+        GetMapRequest, GetReply, GetRequest, LoadSnapshotsReply, LoadSnapshotsRequest,
+        NodeStatusReply, NodeStatusRequest, OpenRangeReply, OpenRangeRequest, PutReply, PutRequest,
+        RangeKeys, shard_service_server::ShardService,
+    },
+    trace,
 };
 use tonic::{Request, Response, Status};
+use tracing::{Instrument, Span};
 
 use crate::{
-    node::Node, requests, server::request_counters::Operation, server::snapshots, server::status,
+    node::Node, requests, server::request_counters::KeysReply, server::snapshots, server::status,
 };
 
 /// `keydb.shard.v1.ShardService` of one node.
 #[derive(Debug)]
 pub(crate) struct Service(pub(crate) Arc<Node>);
 
+impl Service {
+    /// Of a request that comes in.
+    fn span<T>(&self, name: &'static str, request: &Request<T>) -> Span {
+        let metadata = request.metadata();
+        let span = trace::server(name, |header| metadata.get(header)?.to_str().ok());
+        span.record("keydb.node", self.0.config.id.0);
+        span
+    }
+
+    /// A request that began at `since` has ended.
+    fn ended<R: KeysReply>(
+        &self,
+        ranges: &[RangeKeys],
+        fingerprints: &[u8],
+        since: Instant,
+        span: &Span,
+        reply: &Result<R, Status>,
+    ) {
+        let keys = fingerprints.len() / FINGERPRINT_BYTES;
+        let counters = &self.0.request_counters;
+        counters.count(ranges, keys, since.elapsed(), reply);
+        span.record("keydb.keys", keys);
+        if reply.is_err() {
+            trace::failed(span);
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl ShardService for Service {
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetReply>, Status> {
+        let since = Instant::now();
+        let span = self.span("keydb.shard.v1.ShardService/Get", &request);
         let request = request.get_ref();
-        let reply = requests::get(&self.0, request).await;
-        let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
-        let request_counters = &self.0.request_counters;
-        request_counters.count(Operation::Get, keys, &reply, |reply| &reply.refused);
+        let reply = requests::get(&self.0, request)
+            .instrument(span.clone())
+            .await;
+        self.ended(&request.ranges, &request.fingerprints, since, &span, &reply);
         reply.map(Response::new)
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutReply>, Status> {
+        let since = Instant::now();
+        let span = self.span("keydb.shard.v1.ShardService/Put", &request);
         let request = request.get_ref();
-        let reply = requests::put(&self.0, request).await;
-        let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
-        let request_counters = &self.0.request_counters;
-        request_counters.count(Operation::Put, keys, &reply, |reply| &reply.refused);
+        let reply = requests::put(&self.0, request)
+            .instrument(span.clone())
+            .await;
+        self.ended(&request.ranges, &request.fingerprints, since, &span, &reply);
         reply.map(Response::new)
     }
 
     async fn claim(&self, request: Request<ClaimRequest>) -> Result<Response<ClaimReply>, Status> {
+        let since = Instant::now();
+        let span = self.span("keydb.shard.v1.ShardService/Claim", &request);
         let request = request.get_ref();
-        let reply = requests::claim(&self.0, request).await;
-        let keys = request.fingerprints.len() / FINGERPRINT_BYTES;
-        let request_counters = &self.0.request_counters;
-        request_counters.count(Operation::Claim, keys, &reply, |reply| &reply.refused);
+        let reply = requests::claim(&self.0, request)
+            .instrument(span.clone())
+            .await;
+        self.ended(&request.ranges, &request.fingerprints, since, &span, &reply);
         reply.map(Response::new)
     }
 

@@ -4,13 +4,18 @@ use std::sync::Arc;
 
 use keydb_core::ClusterMap;
 use keydb_proto::shard::{
-    GetMapReply, GetMapRequest, NodeStatusReply, NodeStatusRequest, RangeState, RangeStatus,
+    GetMapReply, GetMapRequest, NodeStatusReply, NodeStatusRequest, OperationCounts, RangeState,
+    RangeStatus,
 };
 use tonic::Status;
 
 use crate::{
-    cluster::membership_state::MembershipState, disk::Disk, node::Node, ranges::owned::Readiness,
-    requests::plan, server::http::StatusSnapshot,
+    cluster::membership_state::MembershipState,
+    disk::Disk,
+    node::Node,
+    ranges::owned::{OwnedRange, Readiness},
+    requests::plan,
+    server::http::StatusSnapshot,
 };
 
 /// The map that the node goes by, if it is newer than the caller's.
@@ -71,7 +76,14 @@ fn reply(node: &Node, membership_state: &MembershipState) -> NodeStatusReply {
         })
         .collect();
     let map = membership_state.map();
+    let [gets, puts, claims] = node
+        .request_counters
+        .operations()
+        .map(|(_, requests, keys)| Some(OperationCounts { requests, keys }));
     NodeStatusReply {
+        gets,
+        puts,
+        claims,
         header: Some(node.reply_header(map)),
         cluster_id: map
             .map(|map| map.cluster_id.to_bytes().to_vec())
@@ -96,19 +108,28 @@ fn reply(node: &Node, membership_state: &MembershipState) -> NodeStatusReply {
     }
 }
 
-/// What probes and metrics go by.
+/// What probes and metrics go by. Of the ranges, both parts of it see the same.
 pub(crate) fn snapshot(node: &Node) -> StatusSnapshot {
     let membership_state = node.membership.state();
     let not_serving = membership_state
         .table()
         .is_none()
         .then(|| node.not_serving(&membership_state).message().to_owned());
+    let owned = membership_state
+        .table()
+        .map_or(&[][..], |table| table.ranges());
+    let of_range = |range: &Arc<OwnedRange>| range.read().memory_bytes() as u64;
     StatusSnapshot {
         reply: reply(node, &membership_state),
+        range_bytes: owned.iter().map(of_range).collect(),
         not_serving,
         stopping: node.in_flight.is_stopping(),
         disk_hangs: node.disk_hangs(),
         request_counters: Arc::clone(&node.request_counters),
+        storage_calls: Arc::clone(&node.storage_calls),
+        disk: node.disk().map(Disk::counters),
+        moves: node.moves.counts(),
+        copied_bytes: node.moves.budget.spent_bytes(),
     }
 }
 

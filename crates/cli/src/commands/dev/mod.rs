@@ -31,7 +31,7 @@ use crate::{
     connect,
     exit::Failure,
     gateway::Gateway,
-    logging,
+    logging::Logging,
     output::{Stdout, say, shell_word},
     settings::{
         ClientSettings, HTTP_PORT_DEFAULT, OPERATOR_PORT_DEFAULT, PORT_DEFAULT, environment,
@@ -70,12 +70,16 @@ pub(crate) fn run(args: &DevArgs) -> Result<ExitCode, Failure> {
     // A dev cluster has nothing to set, but an unknown setting is an error here as well.
     let settings = ClientSettings::read(environment()?)?;
     // What matters is printed; the nodes' logs are worth a look when something is wrong.
-    logging::start(settings.log.as_deref().unwrap_or("warn"));
-    connect::runtime()?.block_on(serve(args))?;
+    connect::runtime()?.block_on(async {
+        let logging = Logging::start(&settings.logging, "warn", "keydb-dev")?;
+        let ended = serve(args, &logging).await;
+        logging.stop().await;
+        ended
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(args: &DevArgs) -> Result<(), Failure> {
+async fn serve(args: &DevArgs, logging: &Logging) -> Result<(), Failure> {
     let mut signals = StopSignals::listen()?;
     let cannot_listen =
         |error: io::Error| Failure::failed(format!("cannot listen on 127.0.0.1: {error}"));
@@ -116,7 +120,7 @@ async fn serve(args: &DevArgs) -> Result<(), Failure> {
         let config = home.node_config(id);
         let port = ports[id.0 as usize];
         let own = (Ipv4Addr::LOCALHOST, port).into();
-        let (gateway, guests) = Gateway::of_node(&config, own)?;
+        let (gateway, guests) = Gateway::of_node(&config, own, logging)?;
         let listeners = Listeners {
             grpc,
             http: Some(http),
@@ -138,7 +142,9 @@ async fn serve(args: &DevArgs) -> Result<(), Failure> {
     }
     let mut stop_operator = stopped.clone();
     let of_operator = (of_operator, ListenerSecurity::default());
-    let operator = keydb_operator::run(OperatorConfig::new(&addresses), of_operator, async move {
+    let mut config = OperatorConfig::new(&addresses);
+    config.guests = logging.router();
+    let operator = keydb_operator::run(config, of_operator, async move {
         let _ = stop_operator.changed().await;
     });
     nodes.spawn(async move { Ended::Operator(operator.await) });

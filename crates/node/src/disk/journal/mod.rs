@@ -40,7 +40,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use keydb_core::{Clock, ClusterId, Incarnation, Lsn, NodeId};
+use keydb_core::{
+    Clock, ClusterId, Incarnation, Lsn, NodeId,
+    metrics::{Durations, Histogram},
+};
 
 pub use inspect::{Found, inspect};
 pub(crate) use queue::{Reservation, Space};
@@ -164,6 +167,8 @@ struct Shared {
     room: Room,
     /// Since when the writer is at work on the disk.
     busy_since: Mutex<Option<Instant>>,
+    /// How long syncs of a segment took.
+    syncs: Histogram,
 }
 
 impl JournalConfig {
@@ -201,6 +206,7 @@ impl Journal {
             queue: Queue::new(recent, synced),
             room: Room::new(config.segment_bytes),
             busy_since: Mutex::default(),
+            syncs: Histogram::default(),
             config,
         });
         let mut threads = Vec::new();
@@ -364,6 +370,11 @@ impl Journal {
             true => self.shared.room.available_bytes() + self.shared.config.segment_bytes,
             false => 0,
         }
+    }
+
+    /// How long the syncs of its records took.
+    pub(crate) fn syncs(&self) -> Durations {
+        self.shared.syncs.read()
     }
 
     /// Since when the writer has been at one piece of work on the disk; `None` while it has none.

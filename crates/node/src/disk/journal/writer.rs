@@ -139,9 +139,10 @@ impl Writer<'_> {
             return Ok(());
         };
         let path = &current.segment.path;
-        failpoint::hit("journal.sync", path)
-            .and_then(|()| current.file.sync_data())
-            .map_err(|error| JournalError::io("sync", path, &error))
+        let since = Instant::now();
+        let synced = failpoint::hit("journal.sync", path).and_then(|()| current.file.sync_data());
+        self.shared.syncs.record(since.elapsed());
+        synced.map_err(|error| JournalError::io("sync", path, &error))
     }
 
     /// Says what is synced, where there is room to say it. It need not be synced itself: it says nothing new.

@@ -44,4 +44,4 @@ pub(crate) use room::room_at_start;
 pub(crate) use rounds::Replayed;
 pub(in crate::disk) use rounds::is_of;
 pub(crate) use shared::NodeParts;
-pub(crate) use snapshotter::{Inputs, Snapshotter};
+pub(crate) use snapshotter::{Inputs, SnapshotCounters, Snapshotter};

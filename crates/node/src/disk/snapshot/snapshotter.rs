@@ -36,6 +36,19 @@ pub(crate) struct SnapshotStatus {
     pub(crate) uploaded: Reach,
     /// What the local files take.
     pub(crate) file_bytes: u64,
+    /// Since the start.
+    pub(crate) counters: SnapshotCounters,
+}
+
+/// What has become of snapshots since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct SnapshotCounters {
+    /// What they wrote to object storage.
+    pub(crate) objects: u64,
+    pub(crate) object_bytes: u64,
+    /// Attempts that failed at local files, and at uploading them.
+    pub(crate) rounds_failed: u64,
+    pub(crate) uploads_failed: u64,
 }
 
 /// A snapshot that was asked for, and that object storage has.
@@ -176,9 +189,16 @@ impl Snapshotter {
 
     pub(crate) fn status(&self) -> SnapshotStatus {
         let manifest = self.shared.manifest();
+        let progress = self.shared.progress.borrow();
         SnapshotStatus {
             local: Reach::from(&*manifest),
-            uploaded: self.shared.progress.borrow().uploaded_reach,
+            uploaded: progress.uploaded_reach,
+            counters: SnapshotCounters {
+                objects: progress.objects,
+                object_bytes: progress.object_bytes,
+                rounds_failed: progress.rounds_failed.count,
+                uploads_failed: progress.uploads_failed.count,
+            },
             file_bytes: manifest.files.iter().map(|file| file.size_bytes).sum(),
         }
     }

@@ -1,213 +1,175 @@
 //! The node's metrics, for Prometheus.
 
-use keydb_core::{MetricsText, hex};
+use keydb_core::{
+    hex,
+    metrics::{MetricsText, registry},
+};
 use keydb_proto::shard::{DiskStatus, RangeState};
 
 use super::StatusSnapshot;
+use crate::disk::DiskCounters;
 
-/// Everything that is measured.
-pub(super) fn text(status: &StatusSnapshot) -> String {
-    let mut out = MetricsText::default();
+/// Writes everything that is measured.
+pub(super) fn write(out: &mut MetricsText, status: &StatusSnapshot) {
+    process(out, status);
+    ranges(out, status);
+    memory(out, status);
+    requests(out, status);
+    if let (Some(disk), Some(counters)) = (&status.reply.disk, &status.disk) {
+        let header = status.reply.header.as_ref();
+        let now_ms = header.map_or(0, |header| header.node_time_unix_ms);
+        self::disk(out, disk, counters, status.reply.started_unix_ms, now_ms);
+    }
+    status.storage_calls.write(out);
+    let mut samples = out.begin(&registry::MOVES);
+    samples.add(&[&"in"], status.moves.come);
+    samples.add(&[&"out"], status.moves.gone);
+    out.value(&registry::COPIED_BYTES, status.copied_bytes);
+}
+
+fn process(out: &mut MetricsText, status: &StatusSnapshot) {
     let reply = &status.reply;
-    let header = reply.header.clone().unwrap_or_default();
-    out.metric("keydb_build_info", "gauge", "Which build runs.");
-    out.sample(&[("version", &env!("CARGO_PKG_VERSION"))], 1);
-    out.metric(
-        "keydb_node_info",
-        "gauge",
-        "Which node of which cluster this is.",
+    out.begin(&registry::BUILD_INFO)
+        .add(&[&env!("CARGO_PKG_VERSION")], 1);
+    out.value(
+        &registry::START_TIME_SECONDS,
+        seconds(reply.started_unix_ms),
     );
-    out.sample(
+    out.value(
+        &registry::PROCESS_RESIDENT_MEMORY_BYTES,
+        reply.process_bytes,
+    );
+    out.value(&registry::WARNINGS, reply.warnings.len());
+    let header = reply.header.clone().unwrap_or_default();
+    out.begin(&registry::NODE_INFO).add(
         &[
-            ("node", &header.node_id),
-            ("cluster", &hex(&reply.cluster_id)),
-            ("durability", &reply.durability),
-            ("incarnation", &hex(&header.incarnation)),
+            &header.node_id,
+            &hex(&reply.cluster_id),
+            &reply.durability,
+            &hex(&header.incarnation),
         ],
         1,
     );
-    out.gauge(
-        "keydb_start_time_seconds",
-        "When the node was started, in seconds since the Unix epoch.",
-        seconds(reply.started_unix_ms),
-    );
-    out.gauge(
-        "keydb_serving",
-        "Whether the node is registered in the cluster map and answers for its hash ranges.",
-        u8::from(status.not_serving.is_none()),
-    );
-    out.gauge(
-        "keydb_stopping",
-        "Whether the node is on its way down.",
-        u8::from(status.stopping),
-    );
-    out.gauge(
-        "keydb_map_lineage",
-        "The lineage of the cluster map in force.",
-        header.lineage,
-    );
-    out.gauge(
-        "keydb_map_epoch",
-        "The epoch of the cluster map in force.",
-        header.epoch,
-    );
-    out.gauge(
-        "keydb_warnings",
-        "How many things the node warns of; keydb status shows them.",
-        reply.warnings.len(),
-    );
-    out.metric(
-        "keydb_hash_ranges",
-        "gauge",
-        "Hash ranges that are here, by state. Those that arrive are not answered for yet, those that were handed over not any more.",
-    );
-    for (state, name) in [
-        (RangeState::Ready, "ready"),
-        (RangeState::Loading, "loading"),
-        (RangeState::Closed, "closed"),
-        (RangeState::Arriving, "arriving"),
-        (RangeState::Secured, "secured"),
-        (RangeState::HandedOver, "handed_over"),
-    ] {
-        out.sample(&[("state", &name)], status.ranges(state));
+    let is_serving = status.not_serving.is_none();
+    out.value(&registry::SERVING, u8::from(is_serving));
+    out.value(&registry::STOPPING, u8::from(status.stopping));
+    out.value(&registry::MAP_LINEAGE, header.lineage);
+    out.value(&registry::MAP_EPOCH, header.epoch);
+}
+
+/// The states of hash ranges, as metrics name them.
+const STATES: [(RangeState, &str); 6] = [
+    (RangeState::Ready, "ready"),
+    (RangeState::Loading, "loading"),
+    (RangeState::Closed, "closed"),
+    (RangeState::Arriving, "arriving"),
+    (RangeState::Secured, "secured"),
+    (RangeState::HandedOver, "handed_over"),
+];
+
+/// By state: one series a range would be thousands.
+fn ranges(out: &mut MetricsText, status: &StatusSnapshot) {
+    let ranges = || status.reply.ranges.iter().zip(&status.range_bytes);
+    let sums = STATES.map(|(state, name)| {
+        let in_state = ranges().filter(|(range, _)| range.state() == state);
+        let sum = in_state.fold((0_u64, 0, 0), |sum, (range, bytes)| {
+            (sum.0 + 1, sum.1 + range.keys, sum.2 + bytes)
+        });
+        (name, sum)
+    });
+    let mut samples = out.begin(&registry::HASH_RANGES);
+    for (name, (ranges, _, _)) in sums {
+        samples.add(&[&name], ranges);
     }
-    memory(&mut out, status);
-    request_counters(&mut out, status);
-    if let Some(disk) = &reply.disk {
-        let now_ms = header.node_time_unix_ms;
-        self::disk(&mut out, disk, reply.started_unix_ms, now_ms);
+    let mut samples = out.begin(&registry::HASH_RANGE_KEYS);
+    for (name, (_, keys, _)) in sums {
+        samples.add(&[&name], keys);
     }
-    out.into_text()
+    let mut samples = out.begin(&registry::HASH_RANGE_KEY_BYTES);
+    for (name, (_, _, bytes)) in sums {
+        samples.add(&[&name], bytes);
+    }
 }
 
 fn memory(out: &mut MetricsText, status: &StatusSnapshot) {
     let reply = &status.reply;
-    out.gauge(
-        "keydb_keys",
-        "Keys held, those that have expired but are not reclaimed yet included.",
-        reply.keys,
-    );
-    out.gauge(
-        "keydb_key_memory_bytes",
-        "Bytes that the keys take from the system.",
-        reply.key_bytes,
-    );
-    out.gauge(
-        "keydb_memory_limit_bytes",
-        "The limit on the keys' memory; 0 when there is none.",
-        reply.memory_limit_bytes,
-    );
-    out.counter(
-        "keydb_shed_keys_total",
-        "Keys that were dropped before their time because of the memory limit: each is a loss.",
-        reply.shed_keys,
-    );
-    out.gauge(
-        "keydb_process_resident_memory_bytes",
-        "Bytes resident of the whole process.",
-        reply.process_bytes,
-    );
-    out.gauge(
-        "keydb_answer_memory_bytes",
-        "Bytes that the memory of recent claims' answers takes.",
-        reply.answer_bytes,
-    );
-    out.gauge(
-        "keydb_answer_operations",
-        "Recent claims whose answers are remembered.",
-        reply.answer_operations,
-    );
+    out.value(&registry::KEYS, reply.keys);
+    out.value(&registry::KEY_MEMORY_BYTES, reply.key_bytes);
+    out.value(&registry::MEMORY_LIMIT_BYTES, reply.memory_limit_bytes);
+    out.value(&registry::SHED_KEYS, reply.shed_keys);
+    out.value(&registry::ANSWER_MEMORY_BYTES, reply.answer_bytes);
+    out.value(&registry::ANSWER_OPERATIONS, reply.answer_operations);
 }
 
-fn request_counters(out: &mut MetricsText, status: &StatusSnapshot) {
-    let request_counters = &status.request_counters;
-    out.gauge(
-        "keydb_requests_in_flight",
-        "Requests for keys that are being worked on.",
-        status.reply.requests_in_flight,
-    );
-    out.metric(
-        "keydb_requests_total",
-        "counter",
-        "Requests for keys, refused ones included.",
-    );
-    for (operation, requests, _) in request_counters.operations() {
-        out.sample(&[("operation", &operation.name())], requests);
+fn requests(out: &mut MetricsText, status: &StatusSnapshot) {
+    let in_flight = status.reply.requests_in_flight;
+    out.value(&registry::REQUESTS_IN_FLIGHT, in_flight);
+    let counters = &status.request_counters;
+    let mut samples = out.begin(&registry::REQUESTS);
+    for (operation, requests, _) in counters.operations() {
+        samples.add(&[&operation.name()], requests);
     }
-    out.metric(
-        "keydb_request_keys_total",
-        "counter",
-        "Keys in requests, refused ones included.",
-    );
-    for (operation, _, keys) in request_counters.operations() {
-        out.sample(&[("operation", &operation.name())], keys);
+    let mut samples = out.begin(&registry::REQUEST_KEYS);
+    for (operation, _, keys) in counters.operations() {
+        samples.add(&[&operation.name()], keys);
     }
-    out.metric(
-        "keydb_refusals_total",
-        "counter",
-        "Requests that were refused as a whole, by reason.",
-    );
-    for (reason, count) in request_counters.refused() {
-        out.sample(&[("reason", &reason)], count);
+    let mut samples = out.begin(&registry::ANSWERS);
+    for (operation, answer, count) in counters.answers() {
+        samples.add(&[&operation.name(), &answer], count);
     }
-    out.metric(
-        "keydb_range_refusals_total",
-        "counter",
-        "Hash ranges of requests that were refused while others may have been answered, by reason.",
-    );
-    for (reason, count) in request_counters.refused_ranges() {
-        out.sample(&[("reason", &reason)], count);
+    let mut samples = out.begin(&registry::REQUEST_DURATION_SECONDS);
+    for (operation, durations) in counters.durations() {
+        samples.add_durations(&[&operation.name()], &durations);
+    }
+    let mut samples = out.begin(&registry::REFUSALS);
+    for (reason, count) in counters.refused() {
+        samples.add(&[&reason], count);
+    }
+    let mut samples = out.begin(&registry::RANGE_REFUSALS);
+    for (reason, count) in counters.refused_ranges() {
+        samples.add(&[&reason], count);
     }
 }
 
-fn disk(out: &mut MetricsText, disk: &DiskStatus, started_ms: u64, now_ms: u64) {
+fn disk(
+    out: &mut MetricsText,
+    disk: &DiskStatus,
+    counters: &DiskCounters,
+    started_ms: u64,
+    now_ms: u64,
+) {
     // Until something is there, its age counts from the node's start.
     let age = |complete_to_ms: u64| {
-        let from = if complete_to_ms == 0 {
-            started_ms
-        } else {
-            complete_to_ms
+        let from = match complete_to_ms {
+            0 => started_ms,
+            complete_to_ms => complete_to_ms,
         };
         seconds(now_ms.saturating_sub(from))
     };
-    out.metric(
-        "keydb_lsn",
-        "gauge",
-        "The last write, the last one synced to the journal, in local snapshot files, and in object storage.",
-    );
+    let mut samples = out.begin(&registry::LSN);
     for (stage, lsn) in [
         ("appended", disk.lsn),
         ("synced", disk.synced_lsn),
         ("local", disk.local_lsn),
         ("uploaded", disk.uploaded_lsn),
     ] {
-        out.sample(&[("stage", &stage)], lsn);
+        samples.add(&[&stage], lsn);
     }
-    out.gauge(
-        "keydb_snapshot_age_seconds",
-        "Age of what object storage has: what was acknowledged earlier is there. Without anything there, since the start.",
-        age(disk.uploaded_complete_to_unix_ms),
-    );
-    out.gauge(
-        "keydb_local_snapshot_age_seconds",
-        "The same of the local snapshot files.",
-        age(disk.local_complete_to_unix_ms),
-    );
-    out.gauge(
-        "keydb_journal_bytes",
-        "Bytes of the journal's files.",
-        disk.journal_bytes,
-    );
-    out.gauge(
-        "keydb_snapshot_bytes",
-        "Bytes of the local snapshot files.",
-        disk.snapshot_bytes,
-    );
-    out.gauge(
-        "keydb_disk_full",
-        "Whether the disk has no room for the journal, so that writes are refused.",
-        u8::from(disk.full),
-    );
+    out.begin(&registry::JOURNAL_SYNC_DURATION_SECONDS)
+        .add_durations(&[], &counters.journal_syncs);
+    out.value(&registry::JOURNAL_BYTES, disk.journal_bytes);
+    out.value(&registry::DISK_FULL, u8::from(disk.full));
+    let uploaded_to = disk.uploaded_complete_to_unix_ms;
+    out.value(&registry::SNAPSHOT_AGE_SECONDS, age(uploaded_to));
+    let local_to = disk.local_complete_to_unix_ms;
+    out.value(&registry::LOCAL_SNAPSHOT_AGE_SECONDS, age(local_to));
+    out.value(&registry::SNAPSHOT_BYTES, disk.snapshot_bytes);
+    let snapshots = &counters.snapshots;
+    out.value(&registry::SNAPSHOT_UPLOADED_OBJECTS, snapshots.objects);
+    out.value(&registry::SNAPSHOT_UPLOADED_BYTES, snapshots.object_bytes);
+    let mut samples = out.begin(&registry::SNAPSHOT_FAILURES);
+    samples.add(&[&"local"], snapshots.rounds_failed);
+    samples.add(&[&"uploaded"], snapshots.uploads_failed);
 }
 
 fn seconds(ms: u64) -> f64 {

@@ -21,13 +21,17 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use keydb_core::MetricsText;
+use keydb_core::metrics::MetricsText;
 use keydb_proto::shard::{NodeStatusReply, RangeState};
+use keydb_storage::StorageCalls;
 use keydb_transport::{ListenerSecurity, serve_http};
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::server::request_counters::RequestCounters;
+use crate::{
+    disk::DiskCounters, moving::MoveCounts, run::WriteMetrics,
+    server::request_counters::RequestCounters,
+};
 
 /// How long connections have to close at the end.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -43,8 +47,27 @@ pub(crate) struct StatusSnapshot {
     pub(crate) stopping: bool,
     /// The disk has not answered for a while.
     pub(crate) disk_hangs: bool,
+    /// Bytes that the keys of each range take, in the order of the reply's ranges.
+    pub(crate) range_bytes: Vec<u64>,
     /// The requests so far.
     pub(crate) request_counters: Arc<RequestCounters>,
+    /// The calls of object storage so far.
+    pub(crate) storage_calls: Arc<StorageCalls>,
+    /// What the disk has done so far, where there is one.
+    pub(crate) disk: Option<DiskCounters>,
+    /// The ranges that have changed their owner so far.
+    pub(crate) moves: MoveCounts,
+    /// Bytes that were copied for moves and backups so far.
+    pub(crate) copied_bytes: u64,
+}
+
+/// What is served besides.
+#[derive(Clone, Default)]
+pub(crate) struct Guests {
+    /// Paths.
+    pub(crate) router: Router,
+    /// Writes more metrics.
+    pub(crate) metrics: Option<Arc<WriteMetrics>>,
 }
 
 impl StatusSnapshot {
@@ -83,10 +106,10 @@ impl StatusSnapshot {
 pub(crate) async fn serve(
     (listener, security): (TcpListener, ListenerSecurity),
     status: impl Fn() -> StatusSnapshot + Send + Sync + 'static,
-    guests: Router,
+    guests: Guests,
     stop: CancellationToken,
 ) {
-    let router = router(status).merge(guests);
+    let router = router(status, guests.metrics).merge(guests.router);
     let mut serving = pin!(serve_http(listener, &security, router, stop.clone()));
     tokio::select! {
         () = &mut serving => {}
@@ -99,8 +122,22 @@ pub(crate) async fn serve(
 
 type Status = Arc<dyn Fn() -> StatusSnapshot + Send + Sync>;
 
-fn router(status: impl Fn() -> StatusSnapshot + Send + Sync + 'static) -> Router {
+fn router(
+    status: impl Fn() -> StatusSnapshot + Send + Sync + 'static,
+    more_metrics: Option<Arc<WriteMetrics>>,
+) -> Router {
     let status: Status = Arc::new(status);
+    let metrics_text = async move |State(status): State<Status>| {
+        let mut text = MetricsText::default();
+        metrics::write(&mut text, &status());
+        if let Some(write) = &more_metrics {
+            write(&mut text);
+        }
+        (
+            [(CONTENT_TYPE, MetricsText::CONTENT_TYPE)],
+            text.into_text(),
+        )
+    };
     Router::new()
         .route("/live", get(async || "live\n"))
         .route("/startup", get(startup))
@@ -117,13 +154,6 @@ async fn startup(State(status): State<Status>) -> impl IntoResponse {
 async fn ready(State(status): State<Status>) -> impl IntoResponse {
     let status = status();
     probe("ready", status.not_ready(), &status)
-}
-
-async fn metrics_text(State(status): State<Status>) -> impl IntoResponse {
-    (
-        [(CONTENT_TYPE, MetricsText::CONTENT_TYPE)],
-        metrics::text(&status()),
-    )
 }
 
 fn probe(good: &str, not: Option<String>, status: &StatusSnapshot) -> (StatusCode, String) {

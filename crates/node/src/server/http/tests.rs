@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Mutex};
 
-use keydb_proto::shard::{DiskStatus, RangeStatus, ReplyHeader};
+use keydb_proto::shard::{ClaimReply, DiskStatus, RangeStatus, ReplyHeader};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -10,7 +10,6 @@ use tokio::{
 };
 
 use super::*;
-use crate::server::request_counters::Operation;
 
 /// A server whose status a test sets.
 struct Probed {
@@ -47,13 +46,18 @@ impl Probed {
                 not_serving: stand.not_serving,
                 stopping: stand.stopping,
                 disk_hangs: false,
+                range_bytes: vec![100; stand.states.len()],
                 request_counters: Arc::clone(&counts),
+                storage_calls: Arc::default(),
+                disk: stand.disk.as_ref().map(|_| DiskCounters::default()),
+                moves: MoveCounts { come: 1, gone: 0 },
+                copied_bytes: 5,
             }
         };
         let ended = tokio::spawn(serve(
             (listener, ListenerSecurity::default()),
             now,
-            Router::new(),
+            Guests::default(),
             stop.clone(),
         ));
         Self {
@@ -163,10 +167,13 @@ async fn metrics_are_the_status_in_prometheus_text() {
             ..DiskStatus::default()
         });
     });
-    let answered: Result<(), tonic::Status> = Ok(());
+    let answered = Ok(ClaimReply {
+        first: vec![0b111].into(),
+        ..ClaimReply::default()
+    });
     probed
         .request_counters
-        .count(Operation::Claim, 1000, &answered, |()| &[]);
+        .count(&[], 1000, Duration::from_millis(3), &answered);
     let (_, text) = probed.get("/metrics").await;
     for line in [
         "keydb_keys 12",
@@ -178,6 +185,14 @@ async fn metrics_are_the_status_in_prometheus_text() {
         "keydb_requests_total{operation=\"claim\"} 1",
         "keydb_request_keys_total{operation=\"claim\"} 1000",
         "keydb_requests_total{operation=\"get\"} 0",
+        "keydb_answers_total{operation=\"claim\",answer=\"first\"} 3",
+        "keydb_answers_total{operation=\"claim\",answer=\"duplicate\"} 997",
+        "keydb_request_duration_seconds_count{operation=\"claim\"} 1",
+        "keydb_hash_range_key_bytes{state=\"ready\"} 200",
+        "keydb_moves_total{direction=\"in\"} 1",
+        "keydb_copied_bytes_total 5",
+        "keydb_journal_sync_duration_seconds_count 0",
+        "keydb_snapshot_failures_total{stage=\"local\"} 0",
         "keydb_lsn{stage=\"appended\"} 20",
         "keydb_lsn{stage=\"uploaded\"} 11",
         "keydb_snapshot_age_seconds 14.5",
@@ -195,7 +210,10 @@ async fn metrics_are_the_status_in_prometheus_text() {
             assert!(types.insert(rest.split(' ').next().unwrap()), "{line}");
         } else if !line.starts_with('#') {
             let name = line.split(['{', ' ']).next().unwrap();
-            assert!(types.contains(name), "{line}");
+            let of_histogram = ["_bucket", "_sum", "_count"].map(|it| name.strip_suffix(it));
+            let is_known = |name| types.contains(name);
+            let is_described = is_known(name) || of_histogram.into_iter().flatten().any(is_known);
+            assert!(is_described, "{line}");
             let value = line.rsplit(' ').next().unwrap();
             assert!(value.parse::<f64>().is_ok(), "{line}");
         }

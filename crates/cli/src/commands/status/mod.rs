@@ -1,5 +1,7 @@
 //! `keydb status`: what a cluster is and holds.
 
+mod watch;
+
 use std::{collections::BTreeMap, fmt::Write, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
@@ -15,6 +17,7 @@ use crate::{
     connect,
     exit::{Code, Failure},
     output::{Align, answer, bytes_text, table, thousands, time_text},
+    settings,
 };
 
 const EXAMPLES: &str = "\
@@ -22,7 +25,9 @@ Exits with 3 when a node did not answer.
 
 Examples:
   keydb status
-  keydb status --json | jq .keys";
+  keydb status --json | jq .keys
+  keydb status --watch                       every 2 s, with how many keys a second were asked for
+  keydb status --watch=10s --json >> status.jsonl";
 
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
@@ -30,20 +35,36 @@ pub(crate) struct StatusArgs {
     /// Answer as JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// Show it again and again, until Ctrl-C; as JSON, an object a line
+    #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "2s", value_parser = every)]
+    pub(crate) watch: Option<Duration>,
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
 }
 
 pub(crate) fn run(args: &StatusArgs) -> Result<ExitCode, Failure> {
     let config = connect::config(&args.connect)?;
+    if let Some(every) = args.watch {
+        connect::runtime()?.block_on(watch::run(config, every, args.json))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let (map, nodes) = connect::runtime()?.block_on(ask(config))?;
     answer(
         args.json,
         || as_json(&map, &nodes),
-        || as_text(&map, &nodes),
+        || as_text(&map, &nodes, ""),
     )?;
     let all_answered = nodes.iter().all(|(_, status)| status.is_ok());
     Ok(Code::Unreachable.unless(all_answered))
+}
+
+/// How often it is shown.
+fn every(text: &str) -> Result<Duration, String> {
+    let every = settings::duration(text)?;
+    match every < Duration::from_millis(100) {
+        true => Err("give 100ms or more".to_owned()),
+        false => Ok(every),
+    }
 }
 
 /// The newest map that any node goes by, and what its members say.
@@ -88,7 +109,8 @@ const fn state_text(state: NodeState) -> &'static str {
     }
 }
 
-fn as_text(map: &ClusterMap, nodes: &Nodes) -> String {
+/// For people; `rates` is a line, or nothing.
+fn as_text(map: &ClusterMap, nodes: &Nodes, rates: &str) -> String {
     let silent = nodes.iter().filter(|(_, status)| status.is_err()).count();
     let mut text = String::new();
     let _ = writeln!(text, "cluster     {}", map.cluster_id);
@@ -106,7 +128,7 @@ fn as_text(map: &ClusterMap, nodes: &Nodes) -> String {
     }
     let _ = writeln!(
         text,
-        "keys        {}, {} of memory{}\n",
+        "keys        {}, {} of memory{}\n{rates}",
         thousands(total(nodes, |status| status.keys)),
         bytes_text(total(nodes, |status| status.key_bytes)),
         match silent {
@@ -331,6 +353,13 @@ fn add_status(value: &mut Value, status: &NodeStatus) {
     value["answer_bytes"] = json!(status.answer_bytes);
     value["answer_operations"] = json!(status.answer_operations);
     value["requests_in_flight"] = json!(status.requests_in_flight);
+    for (operation, counts) in [
+        ("gets", status.gets),
+        ("puts", status.puts),
+        ("claims", status.claims),
+    ] {
+        value[operation] = json!({"requests": counts.requests, "keys": counts.keys});
+    }
     value["ranges"] = status.ranges.iter().map(range_json).collect();
     value["memory_limit_bytes"] = json!(status.memory_limit_bytes);
     value["shed_keys"] = json!(status.shed_keys);
