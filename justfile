@@ -59,6 +59,10 @@ miri:
 bench-formats *arguments:
     cargo bench -p keydb-core --bench snapshot -- {{arguments}}
 
+# What TLS costs: the same load on a plain cluster and on one with TLS.
+bench-tls *arguments:
+    scripts/bench-tls {{arguments}}
+
 # The cluster map of a large cluster: its size, and how long it takes to read, write and plan it.
 bench-map *arguments:
     cargo bench -p keydb-core --bench cluster_map -- {{arguments}}

@@ -56,6 +56,11 @@ pub(crate) fn config_by(args: &ConnectArgs, settings: ClientSettings) -> ClientC
         (None, Some(environment)) => environment,
         (None, None) => vec![ADDRESS_DEFAULT.to_owned()],
     };
+    if settings.outgoing.authorization().is_some() && !settings.outgoing.has_tls() {
+        tracing::warn!(
+            "KEYDB_TOKEN_FILE is set, but KEYDB_TLS_CA_FILE is not: the token is sent for everybody on the way to read"
+        );
+    }
     let mut config = ClientConfig::new(addresses);
     config.call_timeout = args.timeout;
     config.namespace = settings.namespace.unwrap_or_default();

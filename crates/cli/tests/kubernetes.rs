@@ -199,6 +199,13 @@ fn wrong_values_are_refused_with_what_would_be_right() {
             ],
             "says who may come in",
         ),
+        (
+            &[
+                "security.tlsSecret=\"tls\"",
+                "metrics.serviceMonitor.enabled=true",
+            ],
+            "which certificate Prometheus shows",
+        ),
         // Right each by itself.
         (&["replicas=2"], "set cluster.init to false"),
         (

@@ -56,7 +56,7 @@ impl Secured {
         Self {
             directory,
             ours,
-            ports: free_ports(8),
+            ports: free_ports(12),
         }
     }
 
@@ -94,11 +94,11 @@ impl Secured {
     }
 
     fn http_port(&self, id: usize) -> u16 {
-        self.ports[3 + id]
+        self.ports[6 + id]
     }
 
     fn operator_port(&self) -> u16 {
-        self.ports[6]
+        self.ports[3]
     }
 
     /// Nodes 0 and 1 are the cluster, and 2 waits to become a member.
@@ -324,6 +324,37 @@ fn a_token_allows_what_its_role_does_and_only_as_long_as_it_is_accepted() {
     assert_answers(&denied, 403, "the role read; this needs write");
     assert_answers(&get(&bearer(WRITE), "POST", "/v1/put", keys), 200, "");
     assert_answers(&get("", "GET", "/live", ""), 200, "live");
+
+    // An operator has the token of an admin, and lends it to nobody.
+    let mut of_operator = secured.tls("node", "our");
+    of_operator.extend(secured.accepts_tokens());
+    let operator = secured.start_operator(&of_operator);
+    let moves = format!("/hashRangeMovements?addresses={}", secured.address(0));
+    let ask = |token: &str, path: &str| {
+        let asked = request("GET", path, &bearer(token), "");
+        secured.https(None, secured.operator_port(), &asked)
+    };
+    assert_answers(&ask(READ, &moves), 403, "this needs admin");
+    assert_answers(&ask(ADMIN, &moves), 200, "movements");
+    assert_answers(&ask(READ, "/get?keys=a"), 200, "true");
+    drop(operator);
+
+    // Another process of a node, with the tokens of others, does not take the one that it cannot ask for gone.
+    let copied = std::process::Command::new("cp")
+        .args(["-r", &secured.text("data-0"), &secured.text("data-5")])
+        .status();
+    assert!(copied.unwrap().success());
+    let _ = fs::remove_file(secured.path("data-5/lock"));
+    let strange = "an-admin-token-of-others";
+    fs::write(secured.path("strange"), strange).unwrap();
+    fs::write(secured.path("stranges"), format!("admin {strange}\n")).unwrap();
+    let mut copy = secured.tls("node", "our");
+    copy.push(("KEYDB_ACCEPTED_TOKENS_FILE", secured.text("stranges")));
+    copy.push(("KEYDB_TOKEN_FILE", secured.text("strange")));
+    copy.push(("KEYDB_NODE_ID", "0".to_owned()));
+    let mut copy = secured.start_node(5, &copy);
+    wait_for_line(&mut copy, "cannot be asked who it is");
+    assert_eq!(copy.child.wait().unwrap().code(), Some(1));
 
     // It counts no more once it has left the file, and others go on.
     let tokens = format!("admin {ADMIN}\nread {READ}\n");

@@ -118,7 +118,7 @@ impl ClientConfig {
     }
 
     /// How the configured addresses are reached.
-    pub(crate) fn first_outgoing(&self) -> &Outgoing {
+    pub(crate) fn outgoing_at_first(&self) -> &Outgoing {
         self.first_outgoing.as_ref().unwrap_or(&self.outgoing)
     }
 

@@ -30,6 +30,18 @@ pub enum NodeError {
         /// Which life of the node the other one is.
         incarnation: Incarnation,
     },
+    /// Somebody answers at the node's address, and one of the two does not let the other in: perhaps another process of this node.
+    #[error(
+        "somebody answers at {address}, the address of node {node}, and cannot be asked who it is: {reason}; stop it if it is this node, or give both the same CA and tokens"
+    )]
+    UnknownPeer {
+        /// This node.
+        node: NodeId,
+        /// Its address in the cluster map.
+        address: String,
+        /// What stands between them.
+        reason: String,
+    },
     /// Another process has registered under this node's id while this one ran. This one must not answer any more.
     #[error(
         "node {node} of cluster {cluster} was replaced by another process: the cluster map (epoch {epoch}) has {} under this id",

@@ -185,3 +185,33 @@ async fn wrong_method(method: Method, uri: Uri) -> Problem {
         ),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use keydb_transport::Role;
+
+    use super::*;
+
+    #[test]
+    fn every_path_needs_what_its_callers_have() {
+        let read = [
+            "/v1/get",
+            "/openapi.json",
+            "/get",
+            "/info",
+            "/lastOperation",
+            "/metrics",
+        ];
+        let write = ["/v1/put", "/v1/claim", "/put", "/claim"];
+        let open = ["/live", "/ready"];
+        for path in paths() {
+            let needed = match path {
+                it if open.contains(&it) => None,
+                it if read.contains(&it) => Some(Role::Read),
+                it if write.contains(&it) => Some(Role::Write),
+                _ => Some(Role::Admin),
+            };
+            assert_eq!(Role::of_http(path), needed, "{path}");
+        }
+    }
+}

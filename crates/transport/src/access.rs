@@ -1,13 +1,19 @@
 //! Who may do what.
 
 use std::{
+    error::Error,
     fmt,
     future::{Ready, ready},
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
+use axum::body::Bytes;
 use futures_util::future::Either;
 use hyper::{
     HeaderMap,
@@ -16,8 +22,12 @@ use hyper::{
 use subtle::ConstantTimeEq;
 use tonic::{Status, body::Body, codegen::http};
 use tower_service::Service;
+use tracing::warn;
 
-use crate::files::{Content, FileError, Watched};
+use crate::{
+    files::{Content, FileError, Watched},
+    unread::Unread,
+};
 
 /// Shorter tokens could be guessed.
 const TOKEN_BYTES_MIN: usize = 16;
@@ -45,7 +55,7 @@ impl Role {
     }
 
     /// What a gRPC method needs. `None`: nothing, since probes have no token.
-    fn of_grpc(path: &str) -> Option<Self> {
+    pub fn of_grpc(path: &str) -> Option<Self> {
         Some(match path {
             "/grpc.health.v1.Health/Check" | "/grpc.health.v1.Health/Watch" => return None,
             "/keydb.shard.v1.ShardService/Get"
@@ -64,16 +74,12 @@ impl Role {
     }
 
     /// The same of an HTTP path, of a node or of an operator.
-    fn of_http(path: &str) -> Option<Self> {
+    pub fn of_http(path: &str) -> Option<Self> {
         Some(match path {
             "/live" | "/ready" | "/startup" => return None,
-            "/metrics"
-            | "/openapi.json"
-            | "/v1/get"
-            | "/get"
-            | "/info"
-            | "/hashRangeMovements"
-            | "/lastOperation" => Self::Read,
+            "/metrics" | "/openapi.json" | "/v1/get" | "/get" | "/info" | "/lastOperation" => {
+                Self::Read
+            }
             "/v1/put" | "/v1/claim" | "/put" | "/claim" => Self::Write,
             _ => Self::Admin,
         })
@@ -88,7 +94,36 @@ impl fmt::Display for Role {
 
 /// The tokens that a listener accepts; without any, everybody may do everything. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub struct Access(Option<Arc<Watched<Tokens>>>);
+pub struct Access {
+    tokens: Option<Arc<Watched<Tokens>>>,
+    refused: Arc<Refused>,
+}
+
+/// How many requests were refused, of which the log tells now and then.
+#[derive(Debug, Default)]
+struct Refused {
+    count: AtomicU64,
+    told: Mutex<Option<Instant>>,
+}
+
+/// How often the log tells of refused requests.
+const TELL_INTERVAL: Duration = Duration::from_secs(10);
+
+impl Refused {
+    fn count(&self, refusal: Refusal) {
+        let count = self.count.fetch_add(1, Relaxed) + 1;
+        let Ok(mut told) = self.told.try_lock() else {
+            return;
+        };
+        if told.is_none_or(|at| at.elapsed() >= TELL_INTERVAL) {
+            *told = Some(Instant::now());
+            warn!(
+                refused = count,
+                "requests are refused, the last one since {refusal}"
+            );
+        }
+    }
+}
 
 struct Tokens(Vec<(Role, Vec<u8>)>);
 
@@ -99,24 +134,40 @@ impl Access {
     /// # Errors
     /// What is wrong with the file.
     pub fn read(file: PathBuf) -> Result<Self, FileError> {
-        let tokens = Watched::read(vec![file], tokens)?;
-        Ok(Self(Some(Arc::new(tokens))))
+        Ok(Self {
+            tokens: Some(Watched::read(vec![file], tokens)?),
+            refused: Arc::default(),
+        })
     }
 
     /// Whether a token is asked for.
     pub fn asks_for_tokens(&self) -> bool {
-        self.0.is_some()
+        self.tokens.is_some()
     }
 
     /// What a header `Authorization` allows, where it is one of those that are accepted.
     pub fn role_of(&self, header: &HeaderValue) -> Option<Role> {
-        self.0.as_ref()?.get().role(bearer(header)?)
+        self.tokens.as_ref()?.get().role(bearer(header)?)
     }
 
     fn check(&self, headers: &HeaderMap, needed: Option<Role>) -> Result<(), Refusal> {
-        let (Some(tokens), Some(needed)) = (&self.0, needed) else {
+        let (Some(tokens), Some(needed)) = (&self.tokens, needed) else {
             return Ok(());
         };
+        let allowed = Self::look(tokens, headers, needed);
+        allowed.inspect_err(|refusal| self.refused.count(*refusal))
+    }
+
+    /// Tells of a request that was refused without a look at its token.
+    pub(crate) fn count(&self, refusal: Refusal) {
+        self.refused.count(refusal);
+    }
+
+    fn look(
+        tokens: &Arc<Watched<Tokens>>,
+        headers: &HeaderMap,
+        needed: Role,
+    ) -> Result<(), Refusal> {
         let header = headers.get(AUTHORIZATION).ok_or(Refusal::NoToken)?;
         let token = bearer(header).ok_or(Refusal::NoToken)?;
         let role = tokens.get().role(token).ok_or(Refusal::UnknownToken)?;
@@ -216,12 +267,20 @@ pub enum Refusal {
     /// No certificate was shown where one is asked for.
     #[error("a client certificate is needed")]
     NoCertificate,
+    /// A page of some web site has sent it, through the browser of somebody who can reach this port.
+    #[error("a web page sent it (header Origin); without tokens or certificates none is trusted")]
+    WebPage,
 }
 
 impl Refusal {
     /// Whether it would help to say who one is.
     pub(crate) const fn is_of_identity(self) -> bool {
-        !matches!(self, Self::Role { .. })
+        !matches!(self, Self::Role { .. } | Self::WebPage)
+    }
+
+    /// Whether a token would help.
+    pub(crate) const fn is_of_token(self) -> bool {
+        matches!(self, Self::NoToken | Self::UnknownToken)
     }
 }
 
@@ -235,23 +294,30 @@ impl From<Refusal> for Status {
     }
 }
 
-/// gRPC services behind an [`Access`], as a layer.
+/// gRPC services behind an [`Access`], as a layer. What is received of requests and not decoded yet takes [a limited amount](crate::UNREAD_BYTES_MAX) of memory.
 #[derive(Debug, Clone)]
 pub struct GrpcAccess<S> {
     access: Access,
+    unread: Unread,
     inner: S,
 }
 
 impl<S> GrpcAccess<S> {
     /// `inner` for those who may.
-    pub fn new(access: Access, inner: S) -> Self {
-        Self { access, inner }
+    pub fn new(access: Access, unread: Unread, inner: S) -> Self {
+        Self {
+            access,
+            unread,
+            inner,
+        }
     }
 }
 
 impl<S, B> Service<http::Request<B>> for GrpcAccess<S>
 where
-    S: Service<http::Request<B>, Response = http::Response<Body>>,
+    S: Service<http::Request<Body>, Response = http::Response<Body>>,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     type Response = http::Response<Body>;
     type Error = S::Error;
@@ -264,7 +330,7 @@ where
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
         let needed = Role::of_grpc(request.uri().path());
         match self.access.check(request.headers(), needed) {
-            Ok(()) => Either::Left(self.inner.call(request)),
+            Ok(()) => Either::Left(self.inner.call(self.unread.counted(request))),
             Err(refusal) => Either::Right(ready(Ok(Status::from(refusal).into_http()))),
         }
     }

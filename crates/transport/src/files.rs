@@ -1,7 +1,9 @@
 //! Values that files hold, read again when these change.
 
 use std::{
-    fmt, fs,
+    fmt,
+    fs::{self, File},
+    io::Read,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
@@ -11,6 +13,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use tokio::runtime::Handle;
 
 /// How often files are looked at, while somebody asks for what they hold.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -50,10 +53,12 @@ pub(crate) struct Watched<T> {
     make: Box<Make<T>>,
     value: ArcSwap<T>,
     started: Instant,
-    /// When to look next, in milliseconds since `started`.
+    /// When to look next, in milliseconds since `started`; never while somebody looks.
     next_look: AtomicU64,
     seen: Mutex<Seen>,
 }
+
+const NEVER: u64 = u64::MAX;
 
 struct Seen {
     /// What the files held when they were last looked at.
@@ -61,14 +66,14 @@ struct Seen {
     problem: Option<FileError>,
 }
 
-impl<T> Watched<T> {
+impl<T: Send + Sync + 'static> Watched<T> {
     pub(crate) fn read(
         paths: Vec<PathBuf>,
         make: impl Fn(&[Content]) -> Result<T, FileError> + Send + Sync + 'static,
-    ) -> Result<Self, FileError> {
+    ) -> Result<Arc<Self>, FileError> {
         let contents = read(&paths)?;
         let value = make(&contents)?;
-        Ok(Self {
+        Ok(Arc::new(Self {
             paths,
             make: Box::new(make),
             value: ArcSwap::from_pointee(value),
@@ -78,21 +83,32 @@ impl<T> Watched<T> {
                 bytes: contents.into_iter().map(|content| content.bytes).collect(),
                 problem: None,
             }),
-        })
+        }))
     }
 
-    /// What the files hold, as of a second ago at most.
-    pub(crate) fn get(&self) -> Arc<T> {
+    /// What the files held when they were last looked at, which goes on in the background: about a second ago, or when they were last
+    /// asked for.
+    pub(crate) fn get(self: &Arc<Self>) -> Arc<T> {
         let now = self.started.elapsed().as_millis() as u64;
         let next = self.next_look.load(Relaxed);
-        let then = now + LOOK_INTERVAL.as_millis() as u64;
         if now >= next
             && self
                 .next_look
-                .compare_exchange(next, then, Relaxed, Relaxed)
+                .compare_exchange(next, NEVER, Relaxed, Relaxed)
                 .is_ok()
         {
-            self.look();
+            let looks = Arc::clone(self);
+            let look = move || {
+                looks.look();
+                let now = looks.started.elapsed().as_millis() as u64;
+                let then = now + LOOK_INTERVAL.as_millis() as u64;
+                looks.next_look.store(then, Relaxed);
+            };
+            // A file system that hangs holds up nobody but this.
+            match Handle::try_current() {
+                Ok(runtime) => drop(runtime.spawn_blocking(look)),
+                Err(_) => look(),
+            }
         }
         self.value.load_full()
     }
@@ -101,7 +117,10 @@ impl<T> Watched<T> {
     pub(crate) fn look(&self) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let made = match read(&self.paths) {
-            Ok(contents) if contents.iter().map(|it| &it.bytes).eq(&seen.bytes) => return,
+            Ok(contents) if contents.iter().map(|it| &it.bytes).eq(&seen.bytes) => {
+                seen.problem = None;
+                return;
+            }
             Ok(contents) => {
                 let made = (self.make)(&contents);
                 if made.is_ok() {
@@ -138,12 +157,19 @@ impl<T> fmt::Debug for Watched<T> {
 fn read(paths: &[PathBuf]) -> Result<Vec<Content>, FileError> {
     let content = |path: &PathBuf| {
         let problem = |error: std::io::Error| FileError::new(path, error.to_string());
-        let length = fs::metadata(path).map_err(problem)?.len();
-        if length > FILE_BYTES_MAX {
-            let message = format!("it has {length} bytes; {FILE_BYTES_MAX} are the limit");
+        // Reading something else, such as a pipe, might never end.
+        if !fs::metadata(path).map_err(problem)?.is_file() {
+            return Err(FileError::new(path, "it is not a file"));
+        }
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(problem)?;
+        file.take(FILE_BYTES_MAX + 1)
+            .read_to_end(&mut bytes)
+            .map_err(problem)?;
+        if bytes.len() as u64 > FILE_BYTES_MAX {
+            let message = format!("it has more than {FILE_BYTES_MAX} bytes");
             return Err(FileError::new(path, message));
         }
-        let bytes = fs::read(path).map_err(problem)?;
         let path = path.clone();
         Ok(Content { path, bytes })
     };

@@ -8,7 +8,7 @@ use axum::{
     extract::Request,
     http::{
         HeaderMap, StatusCode,
-        header::{CONTENT_TYPE, WWW_AUTHENTICATE},
+        header::{CONTENT_TYPE, ORIGIN, WWW_AUTHENTICATE},
     },
     response::{IntoResponse, Response},
 };
@@ -42,6 +42,7 @@ pub async fn serve(
     let gate = Gate {
         access: security.access.clone(),
         asks_for_certificates,
+        asks_who: asks_for_certificates || security.access.asks_for_tokens(),
     };
     // Dropping the connections is how they are cut off here.
     let mut incoming = Incoming::new(listener, tls, Protocol::Http, CancellationToken::new());
@@ -104,12 +105,22 @@ async fn talk(
 struct Gate {
     access: Access,
     asks_for_certificates: bool,
+    /// Whether callers have to show that they may.
+    asks_who: bool,
 }
 
 impl Gate {
     fn check(&self, path: &str, headers: &HeaderMap, has_certificate: bool) -> Result<(), Refusal> {
-        if self.asks_for_certificates && !has_certificate && !Access::is_open(path) {
-            return Err(Refusal::NoCertificate);
+        let refusal = if self.asks_for_certificates && !has_certificate && !Access::is_open(path) {
+            Some(Refusal::NoCertificate)
+        } else if !self.asks_who && headers.contains_key(ORIGIN) {
+            Some(Refusal::WebPage)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            self.access.count(refusal);
+            return Err(refusal);
         }
         self.access.check_http(path, headers)
     }
@@ -128,7 +139,7 @@ fn refused(refusal: Refusal) -> Response {
         status.as_u16()
     );
     let mut response = (status, [(CONTENT_TYPE, "application/problem+json")], body).into_response();
-    if status == StatusCode::UNAUTHORIZED {
+    if refusal.is_of_token() {
         let scheme = const { axum::http::HeaderValue::from_static("Bearer") };
         response.headers_mut().insert(WWW_AUTHENTICATE, scheme);
     }

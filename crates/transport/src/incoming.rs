@@ -1,11 +1,12 @@
 //! Connections in: how many, their TLS handshakes, and an end to them.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     future::Future,
     io::{self, IoSlice},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
@@ -16,7 +17,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, TlsStream};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -27,10 +28,17 @@ use crate::{access::Access, stream::Stream, tls::ServerTls};
 
 /// Connections of a listener at the same time; more wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 8192;
+/// The same from one IP address; more are closed at once, so that one host does not keep all others out.
+pub const PEER_CONNECTIONS_MAX: usize = 1024;
 /// TLS handshakes of a listener at the same time.
 const HANDSHAKES_MAX: usize = 1024;
 /// How long a TLS handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection may take to say the first bytes of its protocol.
+const FIRST_WORD_TIMEOUT: Duration = Duration::from_secs(5);
+/// HTTP/2 begins with so many (RFC 9113, 3.4), and a request of HTTP/1.1 has more.
+const FIRST_WORD_BYTES: usize = 16;
+
 /// How long no connection is accepted after a failure, for want of file descriptors perhaps.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -68,9 +76,42 @@ pub struct Incoming {
     tls: Option<Arc<ServerTls>>,
     protocol: Protocol,
     room: Arc<Semaphore>,
+    peers: Peers,
     cut: CancellationToken,
     handshakes: JoinSet<Option<Connection>>,
-    has_failed: bool,
+    /// Whether the last try to accept a connection failed, and whether it had to wait for room.
+    trouble: (bool, bool),
+}
+
+/// How many connections each IP address has.
+type Peers = Arc<Mutex<HashMap<IpAddr, usize>>>;
+
+/// One connection of a peer, until it is dropped.
+#[derive(Debug)]
+struct OfPeer(Peers, IpAddr);
+
+impl OfPeer {
+    /// Nothing where it has as many as it may.
+    fn enter(peers: &Peers, peer: IpAddr) -> Option<Self> {
+        let mut counts = peers.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(peer).or_default();
+        (*count < PEER_CONNECTIONS_MAX).then(|| {
+            *count += 1;
+            Self(Arc::clone(peers), peer)
+        })
+    }
+}
+
+impl Drop for OfPeer {
+    fn drop(&mut self) {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut count) = counts.entry(self.1) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
 }
 
 impl Incoming {
@@ -86,9 +127,10 @@ impl Incoming {
             tls,
             protocol,
             room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            peers: Peers::default(),
             cut,
             handshakes: JoinSet::new(),
-            has_failed: false,
+            trouble: (false, false),
         }
     }
 
@@ -96,21 +138,26 @@ impl Incoming {
     pub async fn accept(&mut self) -> Connection {
         loop {
             let has_room = self.handshakes.len() < HANDSHAKES_MAX;
-            let (room, listener, failed) = (&self.room, &self.listener, &mut self.has_failed);
+            let (room, listener, trouble) = (&self.room, &self.listener, &mut self.trouble);
             let (stream, peer, place) = tokio::select! {
                 Some(done) = self.handshakes.join_next() => match done {
                     Ok(Some(connection)) => return connection,
                     _ => continue,
                 },
-                accepted = accept(room, listener, failed), if has_room => accepted,
+                accepted = accept(room, listener, trouble), if has_room => accepted,
+            };
+            let Some(of_peer) = OfPeer::enter(&self.peers, peer.ip()) else {
+                debug!(%peer, "it has {PEER_CONNECTIONS_MAX} connections, which is the limit");
+                continue;
             };
             let cut = Box::pin(self.cut.clone().cancelled_owned());
             let connection = move |stream| Connection {
                 stream,
                 peer,
                 has_certificate: false,
+                first_word: Some((0, Box::pin(sleep(FIRST_WORD_TIMEOUT)))),
                 cut,
-                _place: place,
+                _place: (place, of_peer),
             };
             let Some(tls) = self.tls.clone() else {
                 return connection(Stream::Plain(stream));
@@ -148,13 +195,20 @@ impl Incoming {
 async fn accept(
     room: &Arc<Semaphore>,
     listener: &TcpListener,
-    has_failed: &mut bool,
+    (has_failed, has_waited): &mut (bool, bool),
 ) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
     const OPEN: &str = "the semaphore is never closed";
     let place = match Arc::clone(room).try_acquire_owned() {
-        Ok(place) => place,
+        Ok(place) => {
+            *has_waited = false;
+            place
+        }
         Err(_) => {
-            warn!("{CONNECTIONS_MAX} connections are open, which is the limit; more have to wait");
+            if !std::mem::replace(has_waited, true) {
+                warn!(
+                    "{CONNECTIONS_MAX} connections are open, which is the limit; more have to wait"
+                );
+            }
             Arc::clone(room).acquire_owned().await.expect(OPEN)
         }
     };
@@ -230,8 +284,10 @@ pub struct Connection {
     stream: Stream,
     peer: SocketAddr,
     has_certificate: bool,
+    /// While its first word is not complete: how many bytes of it there are, and until when the rest has to come.
+    first_word: Option<(usize, Pin<Box<Sleep>>)>,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
-    _place: OwnedSemaphorePermit,
+    _place: (OwnedSemaphorePermit, OfPeer),
 }
 
 impl Connection {
@@ -255,7 +311,17 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.stream(context)?.poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = self.stream(context)?.poll_read(context, buffer)?;
+        if let Some((bytes, deadline)) = &mut self.first_word {
+            *bytes += buffer.filled().len() - before;
+            if *bytes >= FIRST_WORD_BYTES {
+                self.first_word = None;
+            } else if deadline.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+        }
+        read.map(Ok)
     }
 }
 
@@ -294,5 +360,25 @@ impl Connected for Connection {
 
     fn connect_info(&self) -> SocketAddr {
         self.peer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_has_so_many_connections_and_others_have_theirs() {
+        let peers = Peers::default();
+        let [one, other] = ["10.0.0.1", "10.0.0.2"].map(|it| it.parse::<IpAddr>().unwrap());
+        let enter = |peer| OfPeer::enter(&peers, peer);
+        let mut all: Vec<_> = (0..PEER_CONNECTIONS_MAX).map(|_| enter(one)).collect();
+        assert!(all.iter().all(Option::is_some));
+        assert!(enter(one).is_none());
+        assert!(enter(other).is_some());
+        all.pop();
+        assert!(enter(one).is_some());
+        drop(all);
+        assert!(peers.lock().unwrap().is_empty());
     }
 }

@@ -16,6 +16,8 @@ mod incoming;
 mod outgoing;
 mod stream;
 mod tls;
+#[cfg(feature = "server")]
+mod unread;
 
 #[cfg(feature = "server")]
 pub use access::{Access, GrpcAccess, Refusal, Role};
@@ -23,8 +25,12 @@ pub use files::FileError;
 #[cfg(feature = "server")]
 pub use http::{HEADER_TIMEOUT, serve as serve_http};
 #[cfg(feature = "server")]
-pub use incoming::{CONNECTIONS_MAX, Connection, Incoming, ListenerSecurity, Protocol};
-pub use outgoing::{Channel, Outgoing};
+pub use incoming::{
+    CONNECTIONS_MAX, Connection, Incoming, ListenerSecurity, PEER_CONNECTIONS_MAX, Protocol,
+};
+pub use outgoing::{Channel, Outgoing, is_handshake_failure};
 #[cfg(feature = "server")]
 pub use tls::ServerTls;
 pub use tls::{ClientTls, OwnCertificate};
+#[cfg(feature = "server")]
+pub use unread::{UNREAD_BYTES_MAX, Unread};

@@ -5,7 +5,7 @@ use std::{
     fmt,
     future::Future,
     io::{self, Read, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -33,7 +33,7 @@ use tower_service::Service;
 use crate::{
     files::{Content, FileError, Watched},
     stream::Stream,
-    tls::ClientTls,
+    tls::{ClientTls, name_in},
 };
 
 /// How this process speaks to nodes: over TLS or plain, with a token or without. Cheap to clone.
@@ -63,7 +63,7 @@ impl Outgoing {
     /// # Errors
     /// What is wrong with the file.
     pub fn with_token_file(mut self, file: PathBuf) -> Result<Self, FileError> {
-        self.token = Some(Arc::new(Watched::read(vec![file], authorization)?));
+        self.token = Some(Watched::read(vec![file], authorization)?);
         Ok(self)
     }
 
@@ -78,6 +78,15 @@ impl Outgoing {
         let mut itself = self.clone();
         itself.name = name;
         Ok(itself)
+    }
+
+    /// The same for one that shows the certificate in a file.
+    ///
+    /// # Errors
+    /// That file, where it names nobody.
+    pub fn to_the_one_of(mut self, certificates: &Path) -> Result<Self, FileError> {
+        self.name = Some(name_in(certificates)?);
+        Ok(self)
     }
 
     /// Whether connections are encrypted.
@@ -277,6 +286,18 @@ impl fmt::Display for Handshake {
 }
 
 impl Error for Handshake {}
+
+/// Whether a connection did not come about since the two ends could not agree on TLS: somebody is there.
+pub fn is_handshake_failure(error: &(dyn Error + 'static)) -> bool {
+    let mut source = Some(error);
+    while let Some(error) = source {
+        if error.is::<Handshake>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
 
 fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()

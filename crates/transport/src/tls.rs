@@ -1,14 +1,21 @@
 //! Certificates, and what TLS is made of them.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::{
     ClientConfig, RootCertStore,
+    client::Resumption,
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
 };
 #[cfg(feature = "server")]
-use rustls::{ServerConfig, server::WebPkiClientVerifier};
+use rustls::{
+    ServerConfig,
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+};
 
 use crate::files::{Content, FileError, Watched};
 
@@ -40,7 +47,7 @@ impl OwnCertificate {
 #[cfg(feature = "server")]
 #[derive(Debug)]
 pub struct ServerTls {
-    configs: Watched<Configs>,
+    configs: Arc<Watched<Configs>>,
     asks_for_certificates: bool,
 }
 
@@ -109,6 +116,9 @@ fn configs(contents: &[Content]) -> Result<Configs, FileError> {
             .with_single_cert(certificates(&own[0])?, key(&own[1])?)
             .map_err(|error| misfit(own, &error))?;
         config.alpn_protocols = vec![protocol.to_vec()];
+        // A session that is gone on with would not have its certificate looked at again.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         Ok(Arc::new(config))
     };
     Ok(Configs {
@@ -121,7 +131,7 @@ fn configs(contents: &[Content]) -> Result<Configs, FileError> {
 #[derive(Debug)]
 pub struct ClientTls {
     own: Option<OwnCertificate>,
-    config: Watched<ClientConfig>,
+    config: Arc<Watched<ClientConfig>>,
 }
 
 impl ClientTls {
@@ -150,30 +160,26 @@ impl ClientTls {
     }
 
     /// A name that the process's own certificate is for: whoever asks the listener beside it, by a loopback address, expects that.
-    ///
-    /// # Errors
-    /// The file that names nobody.
-    pub fn own_name(&self) -> Result<Option<ServerName<'static>>, FileError> {
-        let Some(own) = &self.own else {
-            return Ok(None);
-        };
-        let path = &own.certificates;
-        let problem = |problem: String| FileError::new(path, problem);
-        let bytes = std::fs::read(path).map_err(|error| problem(error.to_string()))?;
-        let all = certificates(&Content {
-            path: path.clone(),
-            bytes,
-        })?;
-        let own = webpki::EndEntityCert::try_from(&all[0])
-            .map_err(|error| problem(format!("its first certificate cannot be read: {error}")))?;
-        // Of those that a wildcard stands for, one is as good as another.
-        let mut names = own.valid_dns_names().map(|name| name.replace('*', "node"));
-        let name = names.find_map(|name| ServerName::try_from(name).ok());
-        match name {
-            Some(name) => Ok(Some(name)),
-            None => Err(problem("its first certificate has no DNS name".to_owned())),
-        }
+    pub(crate) fn own_name(&self) -> Result<Option<ServerName<'static>>, FileError> {
+        let own = self.own.as_ref();
+        own.map(|own| name_in(&own.certificates)).transpose()
     }
+}
+
+/// A DNS name of the first certificate in a file.
+pub(crate) fn name_in(path: &Path) -> Result<ServerName<'static>, FileError> {
+    let problem = |problem: String| FileError::new(path, problem);
+    let bytes = std::fs::read(path).map_err(|error| problem(error.to_string()))?;
+    let all = certificates(&Content {
+        path: path.to_owned(),
+        bytes,
+    })?;
+    let own = webpki::EndEntityCert::try_from(&all[0])
+        .map_err(|error| problem(format!("its first certificate cannot be read: {error}")))?;
+    // Of those that a wildcard stands for, one is as good as another.
+    let mut names = own.valid_dns_names().map(|name| name.replace('*', "node"));
+    let name = names.find_map(|name| ServerName::try_from(name).ok());
+    name.ok_or_else(|| problem("its first certificate has no DNS name".to_owned()))
 }
 
 fn client_config(contents: &[Content]) -> Result<ClientConfig, FileError> {
@@ -190,13 +196,15 @@ fn client_config(contents: &[Content]) -> Result<ClientConfig, FileError> {
         _ => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![H2.to_vec()];
+    config.resumption = Resumption::disabled();
     Ok(config)
 }
 
 fn certificates(content: &Content) -> Result<Vec<CertificateDer<'static>>, FileError> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&content.bytes).collect();
     let problem = |problem| FileError::new(&content.path, problem);
-    let all = read.map_err(|error| problem(format!("it is not PEM: {error}")))?;
+    // What the parser says might quote a key that was put here.
+    let all = read.map_err(|_| problem("it is not PEM, or broken".to_owned()))?;
     if all.is_empty() {
         return Err(problem("there is no PEM certificate in it".to_owned()));
     }
@@ -235,4 +243,24 @@ fn misfit(own: &[Content], error: &rustls::Error) -> FileError {
         ),
     };
     FileError::new(key, problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_file_does_not_quote_it() {
+        let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
+        let flat = key.replace('\n', " ");
+        for text in [&key, &flat, "nothing", ""] {
+            let content = Content {
+                path: PathBuf::from("cert.pem"),
+                bytes: text.as_bytes().to_vec(),
+            };
+            let said = certificates(&content).unwrap_err().to_string();
+            // Neither as text nor as the numbers of its bytes.
+            assert!(said.len() < 60 && said.starts_with("cert.pem: "), "{said}");
+        }
+    }
 }

@@ -39,13 +39,16 @@ async fn until_cut(address: &str, said: &[u8]) -> (Vec<u8>, std::time::Duration)
 #[tokio::test(start_paused = true)]
 async fn a_request_whose_head_does_not_come_and_an_idle_connection_are_cut_off() {
     let address = serve(ListenerSecurity::default()).await;
-    for said in ["", "GET /live HT", "GET /live HTTP/1.1\r\nHost: node\r\n"] {
+    // Of those that have hardly said a word less is expected.
+    for (said, is_begun) in [
+        ("", false),
+        ("GET /live HT", false),
+        ("GET /live HTTP/1.1\r\nHost: node\r\n", true),
+    ] {
         let (answer, took) = until_cut(&address, said.as_bytes()).await;
         assert!(!answer.starts_with(b"HTTP/1.1 200"), "{said:?}");
-        assert!(
-            took >= HEADER_TIMEOUT && took < 2 * HEADER_TIMEOUT,
-            "{said:?}: {took:?}"
-        );
+        assert_eq!(took >= HEADER_TIMEOUT, is_begun, "{said:?}: {took:?}");
+        assert!(took < 2 * HEADER_TIMEOUT, "{said:?}: {took:?}");
     }
     let whole = b"GET /live HTTP/1.1\r\nHost: node\r\n\r\n";
     let (answer, took) = until_cut(&address, whole).await;
@@ -82,4 +85,17 @@ async fn a_handshake_that_does_not_come_is_cut_off_and_others_are_let_in_meanwhi
     assert!(answer.is_empty() && took < HEADER_TIMEOUT, "{took:?}");
     let (answer, _) = until_cut(&address, b"GET /live HTTP/1.1\r\n\r\n").await;
     assert!(answer.starts_with(b"HTTP/1.1 400"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_web_page_gets_nothing_from_a_listener_that_asks_nobody_who_he_is() {
+    let address = serve(ListenerSecurity::default()).await;
+    let request = |more: &str| format!("GET /live HTTP/1.1\r\nHost: localhost\r\n{more}\r\n");
+    let of_page = request("Origin: http://localhost\r\n");
+    let (answer, _) = until_cut(&address, of_page.as_bytes()).await;
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(
+        answer.starts_with("HTTP/1.1 403") && answer.contains("web page"),
+        "{answer}"
+    );
 }

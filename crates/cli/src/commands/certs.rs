@@ -65,6 +65,7 @@ pub(crate) fn run(args: &CertsArgs) -> Result<ExitCode, Failure> {
     fs::create_dir_all(&args.dir).map_err(|error| failed(&args.dir, &error))?;
     let mut names = args.names.clone();
     names.extend(LOCAL.map(str::to_owned));
+    names.sort();
     names.dedup();
     let ca = Ca::open_or_create(&args.dir, args.days)?;
     use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};

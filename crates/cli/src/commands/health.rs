@@ -8,7 +8,7 @@ use std::{
 };
 
 use clap::Args;
-use keydb_transport::Outgoing;
+use keydb_transport::{ClientTls, Outgoing};
 
 use crate::{
     exit::{Code, Failure},
@@ -51,9 +51,20 @@ const REPLY_BYTES_MAX: usize = 64 << 10;
 
 pub(crate) fn run(args: &HealthArgs) -> Result<ExitCode, Failure> {
     let settings = settings::of_health(settings::environment()?, args.operator)?;
-    let (url, tls) = match &args.url {
-        Some(url) => (url.clone(), settings.outgoing),
-        None => own(args, settings)?,
+    let url = match &args.url {
+        Some(url) => url.clone(),
+        None => own(args, &settings)?,
+    };
+    let tls = match &settings.ca {
+        Some(ca) if url.is_https => {
+            let tls = Outgoing::plain().with_tls(ClientTls::read(ca.clone(), None)?);
+            match &settings.certificate {
+                // What is asked by its address shows the certificate that this process would.
+                Some(certificate) if args.url.is_none() => tls.to_the_one_of(certificate)?,
+                _ => tls,
+            }
+        }
+        _ => Outgoing::plain(),
     };
     let reply = ask(&url, &tls, args.timeout).map_err(|error| {
         Failure::new(Code::Unreachable, format!("{url} gives no answer: {error}"))
@@ -70,24 +81,22 @@ pub(crate) fn run(args: &HealthArgs) -> Result<ExitCode, Failure> {
 }
 
 /// What the process with the settings of this one is asked.
-fn own(args: &HealthArgs, settings: HealthSettings) -> Result<(Url, Outgoing), Failure> {
-    let listening = settings.listening.ok_or_else(|| {
+fn own(args: &HealthArgs, settings: &HealthSettings) -> Result<Url, Failure> {
+    let listening = settings.listening.as_ref().ok_or_else(|| {
         Failure::usage(format!(
             "{HTTP_PORT_SETTING} is off, so there is nothing to ask"
         ))
     })?;
-    let tls = settings.outgoing.to_itself()?;
     let path = match (args.live, args.startup) {
         (true, _) => "/live",
         (_, true) => "/startup",
         _ => READY,
     };
-    let url = Url {
+    Ok(Url {
         is_https: settings.is_tls,
         authority: listening.own_address().to_string(),
         path: path.to_owned(),
-    };
-    Ok((url, tls))
+    })
 }
 
 const READY: &str = "/ready";

@@ -36,6 +36,11 @@ impl Problems {
         self.add(format!("{name}={value}: {problem}"));
     }
 
+    /// Whether there is one.
+    pub(super) fn has_any(&self) -> bool {
+        !self.0.is_empty()
+    }
+
     /// An error if there is any.
     pub(super) fn into_result(self) -> Result<(), SettingsError> {
         match self.0.is_empty() {

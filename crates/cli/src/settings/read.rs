@@ -1,6 +1,10 @@
 //! Reads the settings: each by itself, then how they fit each other.
 
-use std::{net::IpAddr, path::Path, sync::Arc};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use keydb_core::{ClusterMap, Namespace, NodeId};
 use keydb_storage::{ObjectStorage, S3Options, StorageError, StorageUrl};
@@ -88,7 +92,9 @@ pub(crate) struct HealthSettings {
     /// Whether it speaks TLS.
     pub(crate) is_tls: bool,
     /// Whom to trust then.
-    pub(crate) outgoing: Outgoing,
+    pub(crate) ca: Option<PathBuf>,
+    /// The certificate that it shows.
+    pub(crate) certificate: Option<PathBuf>,
 }
 
 /// How the node with these variables answers probes, or the operator.
@@ -103,18 +109,17 @@ pub(crate) fn of_health(
         Reader::Node
     };
     let settings = each(vars, reader, &mut problems);
-    let outgoing = settings.outgoing(&mut problems);
     problems.into_result()?;
     let listening = if is_operator {
         Some(settings.operator_listening())
     } else {
         settings.http_listening()
     };
-    let is_tls = settings.tls_cert_file.given;
     Ok(HealthSettings {
         listening,
-        is_tls,
-        outgoing,
+        is_tls: settings.tls_cert_file.given,
+        ca: settings.tls_ca_file.value,
+        certificate: settings.tls_cert_file.value,
     })
 }
 

@@ -97,6 +97,8 @@ impl Settings {
         match self.own_certificate(&mut Problems::default()) {
             Some(own) => match ServerTls::read(&own, self.tls_client_ca_file.value.clone()) {
                 Ok(tls) => listeners.tls = Some(Arc::new(tls)),
+                // What is wrong with its own certificate was said.
+                Err(_) if problems.has_any() => {}
                 Err(error) => problems.add(self.of_file(&error)),
             },
             None if self.tls_client_ca_file.given => problems.add(format!(
@@ -138,6 +140,9 @@ impl Settings {
             problems.add(format!(
                 "{CA} is set, but {CERT} is not: this node would reach others by TLS, and be reached without; give {CERT} and {KEY}"
             ));
+        }
+        if let Err(error) = outgoing.to_itself() {
+            problems.add(self.of_file(&error));
         }
         if listeners.access.asks_for_tokens() {
             let role = outgoing
@@ -271,7 +276,7 @@ impl Settings {
 /// Says at the start that whoever reaches the process may do everything.
 pub(crate) fn warn_insecure() {
     tracing::warn!(
-        "KEYDB_INSECURE=true: whoever reaches this process may read and change all keys, and scale the cluster"
+        "KEYDB_INSECURE=true: what is sent to this process can be read on its way, and where it asks for no tokens, whoever reaches it may do everything"
     );
 }
 

@@ -66,8 +66,12 @@ impl AdminClient {
                         return Ok(reply);
                     }
                     // Another one may do it.
-                    Err(error @ (AdminError::Unavailable { .. } | AdminError::Refused { .. })) => {
-                        failure = error;
+                    Err(error @ AdminError::Unavailable { .. }) => failure = error,
+                    // What an earlier one has done is not known any better for it.
+                    Err(error @ AdminError::Refused { .. }) => {
+                        if !matches!(failure, AdminError::Unavailable { .. }) {
+                            failure = error;
+                        }
                     }
                     Err(error) => return Err(error),
                 }

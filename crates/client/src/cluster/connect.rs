@@ -28,7 +28,7 @@ pub(crate) async fn connect(config: &ClientConfig) -> Result<Routing, ConnectErr
     }
     let mut asked = Vec::with_capacity(config.addresses.len());
     for address in &config.addresses {
-        let connection = connection(address, config.first_outgoing()).map_err(|reason| {
+        let connection = connection(address, config.outgoing_at_first()).map_err(|reason| {
             ConnectError::InvalidAddress {
                 address: address.clone(),
                 reason,
@@ -79,10 +79,15 @@ async fn first_map(
     asked: &mut [Asked<'_>],
 ) -> Result<Routing, ConnectError> {
     let mut answers: FuturesUnordered<_> = asked.iter_mut().map(|one| one.map(config)).collect();
-    match answers.next().await {
-        Some(first) => first,
-        None => Err(ConnectError::NoAddresses),
+    let mut denied = Err(ConnectError::NoAddresses);
+    while let Some(answer) = answers.next().await {
+        match answer {
+            // Another node may let this client in.
+            Err(ConnectError::Denied { .. }) => denied = answer,
+            answer => return answer,
+        }
     }
+    denied
 }
 
 impl Asked<'_> {

@@ -151,7 +151,7 @@ impl Router {
             addresses: config.addresses.clone(),
             requests_in_flight_max: config.requests_in_flight_max,
             outgoing: config.outgoing.clone(),
-            first_outgoing: config.first_outgoing().clone(),
+            first_outgoing: config.outgoing_at_first().clone(),
             current: RwLock::new(Arc::new(routing)),
             replacing: Mutex::default(),
             taken_over: Notify::new(),

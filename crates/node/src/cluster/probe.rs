@@ -1,13 +1,14 @@
 //! Whether another process answers for the same node.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use keydb_core::{ClusterMap, Incarnation, NodeEntry};
 use keydb_proto::shard::{
     NodeStatusReply, NodeStatusRequest, shard_service_client::ShardServiceClient,
 };
-use keydb_transport::Outgoing;
+use keydb_transport::{Outgoing, is_handshake_failure};
 use tokio::time::timeout;
+use tonic::{Code, Status};
 
 use crate::NodeError;
 
@@ -21,8 +22,16 @@ pub(super) async fn refuse_to_be_second(
     entry: &NodeEntry,
     outgoing: &Outgoing,
 ) -> Result<(), NodeError> {
-    let Ok(Ok(answered)) = timeout(PROBE_TIMEOUT, ask(&entry.address, outgoing)).await else {
-        return Ok(());
+    let answered = match timeout(PROBE_TIMEOUT, ask(&entry.address, outgoing)).await {
+        Ok(Ok(answered)) => answered,
+        Ok(Err(error)) if says_no(&*error) => {
+            return Err(NodeError::UnknownPeer {
+                node: entry.id,
+                address: entry.address.clone(),
+                reason: with_sources(&*error),
+            });
+        }
+        Ok(Err(_)) | Err(_) => return Ok(()),
     };
     let incarnation = answered
         .header
@@ -42,10 +51,33 @@ pub(super) async fn refuse_to_be_second(
     }
 }
 
+/// Whether somebody is there, and does not let this node in, or is not let in by it: it may well be the node's other process, started
+/// with other certificates or tokens.
+fn says_no(error: &(dyn Error + 'static)) -> bool {
+    if let Some(status) = error.downcast_ref::<Status>() {
+        return matches!(
+            status.code(),
+            Code::Unauthenticated | Code::PermissionDenied
+        );
+    }
+    is_handshake_failure(error)
+}
+
+fn with_sources(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
 async fn ask(
     address: &str,
     outgoing: &Outgoing,
-) -> Result<NodeStatusReply, Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<NodeStatusReply, Box<dyn Error + Send + Sync>> {
     let channel = outgoing.connect(&outgoing.endpoint(address)?).await?;
     let reply = ShardServiceClient::new(channel)
         .node_status(NodeStatusRequest::default())

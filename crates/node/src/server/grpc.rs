@@ -16,7 +16,7 @@ use keydb_proto::{
     },
 };
 use keydb_storage::MapStore;
-use keydb_transport::{GrpcAccess, Incoming, ListenerSecurity, Protocol};
+use keydb_transport::{GrpcAccess, Incoming, ListenerSecurity, Protocol, Unread};
 use tokio::{
     net::TcpListener,
     time::{Timeout, error::Elapsed, timeout},
@@ -51,6 +51,9 @@ const SNAPSHOT_PATHS: [&str; 3] = [
 /// A connection whose other end is silent for so long is asked whether it still lives, and cut off without an answer.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is asked of health and reflection is short.
+const QUESTION_BYTES_MAX: usize = 4 << 10;
 
 /// All headers of a request together.
 const HEADERS_BYTES_MAX: u32 = 16 << 10;
@@ -89,6 +92,9 @@ pub(crate) async fn serve(
     let reflection_v1 = health::reflection().build_v1().expect(DESCRIBED);
     let reflection_v1alpha = health::reflection().build_v1alpha().expect(DESCRIBED);
     let (told, health) = tonic_health::server::health_reporter();
+    let health = health.max_decoding_message_size(QUESTION_BYTES_MAX);
+    let reflection_v1 = reflection_v1.max_decoding_message_size(QUESTION_BYTES_MAX);
+    let reflection_v1alpha = reflection_v1alpha.max_decoding_message_size(QUESTION_BYTES_MAX);
     let named = [
         "",
         ShardServiceServer::<Service>::NAME,
@@ -97,7 +103,7 @@ pub(crate) async fn serve(
     ];
     let names = [&named[..], &guest_names].concat();
     let _tells = AbortOnDropHandle::new(tokio::spawn(health::tell(node, told, names)));
-    let access = security.access;
+    let (access, unread) = (security.access, Unread::default());
     let incoming = Incoming::new(listener, security.tls, Protocol::Grpc, cut);
     Server::builder()
         .max_concurrent_streams(streams_max)
@@ -108,15 +114,15 @@ pub(crate) async fn serve(
         .http2_max_header_list_size(HEADERS_BYTES_MAX)
         .http2_max_pending_accept_reset_streams(Some(RESETS_PENDING_MAX))
         .layer(layer_fn(move |inner| {
-            GrpcAccess::new(access.clone(), inner)
+            GrpcAccess::new(access.clone(), unread.clone(), inner)
         }))
         .add_routes(guests)
         .add_service(NamedLimit(service))
         .add_service(NamedLimit(admin))
-        .add_service(moves)
-        .add_service(health)
-        .add_service(reflection_v1)
-        .add_service(reflection_v1alpha)
+        .add_service(NamedLimit(moves))
+        .add_service(NamedLimit(health))
+        .add_service(NamedLimit(reflection_v1))
+        .add_service(NamedLimit(reflection_v1alpha))
         .serve_with_incoming_shutdown(incoming.into_stream(), stop.cancelled_owned())
         .await
 }
@@ -176,4 +182,55 @@ fn name_the_limit(answer: Answer) -> Answer {
             None => response,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use keydb_transport::Role;
+    use prost::Message;
+
+    /// What each method needs, in alphabetical order. A new one has to be put here.
+    const NEEDED: &[(&str, Role)] = &[
+        ("/keydb.NodeService/Claim", Role::Write),
+        ("/keydb.NodeService/CreateSnapshots", Role::Admin),
+        ("/keydb.NodeService/Get", Role::Read),
+        ("/keydb.NodeService/GetNodeInfo", Role::Read),
+        ("/keydb.NodeService/LoadSnapshots", Role::Admin),
+        ("/keydb.NodeService/Put", Role::Write),
+        ("/keydb.NodeService/Scale", Role::Admin),
+        ("/keydb.NodeService/ScaleComplete", Role::Admin),
+        ("/keydb.shard.v1.AdminService/AbortScale", Role::Admin),
+        ("/keydb.shard.v1.AdminService/Backup", Role::Admin),
+        ("/keydb.shard.v1.AdminService/Scale", Role::Admin),
+        ("/keydb.shard.v1.AdminService/ScaleComplete", Role::Admin),
+        ("/keydb.shard.v1.MoveService/Session", Role::Admin),
+        ("/keydb.shard.v1.MoveService/Tell", Role::Admin),
+        ("/keydb.shard.v1.ShardService/Claim", Role::Write),
+        ("/keydb.shard.v1.ShardService/CreateSnapshots", Role::Admin),
+        ("/keydb.shard.v1.ShardService/Get", Role::Read),
+        ("/keydb.shard.v1.ShardService/GetMap", Role::Read),
+        ("/keydb.shard.v1.ShardService/LoadSnapshots", Role::Admin),
+        ("/keydb.shard.v1.ShardService/NodeStatus", Role::Read),
+        ("/keydb.shard.v1.ShardService/OpenRange", Role::Admin),
+        ("/keydb.shard.v1.ShardService/Put", Role::Write),
+    ];
+
+    #[test]
+    fn every_method_needs_what_its_callers_have() {
+        let set = prost_types::FileDescriptorSet::decode(keydb_proto::DESCRIPTORS).unwrap();
+        let mut found = Vec::new();
+        for file in &set.file {
+            for service in &file.service {
+                let service_name = format!("{}.{}", file.package(), service.name());
+                for method in &service.method {
+                    let path = format!("/{service_name}/{}", method.name());
+                    let role = Role::of_grpc(&path).unwrap();
+                    found.push((path, role));
+                }
+            }
+        }
+        found.sort();
+        let found: Vec<_> = found.iter().map(|(path, role)| (&**path, *role)).collect();
+        assert_eq!(found, NEEDED);
+    }
 }
