@@ -21,9 +21,9 @@ use crate::{
     Cluster,
     counters::{Call, Protocol, Verb},
     input,
-    keys::{self, ClaimAnswer, KeysCall, Name},
+    keys::{self, ClaimAnswer, GetCall, KeysCall, Name},
     lines,
-    problem::{Problem, Refused},
+    problem::{Body, Problem, Refused},
 };
 
 /// The calls for keys, for those who count calls by their paths.
@@ -43,7 +43,7 @@ pub fn router<S: Clone + Send + Sync + 'static>(cluster: &Arc<Cluster>) -> Route
 
 /// Which of the keys exist now.
 #[utoipa::path(
-    post, path = "/v1/get", tag = "keys", request_body = KeysCall,
+    post, path = "/v1/get", tag = "keys", request_body = GetCall,
     responses(
         (status = 200, description = "An answer a key, in order", body = Present),
         (status = "4XX", response = Refused),
@@ -115,7 +115,7 @@ struct Claims {
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     paths(get, put, claim),
-    components(responses(Refused))
+    components(responses(Refused), schemas(Body<'static>))
 )]
 struct Document;
 

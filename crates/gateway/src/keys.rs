@@ -35,14 +35,29 @@ pub struct KeysCall {
     #[schema(required = false)]
     pub(crate) encoding: Encoding,
     /// How long keys are to live, 1 second to 50 years; of a put or claim, this or `ttlSeconds`.
-    #[schema(value_type = Option<String>, nullable = false, example = "30d")]
+    #[schema(value_type = Option<String>, example = "30d")]
     pub(crate) ttl: Option<TtlText>,
     /// The same in seconds.
-    #[schema(nullable = false, minimum = 1, maximum = 1_576_800_000_u64)]
+    #[schema(minimum = 1, maximum = 1_576_800_000_u64)]
     pub(crate) ttl_seconds: Option<u64>,
     /// Whose keys are meant, 1 to 255 bytes; without it, those of the namespace without a name.
-    #[schema(nullable = false, min_length = 1, max_length = 255)]
+    #[schema(min_length = 1, max_length = 255)]
     pub(crate) namespace: Option<String>,
+}
+
+/// The same of a get, which changes no key's life.
+#[derive(ToSchema)]
+#[schema(rename_all = "camelCase")]
+#[allow(dead_code, reason = "it is described only")]
+pub(crate) struct GetCall {
+    /// 1 to 65,536 keys of 1 to 65,536 bytes.
+    #[schema(min_items = 1, max_items = 65_536, example = json!(["alice", "bob"]))]
+    keys: Vec<String>,
+    #[schema(required = false)]
+    encoding: Encoding,
+    /// Whose keys are meant, 1 to 255 bytes; without it, those of the namespace without a name.
+    #[schema(min_length = 1, max_length = 255)]
+    namespace: Option<String>,
 }
 
 /// What the text of a key stands for.
