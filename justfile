@@ -31,6 +31,10 @@ torture seconds="3600" kills="4000":
     TORTURE_KILLS={{kills}} cargo test --release -p keydb-cli --test torture -- --nocapture --test-threads 1
     TORTURE_SECONDS={{seconds}} scripts/minio with cargo test --release -p keydb-cli --test scaling -- --nocapture --test-threads 1
 
+# An hour through all doors: no call fails, and memory stays what it is.
+soak seconds="3600":
+    SOAK_SECONDS={{seconds}} cargo test --release -p keydb-cli --test soak -- --nocapture
+
 # Every fault at every step of a move of ranges. `just failpoints move.seal` has those with that in their names.
 failpoints faults="all":
     FAULTS={{faults}} cargo test --release -p keydb-cli --test failpoints -- --nocapture

@@ -290,6 +290,9 @@ async fn a_small_claim_that_never_arrived_is_first_when_it_is_repeated() {
 async fn of_equal_keys_in_claims_that_travelled_together_only_the_first_caller_is_told_first() {
     let (cluster, proxy) = behind_proxy().await;
     let mut config = through(&proxy);
+    // Until the node has registered itself, who tries only once is refused.
+    let patient = Client::connect(config.clone()).await.unwrap();
+    patient.get(["warm"]).await.unwrap();
     config.retry_count = Some(0);
     let observer = Arc::new(Batches::default());
     let client = Client::connect(config.with_observer(observer.clone()))

@@ -117,9 +117,9 @@ async fn who_sends_what_no_client_does_is_refused_and_others_are_served() {
     let _ = stream
         .write_all(&[0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1])
         .await;
-    // It comes to an end.
     let mut said = Vec::new();
     let _ = stream.read_to_end(&mut said).await;
+    assert_eq!(reason(&said), Some(FRAME_SIZE_ERROR));
     serves(&mut client).await;
 
     // What is no HTTP/2 at all.
@@ -130,8 +130,9 @@ async fn who_sends_what_no_client_does_is_refused_and_others_are_served() {
     ] {
         let mut stream = TcpStream::connect(&node.address).await.unwrap();
         stream.write_all(noise).await.unwrap();
-        stream.shutdown().await.unwrap();
+        said.clear();
         let _ = stream.read_to_end(&mut said).await;
+        assert!(frames(&said).all(|(kind, _)| kind != HEADERS), "{said:?}");
     }
     serves(&mut client).await;
     node.stop().await;
@@ -147,6 +148,24 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// The kind and the payload of each frame that is whole.
+fn frames(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    std::iter::from_fn(move || {
+        let (head, rest) = bytes.split_at_checked(9)?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        let (payload, rest) = rest.split_at_checked(length)?;
+        bytes = rest;
+        Some((head[3], payload))
+    })
+}
+
+/// Why the node has ended the connection.
+fn reason(said: &[u8]) -> Option<u8> {
+    let end = frames(said).find(|(kind, _)| *kind == GO_AWAY)?;
+    Some(end.1[7])
+}
+
+const FRAME_SIZE_ERROR: u8 = 6;
 const HEADERS: u8 = 1;
 const END_HEADERS: u8 = 4;
 const RST_STREAM: u8 = 3;
@@ -176,19 +195,9 @@ async fn who_gives_up_requests_faster_than_they_can_be_looked_at_is_cut_off() {
         // It is over where the node has ended the connection.
         let _ = write.write_all(&all).await;
     });
-    let mut reason = None;
-    let mut head = [0; 9];
-    while read.read_exact(&mut head).await.is_ok() {
-        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-        let mut payload = vec![0; length as usize];
-        if read.read_exact(&mut payload).await.is_err() {
-            break;
-        }
-        if head[3] == GO_AWAY {
-            reason = Some(payload[7]);
-        }
-    }
-    assert_eq!(reason, Some(ENHANCE_YOUR_CALM));
+    let mut said = Vec::new();
+    let _ = read.read_to_end(&mut said).await;
+    assert_eq!(reason(&said), Some(ENHANCE_YOUR_CALM));
     writing.await.unwrap();
     client
         .get(cluster.get_request(&map, &present))

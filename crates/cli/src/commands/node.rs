@@ -15,7 +15,7 @@ use crate::{
     gateway::Gateway,
     logging::Logging,
     output::{Align, answer, say, table},
-    settings::{self, Effective, Listening, Security, Settings},
+    settings::{self, Effective, Listening, Reader, Security, Settings},
     signals::StopSignals,
 };
 
@@ -62,7 +62,11 @@ pub(crate) fn run(args: &NodeArgs) -> Result<ExitCode, Failure> {
     }
     let security = settings.security()?;
     if args.check {
-        return check(&settings, args.json);
+        return check(
+            &settings.effective(Reader::Node),
+            &settings.warnings,
+            args.json,
+        );
     }
     connect::runtime()?.block_on(async {
         let logging = Logging::start(&settings.logging(), "info", "keydb-node")?;
@@ -78,13 +82,16 @@ pub(crate) fn run(args: &NodeArgs) -> Result<ExitCode, Failure> {
 }
 
 /// Prints the settings in force.
-fn check(settings: &Settings, json: bool) -> Result<ExitCode, Failure> {
-    for warning in &settings.warnings {
+pub(super) fn check(
+    effective: &[Effective],
+    warnings: &[String],
+    json: bool,
+) -> Result<ExitCode, Failure> {
+    for warning in warnings {
         say(&format!("warning: {warning}"));
     }
-    let effective = settings.effective();
-    let as_json = || json!({"settings": effective, "warnings": settings.warnings});
-    answer(json, as_json, || as_text(&effective))?;
+    let as_json = || json!({"settings": effective, "warnings": warnings});
+    answer(json, as_json, || as_text(effective))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -265,7 +272,7 @@ mod tests {
     fn the_help_speaks_of_every_setting() {
         let help = help_end();
         let settings = Settings::read([], Path::new("/somewhere")).unwrap();
-        for setting in settings.effective() {
+        for setting in settings.effective(Reader::Node) {
             assert!(help.contains(&format!(" {}", setting.name)), "{help}");
         }
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use keydb_operator::{OperatorConfig, OperatorError};
 
-use super::node::listen;
+use super::node::{check, listen};
 use crate::{
     args::ConnectArgs,
     connect,
@@ -20,6 +20,7 @@ It holds no state and no credentials of the object storage: the cluster's nodes 
 KEYDB_OPERATOR_PORT says where it listens (8080), KEYDB_NODE_ADDRESSES or --addresses where the cluster is.
 
 Examples:
+  keydb operator --check
   KEYDB_NODE_ADDRESSES=keydb-0:50051,keydb-1:50051 keydb operator
   curl localhost:8080/info
   curl localhost:8080/autoScale -d '{\"addresses\":[\"keydb-0:50051\",\"keydb-1:50051\",\"keydb-2:50051\"]}'";
@@ -29,10 +30,19 @@ Examples:
 pub(crate) struct OperatorArgs {
     #[command(flatten)]
     pub(crate) connect: ConnectArgs,
+    /// Check the settings, print the ones in force, and do nothing else
+    #[arg(long)]
+    pub(crate) check: bool,
+    /// Print the settings as JSON
+    #[arg(long, requires = "check")]
+    pub(crate) json: bool,
 }
 
 pub(crate) fn run(args: &OperatorArgs) -> Result<ExitCode, Failure> {
     let settings = OperatorSettings::read(settings::environment()?)?;
+    if args.check {
+        return check(&settings.effective, &settings.warnings, args.json);
+    }
     connect::runtime()?.block_on(async {
         let logging = Logging::start(&settings.client.logging, "info", "keydb-operator")?;
         let mut signals = StopSignals::listen()?;

@@ -97,11 +97,11 @@ macro_rules! settings {
                 }
             }
 
-            /// Every setting of a node as it is in force, secrets hidden.
-            pub(crate) fn effective(&self) -> Vec<Effective> {
+            /// Every setting of `reader` as it is in force, secrets hidden.
+            pub(crate) fn effective(&self, reader: Reader) -> Vec<Effective> {
                 let all = [$(self.$field.effective($name, $show),)*];
-                let of_nodes = DECLARED.iter().map(|declared| declared.is_read_by(Reader::Node));
-                let shown = all.into_iter().zip(of_nodes);
+                let is_its = DECLARED.iter().map(|declared| declared.is_read_by(reader));
+                let shown = all.into_iter().zip(is_its);
                 shown.filter_map(|(setting, is_shown)| is_shown.then_some(setting)).collect()
             }
         }
@@ -266,7 +266,7 @@ fn shown<T>(value: &T, show: impl FnOnce(&T) -> String) -> String {
 
 /// Who goes by a setting.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reader {
+pub(crate) enum Reader {
     /// Nodes, and commands that work on a cluster's storage.
     Node,
     /// Clients of a cluster.

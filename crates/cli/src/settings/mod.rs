@@ -20,7 +20,7 @@ mod tests;
 
 pub(crate) use declared::{
     Effective, HASH_RANGES_DEFAULT, HTTP_PORT_DEFAULT, HTTP_PORT_SETTING, OPERATOR_PORT_DEFAULT,
-    OPERATOR_PORT_SETTING, PORT_DEFAULT, Settings, help,
+    OPERATOR_PORT_SETTING, PORT_DEFAULT, Reader, Settings, help,
 };
 pub(crate) use environment::environment;
 pub(crate) use log::{LogFormat, LogSettings};

@@ -11,7 +11,7 @@ use keydb_storage::{ObjectStorage, S3Options, StorageError, StorageUrl};
 use keydb_transport::{ListenerSecurity, Outgoing};
 
 use super::{
-    declared::{Reader, Settings},
+    declared::{Effective, Reader, Settings},
     environment::{environment, known},
     log::LogSettings,
     parse,
@@ -43,6 +43,10 @@ pub(crate) struct OperatorSettings {
     pub(crate) security: ListenerSecurity,
     /// Whether it need not be protected.
     pub(crate) insecure: bool,
+    /// All of them, as they are in force.
+    pub(crate) effective: Vec<Effective>,
+    /// What is odd but does no harm.
+    pub(crate) warnings: Vec<String>,
 }
 
 impl ClientSettings {
@@ -79,6 +83,8 @@ impl OperatorSettings {
         Ok(Self {
             listening: settings.operator_listening(),
             insecure: settings.insecure.value,
+            effective: settings.effective(Reader::Operator),
+            warnings: settings.warnings.clone(),
             security: security.listeners,
             client: ClientSettings::of(settings, security.outgoing),
         })

@@ -290,7 +290,7 @@ fn s3_is_a_url_or_its_parts() {
     ];
     assert_eq!(read(&same).unwrap().storage_text(), "s3://keydb/a");
 
-    let shown = settings.effective();
+    let shown = settings.effective(Reader::Node);
     let value = |name| {
         &shown
             .iter()
@@ -315,7 +315,7 @@ fn the_secret_behind_a_mistyped_name_is_not_shown() {
 fn every_setting_of_a_node_is_shown() {
     let shown: Vec<&str> = read(&[])
         .unwrap()
-        .effective()
+        .effective(Reader::Node)
         .iter()
         .map(|setting| setting.name)
         .collect();
@@ -344,7 +344,7 @@ fn only_an_operator_minds_what_hides_its_port() {
 fn every_setting_of_a_node_is_read() {
     for declared in DECLARED.iter().filter(|it| it.is_read_by(Reader::Node)) {
         let vars = vec![(declared.name.to_owned(), "x".to_owned())];
-        let shown = Settings::parse(vars, |_, _, _| {}).effective();
+        let shown = Settings::parse(vars, |_, _, _| {}).effective(Reader::Node);
         let given = shown.into_iter().find(|setting| setting.given);
         assert_eq!(given.map(|setting| setting.name), Some(declared.name));
     }
