@@ -17,7 +17,9 @@ use std::{
 };
 
 use keydb_client::{Claim, Client, ClientConfig};
-use keydb_proto::text::{ClaimRequest, GetRequest, node_service_client::NodeServiceClient};
+use keydb_proto::text::{
+    ClaimAnswer, ClaimRequest, GetRequest, node_service_client::NodeServiceClient,
+};
 use serde_json::{Value, json};
 use support::{Process, cluster::NODES, free_ports, keydb, node, wait_for_line};
 use tokio::{
@@ -136,14 +138,16 @@ async fn through_grpc(address: String, is_over: &AtomicBool, calls: &AtomicU64) 
         if is_over.load(Relaxed) {
             return;
         }
-        let keys = keys(&address, call);
+        let keys = keys(&format!("grpc-{address}"), call);
         let claim = ClaimRequest {
             keys,
             ttl_seconds: 1,
             ..ClaimRequest::default()
         };
         let first = client.claim(claim).await.unwrap().into_inner();
-        assert_eq!(first.claims.len() as u64, KEYS);
+        let firsts = first.answers.iter();
+        let firsts = firsts.filter(|answer| **answer == ClaimAnswer::First as i32);
+        assert_eq!(firsts.count() as u64, KEYS);
         let never = vec!["never".to_owned()];
         let get = GetRequest {
             keys: never,
@@ -164,7 +168,7 @@ async fn through_http(address: String, is_over: &AtomicBool, calls: &AtomicU64) 
         }
         let keys = keys(&address, call);
         let (query, kind, body) = if call % 10 == 9 {
-            let lines: String = keys.iter().map(|key| format!("{key}\n")).collect();
+            let lines: String = keys.iter().map(|key| format!("{}\n", json!(key))).collect();
             ("?ttl=1s", "application/x-ndjson", lines)
         } else {
             let body = json!({"keys": keys, "ttl": "1s"}).to_string();
