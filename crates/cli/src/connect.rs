@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use keydb_client::{Client, ClientConfig};
+use keydb_client::{Client, ClientConfig, ConnectError};
 use tokio::runtime::{self, Runtime};
 
 use crate::{
@@ -77,6 +77,28 @@ pub(crate) fn key_config(args: &KeyspaceArgs) -> Result<ClientConfig, Failure> {
     Ok(config)
 }
 
+/// What to do about an error of the first contact.
+fn hint(error: &ConnectError, addresses: &str) -> String {
+    let said = error.to_string();
+    let is_said = |words: &str| said.contains(words);
+    let hint = if is_said("this port speaks TLS") {
+        "KEYDB_TLS_CA_FILE says whose certificates to trust"
+    } else if is_said("CertificateRequired") {
+        "the node wants a client certificate: give KEYDB_TLS_CERT_FILE and KEYDB_TLS_KEY_FILE"
+    } else if is_said("does not speak TLS") {
+        "KEYDB_TLS_CA_FILE is set, but the node may be reached without TLS"
+    } else if is_said("TLS handshake") {
+        "KEYDB_TLS_CA_FILE says whose certificates to trust, KEYDB_TLS_CERT_FILE which one is shown"
+    } else if matches!(error, ConnectError::Denied { .. }) {
+        "KEYDB_TOKEN_FILE says which token is sent"
+    } else {
+        return format!(
+            "is a cluster running at {addresses}? `keydb dev` starts one; --addresses or KEYDB_NODE_ADDRESSES says where it is"
+        );
+    };
+    hint.to_owned()
+}
+
 /// Connects, or says what to do about it.
 pub(crate) async fn connect(config: ClientConfig) -> Result<Client, Failure> {
     let addresses = config.addresses.join(",");
@@ -90,8 +112,7 @@ pub(crate) async fn connect(config: ClientConfig) -> Result<Client, Failure> {
         }
     };
     connected.map_err(|error| {
-        Failure::from(error).with_line(&format!(
-            "is a cluster running at {addresses}? `keydb dev` starts one; --addresses or KEYDB_NODE_ADDRESSES says where it is"
-        ))
+        let hint = hint(&error, &addresses);
+        Failure::from(error).with_line(&hint)
     })
 }

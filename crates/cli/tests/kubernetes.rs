@@ -61,7 +61,7 @@ impl Secrets {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let mut certs = keydb();
-        certs.args(["certs", "*.dedup-headless.events.svc", "--dir"]);
+        certs.args(["certs", "*.dedup-headless.keydb.svc", "--dir"]);
         assert_code(&certs.arg(at("tls")).output().unwrap(), 0);
         for (made, mounted) in [
             ("node.pem", "tls.crt"),

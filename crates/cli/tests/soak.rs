@@ -30,8 +30,13 @@ use tokio::{
 };
 
 const SECONDS: &str = "15";
-/// Keys of a call. They live for a second, the least there is, so that as many go as come.
+/// Keys of a call. They live for a second, the least there is.
 const KEYS: u64 = 500;
+/// After so many calls a door takes the same keys again, which have expired by then: nodes keep expired keys for an hour, so that others
+/// would only become more.
+const ROUND: u64 = 100;
+/// A round takes longer than keys live.
+const ROUND_TIME: Duration = Duration::from_secs(5);
 /// The memory of a node is looked at so often.
 const LOOK: Duration = Duration::from_millis(500);
 /// What a node's memory may grow by after its first half, besides a twentieth: buffers that fill up late.
@@ -103,22 +108,45 @@ impl World {
     }
 }
 
-/// The keys of a call that nobody else makes.
-fn keys(door: &str, call: u64) -> Vec<String> {
-    (0..KEYS)
-        .map(|key| format!("{door}-{call}-{key}"))
-        .collect()
+/// The calls of a door.
+struct Calls<'a> {
+    door: String,
+    is_over: &'a AtomicBool,
+    next: u64,
+    round_began: tokio::time::Instant,
+}
+
+impl<'a> Calls<'a> {
+    fn new(door: impl Into<String>, is_over: &'a AtomicBool) -> Self {
+        Self {
+            door: door.into(),
+            is_over,
+            next: 0,
+            round_began: tokio::time::Instant::now() - ROUND_TIME,
+        }
+    }
+
+    /// The number of the next call, and its keys, which no other door takes; nothing when it is over.
+    async fn next(&mut self) -> Option<(u64, Vec<String>)> {
+        let call = self.next;
+        self.next += 1;
+        if call.is_multiple_of(ROUND) {
+            tokio::time::sleep_until(self.round_began + ROUND_TIME).await;
+            self.round_began = tokio::time::Instant::now();
+        }
+        let (door, of_round) = (&self.door, call % ROUND);
+        let keys = (0..KEYS).map(|key| format!("{door}-{of_round}-{key}"));
+        let is_over = self.is_over.load(Relaxed);
+        (!is_over).then(|| (call, keys.collect()))
+    }
 }
 
 /// Until it is over: claims new keys, each of which is the first, and again, which is not, and asks for some that were never there.
 async fn through_rust(addresses: Vec<String>, is_over: &AtomicBool, calls: &AtomicU64) {
     let client = Client::connect(ClientConfig::new(addresses)).await.unwrap();
     let [short, ttl] = ["1s", "1m"].map(|ttl| ttl.parse().unwrap());
-    for call in 0.. {
-        if is_over.load(Relaxed) {
-            return;
-        }
-        let keys = keys("rust", call);
+    let mut all = Calls::new("rust", is_over);
+    while let Some((call, keys)) = all.next().await {
         let claims = client.claim(&keys, short).await.unwrap();
         assert!(claims.iter().all(|claim| *claim == Claim::First));
         let one = format!("rust-one-{}", call % 100);
@@ -134,11 +162,8 @@ async fn through_grpc(address: String, is_over: &AtomicBool, calls: &AtomicU64) 
     let mut client = NodeServiceClient::connect(format!("http://{address}"))
         .await
         .unwrap();
-    for call in 0.. {
-        if is_over.load(Relaxed) {
-            return;
-        }
-        let keys = keys(&format!("grpc-{address}"), call);
+    let mut all = Calls::new(format!("grpc-{address}"), is_over);
+    while let Some((_, keys)) = all.next().await {
         let claim = ClaimRequest {
             keys,
             ttl_seconds: 1,
@@ -162,11 +187,8 @@ async fn through_grpc(address: String, is_over: &AtomicBool, calls: &AtomicU64) 
 /// JSON, and every tenth time a key a line.
 async fn through_http(address: String, is_over: &AtomicBool, calls: &AtomicU64) {
     let mut stream = BufReader::new(TcpStream::connect(&address).await.unwrap());
-    for call in 0.. {
-        if is_over.load(Relaxed) {
-            return;
-        }
-        let keys = keys(&address, call);
+    let mut all = Calls::new(&*address, is_over);
+    while let Some((call, keys)) = all.next().await {
         let (query, kind, body) = if call % 10 == 9 {
             let lines: String = keys.iter().map(|key| format!("{}\n", json!(key))).collect();
             ("?ttl=1s", "application/x-ndjson", lines)

@@ -32,7 +32,7 @@ pub enum NodeError {
     },
     /// Somebody answers at the node's address, and one of the two does not let the other in: perhaps another process of this node.
     #[error(
-        "somebody answers at {address}, the address of node {node}, and cannot be asked who it is: {reason}; stop it if it is this node, or give both the same CA and tokens"
+        "somebody answers at {address}, the address of node {node}, and cannot be asked who it is: {reason}; stop it if it is another process of this node, and give both the same CA and tokens"
     )]
     UnknownPeer {
         /// This node.

@@ -17,6 +17,8 @@ use tokio::runtime::Handle;
 
 /// How often files are looked at, while somebody asks for what they hold.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How much later than that a look may be.
+const STALE: Duration = Duration::from_secs(1);
 /// A file of certificates or tokens is never larger.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -86,8 +88,8 @@ impl<T: Send + Sync + 'static> Watched<T> {
         }))
     }
 
-    /// What the files held when they were last looked at, which goes on in the background: about a second ago, or when they were last
-    /// asked for.
+    /// What the files held about a second ago: they are looked at in the background while somebody asks, and before the answer where
+    /// nobody has for a while.
     pub(crate) fn get(self: &Arc<Self>) -> Arc<T> {
         let now = self.started.elapsed().as_millis() as u64;
         let next = self.next_look.load(Relaxed);
@@ -104,10 +106,13 @@ impl<T: Send + Sync + 'static> Watched<T> {
                 let then = now + LOOK_INTERVAL.as_millis() as u64;
                 looks.next_look.store(then, Relaxed);
             };
-            // A file system that hangs holds up nobody but this.
             match Handle::try_current() {
-                Ok(runtime) => drop(runtime.spawn_blocking(look)),
-                Err(_) => look(),
+                // A file system that hangs holds up nobody but this.
+                Ok(runtime) if now < next + STALE.as_millis() as u64 => {
+                    drop(runtime.spawn_blocking(look));
+                }
+                // After a quiet time the first one must not go by what was long ago.
+                _ => look(),
             }
         }
         self.value.load_full()

@@ -31,6 +31,6 @@ pub use incoming::{
 pub use outgoing::{Channel, Outgoing, is_handshake_failure};
 #[cfg(feature = "server")]
 pub use tls::ServerTls;
-pub use tls::{ClientTls, OwnCertificate};
+pub use tls::{ClientTls, OwnCertificate, check_own};
 #[cfg(feature = "server")]
 pub use unread::{UNREAD_BYTES_MAX, Unread};

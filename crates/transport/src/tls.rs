@@ -3,13 +3,14 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use rustls::{
     ClientConfig, RootCertStore,
-    client::Resumption,
+    client::{Resumption, WebPkiServerVerifier, danger::ServerCertVerifier},
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
 };
 #[cfg(feature = "server")]
 use rustls::{
@@ -165,6 +166,37 @@ impl ClientTls {
         own.map(|own| name_in(&own.certificates)).transpose()
     }
 }
+
+/// Whether whoever trusts the CAs in the file `ca` would accept `own` as the certificate of `host`, or, where that is not known, of a name
+/// that it has; and whether still in 30 days.
+///
+/// # Errors
+/// The certificate's file, and why not.
+pub fn check_own(ca: &Path, own: &OwnCertificate, host: Option<&str>) -> Result<bool, FileError> {
+    let content = |path: &Path| {
+        let bytes = std::fs::read(path);
+        let bytes = bytes.map_err(|error| FileError::new(path, error.to_string()))?;
+        let path = path.to_owned();
+        Ok(Content { path, bytes })
+    };
+    let problem = |problem: String| FileError::new(&own.certificates, problem);
+    let roots = Arc::new(roots(&content(ca)?)?);
+    let chain = certificates(&content(&own.certificates)?)?;
+    let name = match host.map(str::to_owned).map(ServerName::try_from) {
+        Some(Ok(name)) => name,
+        _ => name_in(&own.certificates)?,
+    };
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider()).build();
+    let verifier = verifier.map_err(|error| FileError::new(ca, error.to_string()))?;
+    let now = UnixTime::now();
+    let verify = |time| verifier.verify_server_cert(&chain[0], &chain[1..], &name, &[], time);
+    verify(now).map_err(|error| problem(format!("others would not accept it: {error}")))?;
+    let later = UnixTime::since_unix_epoch(Duration::from_secs(now.as_secs()) + SOON);
+    Ok(verify(later).is_ok())
+}
+
+/// How long before its end a certificate is worth a word.
+const SOON: Duration = Duration::from_secs(30 * 86_400);
 
 /// A DNS name of the first certificate in a file.
 pub(crate) fn name_in(path: &Path) -> Result<ServerName<'static>, FileError> {

@@ -18,6 +18,8 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use crate::{exit::Failure, output::Stdout};
 
 const EXAMPLES: &str = "\
@@ -101,8 +103,7 @@ struct Ca {
 impl Ca {
     fn open_or_create(dir: &Path, days: u32) -> Result<Self, Failure> {
         let (certificate, key) = (dir.join(CA_FILE), dir.join(CA_KEY_FILE));
-        let params = ca_params(days)?;
-        let key = match (certificate.exists(), key.exists()) {
+        let pair = match (certificate.exists(), key.exists()) {
             (true, true) => {
                 let text = fs::read_to_string(&key).map_err(|error| failed(&key, &error))?;
                 // What is wrong is not shown: it might quote the key.
@@ -112,6 +113,7 @@ impl Ca {
             }
             (false, false) => {
                 let pair = KeyPair::generate().map_err(|error| impossible(&error))?;
+                let params = ca_params(&pair, days)?;
                 let ca = params
                     .self_signed(&pair)
                     .map_err(|error| impossible(&error))?;
@@ -135,7 +137,7 @@ impl Ca {
         Ok(Self {
             dir: dir.to_owned(),
             // Its subject and key are all that a signature goes by.
-            issuer: Issuer::new(params, key),
+            issuer: Issuer::new(ca_params(&pair, days)?, pair),
         })
     }
 
@@ -168,12 +170,19 @@ impl Ca {
 }
 
 /// What a CA is made of, and, but for its times, what its issuer is made of again.
-fn ca_params(days: u32) -> Result<CertificateParams, Failure> {
+fn ca_params(key: &KeyPair, days: u32) -> Result<CertificateParams, Failure> {
     let mut params = CertificateParams::new(Vec::new()).map_err(|error| impossible(&error))?;
     valid_for(&mut params, days * 10);
     params
         .distinguished_name
-        .push(DnType::CommonName, "KeyDB development CA");
+        // Two CAs of one name could not be told apart.
+        .push(
+            DnType::CommonName,
+            format!(
+                "KeyDB development CA {:016x}",
+                xxh3_64(key.public_key_raw())
+            ),
+        );
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(params)

@@ -64,7 +64,7 @@ pub(crate) fn run(args: &NodeArgs) -> Result<ExitCode, Failure> {
     if args.check {
         return check(
             &settings.effective(Reader::Node),
-            &settings.warnings,
+            &[&settings.warnings[..], &security.warnings].concat(),
             args.json,
         );
     }

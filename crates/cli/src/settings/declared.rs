@@ -127,7 +127,7 @@ settings! {
         "Where a node listens for HTTP: keys (`/v1`), probes (`/startup`, `/ready`, `/live`) and `/metrics`. `off`: nowhere.";
     /// the IP address of both: 127.0.0.1, or :: and 0.0.0.0 for all; of HTTP alone
     Server "KEYDB_BIND_ADDRESS" bind_address: IpAddr = security::BIND_DEFAULT, security::bind_address, ToString::to_string,
-        "The IP address to listen on, with every port: `127.0.0.1` for this machine alone, `::` or `0.0.0.0` for every interface, or the address of one of them. What others can reach has to be protected, by tokens or certificates, or is refused without `KEYDB_INSECURE=true`.";
+        "The IP address to listen on, with every port: `127.0.0.1` for this machine alone, `::` or `0.0.0.0` for every interface, or the address of one of them. What others can reach has to be [protected](security.md) by TLS, and by client certificates or tokens, or the start is refused without `KEYDB_INSECURE=true`.";
     /// (as above)
     Node "KEYDB_HTTP_BIND_ADDRESS" http_bind_address: Option<IpAddr> = None, security::bind_address, if_set,
         "The same for the HTTP port alone. Without it: `KEYDB_BIND_ADDRESS`.";

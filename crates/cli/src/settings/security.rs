@@ -8,6 +8,7 @@ use std::{
 
 use keydb_transport::{
     Access, ClientTls, FileError, ListenerSecurity, Outgoing, OwnCertificate, Role, ServerTls,
+    check_own,
 };
 
 use super::{
@@ -22,6 +23,8 @@ pub(crate) struct Security {
     pub(crate) listeners: ListenerSecurity,
     /// Its connections to nodes.
     pub(crate) outgoing: Outgoing,
+    /// What is odd but does no harm.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// A listener that is to be.
@@ -115,6 +118,7 @@ impl Settings {
         Security {
             listeners,
             outgoing,
+            warnings: Vec::new(),
         }
     }
 
@@ -131,10 +135,22 @@ impl Settings {
     /// All that is wrong with the settings for it.
     pub(crate) fn security(&self) -> Result<Security, SettingsError> {
         let mut problems = Problems::default();
-        let security = self.both_ways(&mut problems);
+        let mut security = self.both_ways(&mut problems);
+        let own = self.own_certificate(&mut Problems::default());
+        if let (Some(ca), Some(own), false) = (&self.tls_ca_file.value, own, problems.has_any()) {
+            match check_own(ca, &own, self.own_host()) {
+                Ok(true) => {}
+                Ok(false) => security.warnings.push(format!(
+                    "{CERT}={}: it expires within 30 days",
+                    own.certificates.display()
+                )),
+                Err(error) => problems.add(self.of_file(&error)),
+            }
+        }
         let Security {
             listeners,
             outgoing,
+            ..
         } = &security;
         if outgoing.has_tls() && !self.tls_cert_file.given {
             problems.add(format!(
@@ -142,7 +158,10 @@ impl Settings {
             ));
         }
         if let Err(error) = outgoing.to_itself() {
-            problems.add(self.of_file(&error));
+            problems.add(format!(
+                "{}; a node takes one such as `keydb certs` makes for nodes, not for clients",
+                self.of_file(&error)
+            ));
         }
         if listeners.access.asks_for_tokens() {
             let role = outgoing
@@ -203,6 +222,10 @@ impl Settings {
             .iter()
             .filter(|(_, file)| file.as_ref() == Some(&error.path));
         match of_it.next() {
+            // Perhaps it is the token itself.
+            Some((setting @ (TOKEN | ACCEPTED_TOKENS), _)) if !error.path.exists() => format!(
+                "{setting}: there is no such file; give the path of a file with the token, not the token"
+            ),
             Some((setting, _)) => format!("{setting}={error}"),
             None => error.to_string(),
         }
@@ -218,26 +241,52 @@ impl Settings {
         if self.insecure.value || security.listeners.is_protected() {
             return;
         }
-        let lacks = if security.listeners.tls.is_none() {
-            format!(
-                "{CERT}, {KEY} and {CA}, and for who may come in {CLIENT_CA} or {ACCEPTED_TOKENS}"
-            )
-        } else {
-            format!("{CLIENT_CA} or {ACCEPTED_TOKENS}")
+        let exposed: Vec<&Listening> = listening
+            .iter()
+            .filter(|it| !it.address.ip().is_loopback())
+            .collect();
+        let Some(first) = exposed.first() else {
+            return;
         };
-        for it in listening.iter().filter(|it| !it.address.ip().is_loopback()) {
-            problems.add(format!(
-                "{}={}: everybody who reaches this machine could read and change all keys at port {} ({}); give {lacks} (`keydb certs` makes certificates), listen on 127.0.0.1, or say KEYDB_INSECURE=true where the network keeps others out",
-                it.address_setting,
-                it.address.ip(),
-                it.address.port(),
-                it.port_setting
-            ));
-        }
+        let has_tokens = security.listeners.access.asks_for_tokens();
+        let (danger, lacks) = match (security.listeners.tls.is_some(), has_tokens) {
+            (false, true) => (
+                "tokens would be sent for everybody to read",
+                format!("{CERT}, {KEY} and {CA}"),
+            ),
+            (false, false) => (
+                "everybody who reaches this machine could read and change all keys",
+                format!("{CERT}, {KEY} and {CA}, and {CLIENT_CA} or {ACCEPTED_TOKENS}"),
+            ),
+            (true, _) => (
+                "everybody who reaches this machine could read and change all keys",
+                format!("{CLIENT_CA} or {ACCEPTED_TOKENS}"),
+            ),
+        };
+        let ports = exposed
+            .iter()
+            .map(|it| format!("{} ({})", it.address.port(), it.port_setting));
+        problems.add(format!(
+            "{}={}: {danger} at port {}; give {lacks} (`keydb certs` makes certificates), listen on 127.0.0.1, or say KEYDB_INSECURE=true where the network keeps others out",
+            first.address_setting,
+            first.address.ip(),
+            ports.collect::<Vec<_>>().join(" and ")
+        ));
     }
 
-    /// What a listener that is not protected is worth saying.
+    /// The host under which other nodes reach this one, as far as the settings say.
+    fn own_host(&self) -> Option<&str> {
+        let addresses = self.node_addresses.value.as_ref()?;
+        let own = addresses.get(self.node_id.value?.0 as usize)?;
+        let (host, _) = super::host_and_port(own).ok()?;
+        Some(host.trim_start_matches('[').trim_end_matches(']'))
+    }
+
+    /// What is worth a word at the start.
     pub(crate) fn warn_of_exposure(&self, security: &Security) {
+        for warning in &security.warnings {
+            tracing::warn!("{warning}");
+        }
         if self.insecure.value && !security.listeners.is_protected() {
             warn_insecure();
         }

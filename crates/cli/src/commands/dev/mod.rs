@@ -69,6 +69,11 @@ const READY_POLL: Duration = Duration::from_millis(10);
 pub(crate) fn run(args: &DevArgs) -> Result<ExitCode, Failure> {
     // A dev cluster has nothing to set, but an unknown setting is an error here as well.
     let settings = ClientSettings::read(environment()?)?;
+    if settings.outgoing.has_tls() || settings.outgoing.authorization().is_some() {
+        say(
+            "warning: `keydb dev` has neither TLS nor tokens; the settings for those are for other commands, which will not reach it with them",
+        );
+    }
     // What matters is printed; the nodes' logs are worth a look when something is wrong.
     connect::runtime()?.block_on(async {
         let logging = Logging::start(&settings.logging, "warn", "keydb-dev")?;
