@@ -157,13 +157,20 @@ async fn members_tell_what_they_hold_and_others_are_not_found() {
     let world = World::start(2).await;
     let mut grpc = world.grpc().await;
     let mut info = async |node_id| grpc.get_node_info(GetNodeInfoRequest { node_id }).await;
-    let mut ranges = 0;
-    for node in 0..2 {
-        let reply = info(node).await.unwrap().into_inner();
-        assert_eq!((reply.node_id, reply.cluster_size), (node, 2));
-        ranges += reply.hash_ranges.len();
+    // A node that has just been started does not have its ranges yet.
+    for attempt in 1.. {
+        let mut ranges = 0;
+        for node in 0..2 {
+            let reply = info(node).await.unwrap().into_inner();
+            assert_eq!((reply.node_id, reply.cluster_size), (node, 2));
+            ranges += reply.hash_ranges.len();
+        }
+        if ranges == 128 {
+            break;
+        }
+        assert!(attempt < 500, "{ranges} ranges");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
-    assert_eq!(ranges, 128);
     let unknown = info(7).await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
     assert!(unknown.message().contains("node 7"), "{unknown:?}");
