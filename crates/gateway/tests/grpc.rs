@@ -169,7 +169,7 @@ async fn members_tell_what_they_hold_and_others_are_not_found() {
             break;
         }
         assert!(attempt < 500, "{ranges} ranges");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let unknown = info(7).await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
