@@ -226,11 +226,10 @@ pub(super) async fn listen(listening: &Listening) -> Result<TcpListener, Failure
     let listener = match TcpListener::bind(address).await {
         Err(error)
             if address.ip() == Ipv6Addr::UNSPECIFIED
-                && matches!(
+                && (matches!(
                     error.kind(),
                     io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
-                )
-                || error.raw_os_error() == Some(ADDRESS_FAMILY_NOT_SUPPORTED) =>
+                ) || error.raw_os_error() == Some(ADDRESS_FAMILY_NOT_SUPPORTED)) =>
         {
             TcpListener::bind(("0.0.0.0", port)).await
         }
