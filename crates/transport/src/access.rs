@@ -1,7 +1,6 @@
 //! Who may do what.
 
 use std::{
-    error::Error,
     fmt,
     future::{Ready, ready},
     path::PathBuf,
@@ -13,7 +12,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::body::Bytes;
 use futures_util::future::Either;
 use hyper::{
     HeaderMap,
@@ -313,11 +311,9 @@ impl<S> GrpcAccess<S> {
     }
 }
 
-impl<S, B> Service<http::Request<B>> for GrpcAccess<S>
+impl<S> Service<http::Request<Body>> for GrpcAccess<S>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>>,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     type Response = http::Response<Body>;
     type Error = S::Error;
@@ -327,7 +323,7 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let needed = Role::of_grpc(request.uri().path());
         match self.access.check(request.headers(), needed) {
             Ok(()) => Either::Left(self.inner.call(self.unread.counted(request))),

@@ -159,7 +159,8 @@ impl<T> fmt::Debug for Watched<T> {
     }
 }
 
-fn read(paths: &[PathBuf]) -> Result<Vec<Content>, FileError> {
+/// Reads files, none of which is large or anything else than a file.
+pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<Content>, FileError> {
     let content = |path: &PathBuf| {
         let problem = |error: std::io::Error| FileError::new(path, error.to_string());
         // Reading something else, such as a pipe, might never end.

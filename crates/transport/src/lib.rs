@@ -28,7 +28,7 @@ pub use http::{HEADER_TIMEOUT, serve as serve_http};
 pub use incoming::{
     CONNECTIONS_MAX, Connection, Incoming, ListenerSecurity, PEER_CONNECTIONS_MAX, Protocol,
 };
-pub use outgoing::{Channel, Outgoing, is_handshake_failure};
+pub use outgoing::{Channel, Outgoing, is_handshake_failure, with_sources};
 #[cfg(feature = "server")]
 pub use tls::ServerTls;
 pub use tls::{ClientTls, OwnCertificate, check_own};

@@ -73,11 +73,11 @@ impl Outgoing {
     /// # Errors
     /// The certificate's file, where it names nobody.
     pub fn to_itself(&self) -> Result<Self, FileError> {
-        let tls = self.tls.as_deref();
-        let name = tls.map(ClientTls::own_name).transpose()?.flatten();
-        let mut itself = self.clone();
-        itself.name = name;
-        Ok(itself)
+        let own = self.tls.as_ref().and_then(|tls| tls.own_certificates());
+        match own {
+            Some(own) => self.clone().to_the_one_of(own),
+            None => Ok(self.clone()),
+        }
     }
 
     /// The same for one that shows the certificate in a file.
@@ -105,14 +105,9 @@ impl Outgoing {
     ) -> io::Result<StreamOwned<ClientConnection, S>> {
         let tls = self.tls.as_ref();
         let tls = tls.ok_or_else(|| io::Error::other("no CA is set to trust"))?;
-        let name = self.expected(host).map_err(io::Error::other)?;
+        let name = expected(self.name.clone(), host).map_err(io::Error::other)?;
         let connection = ClientConnection::new(tls.config(), name).map_err(io::Error::other)?;
         Ok(StreamOwned::new(connection, stream))
-    }
-
-    /// Whose certificate is expected at `host`.
-    fn expected(&self, host: &str) -> Result<ServerName<'static>, InvalidDnsNameError> {
-        expected(self.name.clone(), host)
     }
 
     /// What the header `Authorization` says.
@@ -297,6 +292,21 @@ pub fn is_handshake_failure(error: &(dyn Error + 'static)) -> bool {
         source = error.source();
     }
     false
+}
+
+/// An error as a person reads it, with what is behind it.
+pub fn with_sources(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        source = error.source();
+    }
+    text
 }
 
 fn tls_error(error: &io::Error) -> Option<&rustls::Error> {

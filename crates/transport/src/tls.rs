@@ -18,7 +18,7 @@ use rustls::{
     server::{NoServerSessionStorage, WebPkiClientVerifier},
 };
 
-use crate::files::{Content, FileError, Watched};
+use crate::files::{Content, FileError, Watched, read};
 
 /// What gRPC's TLS speaks of by ALPN, and what HTTP's does.
 const H2: &[u8] = b"h2";
@@ -160,10 +160,9 @@ impl ClientTls {
         self.config.get()
     }
 
-    /// A name that the process's own certificate is for: whoever asks the listener beside it, by a loopback address, expects that.
-    pub(crate) fn own_name(&self) -> Result<Option<ServerName<'static>>, FileError> {
-        let own = self.own.as_ref();
-        own.map(|own| name_in(&own.certificates)).transpose()
+    /// The file of the certificate that is shown.
+    pub(crate) fn own_certificates(&self) -> Option<&Path> {
+        Some(&self.own.as_ref()?.certificates)
     }
 }
 
@@ -173,15 +172,10 @@ impl ClientTls {
 /// # Errors
 /// The certificate's file, and why not.
 pub fn check_own(ca: &Path, own: &OwnCertificate, host: Option<&str>) -> Result<bool, FileError> {
-    let content = |path: &Path| {
-        let bytes = std::fs::read(path);
-        let bytes = bytes.map_err(|error| FileError::new(path, error.to_string()))?;
-        let path = path.to_owned();
-        Ok(Content { path, bytes })
-    };
+    let contents = read(&[ca.to_owned(), own.certificates.clone()])?;
     let problem = |problem: String| FileError::new(&own.certificates, problem);
-    let roots = Arc::new(roots(&content(ca)?)?);
-    let chain = certificates(&content(&own.certificates)?)?;
+    let roots = Arc::new(roots(&contents[0])?);
+    let chain = certificates(&contents[1])?;
     let name = match host.map(str::to_owned).map(ServerName::try_from) {
         Some(Ok(name)) => name,
         _ => name_in(&own.certificates)?,
@@ -201,11 +195,7 @@ const SOON: Duration = Duration::from_secs(30 * 86_400);
 /// A DNS name of the first certificate in a file.
 pub(crate) fn name_in(path: &Path) -> Result<ServerName<'static>, FileError> {
     let problem = |problem: String| FileError::new(path, problem);
-    let bytes = std::fs::read(path).map_err(|error| problem(error.to_string()))?;
-    let all = certificates(&Content {
-        path: path.to_owned(),
-        bytes,
-    })?;
+    let all = certificates(&read(&[path.to_owned()])?[0])?;
     let own = webpki::EndEntityCert::try_from(&all[0])
         .map_err(|error| problem(format!("its first certificate cannot be read: {error}")))?;
     // Of those that a wildcard stands for, one is as good as another.

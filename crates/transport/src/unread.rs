@@ -1,7 +1,6 @@
 //! How much is received of requests before anybody has looked at them.
 
 use std::{
-    error::Error,
     pin::Pin,
     sync::{
         Arc,
@@ -26,17 +25,13 @@ pub struct Unread(Arc<AtomicUsize>);
 
 impl Unread {
     /// The same request, whose body counts.
-    pub(crate) fn counted<B>(&self, request: http::Request<B>) -> http::Request<Body>
-    where
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<Box<dyn Error + Send + Sync>>,
-    {
+    pub(crate) fn counted(&self, request: http::Request<Body>) -> http::Request<Body> {
         if request.uri().path() == SESSIONS {
-            return request.map(Body::new);
+            return request;
         }
         request.map(|body| {
             Body::new(Counted {
-                body: Box::pin(body),
+                body,
                 unread: self.clone(),
                 held: 0,
             })
@@ -44,28 +39,24 @@ impl Unread {
     }
 }
 
-struct Counted<B> {
-    body: Pin<Box<B>>,
+struct Counted {
+    body: Body,
     unread: Unread,
     held: usize,
 }
 
-impl<B> http_body::Body for Counted<B>
-where
-    B: http_body::Body<Data = Bytes>,
-    B::Error: Into<Box<dyn Error + Send + Sync>>,
-{
+impl http_body::Body for Counted {
     type Data = Bytes;
-    type Error = Box<dyn Error + Send + Sync>;
+    type Error = Status;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let Some(frame) = ready!(self.body.as_mut().poll_frame(context)) else {
+        let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(context)) else {
             return Poll::Ready(None);
         };
-        let frame = frame.map_err(Into::into)?;
+        let frame = frame?;
         let more = frame.data_ref().map_or(0, Bytes::len);
         let before = self.unread.0.fetch_add(more, Relaxed);
         self.held += more;
@@ -73,7 +64,7 @@ where
             let status = Status::resource_exhausted(format!(
                 "requests that are being received hold {UNREAD_BYTES_MAX} bytes, which is the limit; nothing was applied"
             ));
-            return Poll::Ready(Some(Err(status.into())));
+            return Poll::Ready(Some(Err(status)));
         }
         Poll::Ready(Some(Ok(frame)))
     }
@@ -87,7 +78,7 @@ where
     }
 }
 
-impl<B> Drop for Counted<B> {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.unread.0.fetch_sub(self.held, Relaxed);
     }
@@ -101,7 +92,7 @@ mod tests {
 
     /// What comes of a request's body of so many bytes while others hold the rest.
     async fn received(unread: &Unread, bytes: usize) -> Option<Result<usize, Status>> {
-        let body = axum::body::Body::from(vec![0; bytes]);
+        let body = Body::new(axum::body::Body::from(vec![0; bytes]));
         let request = http::Request::builder().uri("/keydb.NodeService/Get");
         let counted = unread.counted(request.body(body).unwrap());
         let mut body = Box::pin(counted.into_body());

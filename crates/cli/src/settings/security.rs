@@ -72,7 +72,19 @@ impl Settings {
     /// How a client reaches nodes.
     pub(super) fn outgoing(&self, problems: &mut Problems) -> Outgoing {
         let mut outgoing = Outgoing::plain();
-        let own = self.own_certificate(problems);
+        let own = self.own_certificate();
+        let [certificates, key] =
+            [&self.tls_cert_file, &self.tls_key_file].map(|file| file.value.is_some());
+        if certificates != key {
+            let [given, missing] = if certificates {
+                [CERT, KEY]
+            } else {
+                [KEY, CERT]
+            };
+            problems.add(format!(
+                "{given} is set, but {missing} is not; give both, or neither"
+            ));
+        }
         match &self.tls_ca_file.value {
             Some(ca) => match ClientTls::read(ca.clone(), own) {
                 Ok(tls) => outgoing = outgoing.with_tls(tls),
@@ -97,7 +109,7 @@ impl Settings {
     fn both_ways(&self, problems: &mut Problems) -> Security {
         let outgoing = self.outgoing(problems);
         let mut listeners = ListenerSecurity::default();
-        match self.own_certificate(&mut Problems::default()) {
+        match self.own_certificate() {
             Some(own) => match ServerTls::read(&own, self.tls_client_ca_file.value.clone()) {
                 Ok(tls) => listeners.tls = Some(Arc::new(tls)),
                 // What is wrong with its own certificate was said.
@@ -136,7 +148,13 @@ impl Settings {
     pub(crate) fn security(&self) -> Result<Security, SettingsError> {
         let mut problems = Problems::default();
         let mut security = self.both_ways(&mut problems);
-        let own = self.own_certificate(&mut Problems::default());
+        if let Err(error) = security.outgoing.to_itself() {
+            problems.add(format!(
+                "{}; a node takes one such as `keydb certs` makes for nodes, not for clients",
+                self.of_file(&error)
+            ));
+        }
+        let own = self.own_certificate();
         if let (Some(ca), Some(own), false) = (&self.tls_ca_file.value, own, problems.has_any()) {
             match check_own(ca, &own, self.own_host()) {
                 Ok(true) => {}
@@ -155,12 +173,6 @@ impl Settings {
         if outgoing.has_tls() && !self.tls_cert_file.given {
             problems.add(format!(
                 "{CA} is set, but {CERT} is not: this node would reach others by TLS, and be reached without; give {CERT} and {KEY}"
-            ));
-        }
-        if let Err(error) = outgoing.to_itself() {
-            problems.add(format!(
-                "{}; a node takes one such as `keydb certs` makes for nodes, not for clients",
-                self.of_file(&error)
             ));
         }
         if listeners.access.asks_for_tokens() {
@@ -190,21 +202,10 @@ impl Settings {
     }
 
     /// A certificate and its key, where both are given.
-    fn own_certificate(&self, problems: &mut Problems) -> Option<OwnCertificate> {
-        let (certificates, key) = (&self.tls_cert_file.value, &self.tls_key_file.value);
-        if certificates.is_some() != key.is_some() {
-            let [given, missing] = if certificates.is_some() {
-                [CERT, KEY]
-            } else {
-                [KEY, CERT]
-            };
-            problems.add(format!(
-                "{given} is set, but {missing} is not; give both, or neither"
-            ));
-        }
+    fn own_certificate(&self) -> Option<OwnCertificate> {
         Some(OwnCertificate {
-            certificates: certificates.clone()?,
-            key: key.clone()?,
+            certificates: self.tls_cert_file.value.clone()?,
+            key: self.tls_key_file.value.clone()?,
         })
     }
 

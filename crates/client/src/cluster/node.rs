@@ -10,7 +10,7 @@ use keydb_core::{Durability, Incarnation, NodeEntry, NodeId, UnixMillis};
 use keydb_proto::shard::{
     ReplyHeader, admin_service_client::AdminServiceClient, shard_service_client::ShardServiceClient,
 };
-use keydb_transport::{Channel, Outgoing};
+use keydb_transport::{Channel, Outgoing, with_sources};
 use tokio::{sync::Semaphore, time::Instant};
 use tonic::{Code, ConnectError, Status};
 
@@ -217,20 +217,6 @@ pub(crate) fn describe(status: &Status) -> String {
         Some(source) => with_sources(source),
         None => status.message().to_owned(),
     }
-}
-
-fn with_sources(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text.push_str(": ");
-            text.push_str(&part);
-        }
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use keydb_core::{ClusterMap, Incarnation, NodeEntry};
 use keydb_proto::shard::{
     NodeStatusReply, NodeStatusRequest, shard_service_client::ShardServiceClient,
 };
-use keydb_transport::{Outgoing, is_handshake_failure};
+use keydb_transport::{Outgoing, is_handshake_failure, with_sources};
 use tokio::time::timeout;
 use tonic::{Code, Status};
 
@@ -61,20 +61,6 @@ fn says_no(error: &(dyn Error + 'static)) -> bool {
         );
     }
     is_handshake_failure(error)
-}
-
-fn with_sources(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            text.push_str(": ");
-            text.push_str(&part);
-        }
-        source = error.source();
-    }
-    text
 }
 
 async fn ask(
